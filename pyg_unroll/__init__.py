@@ -1,0 +1,33 @@
+"""Graph-smoothness solvers, unrolled into PyTorch Geometric layers."""
+
+from pyg_unroll import ops, solvers
+from pyg_unroll.data import (
+    cfa_mask,
+    data_to_image,
+    image_to_data,
+    mosaic,
+    points_to_data,
+)
+from pyg_unroll.graph import Topology
+from pyg_unroll.nn import GLRConv, GTVConv, UnrolledGLR, UnrolledGTV
+from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
+
+__version__ = '0.1.0'
+
+__all__ = [
+    'GLRConv',
+    'GTVConv',
+    'GridGraph',
+    'KNNGraph',
+    'MahalanobisGraph',
+    'Topology',
+    'UnrolledGLR',
+    'UnrolledGTV',
+    'cfa_mask',
+    'data_to_image',
+    'image_to_data',
+    'mosaic',
+    'ops',
+    'points_to_data',
+    'solvers',
+]

@@ -1,0 +1,105 @@
+"""Colour filter arrays: what a camera's sensor sees of an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from pyg_unroll.data.images import image_to_data, to_unit_range
+
+_BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
+_TILES: dict[str, tuple[str, ...]] = {
+    **{name: (name[:2], name[2:]) for name in _BAYER},
+    'X-Trans': (
+        'GBGGRG',
+        'RGRBGB',
+        'GBGGRG',
+        'GRGGBG',
+        'BGBRGR',
+        'GRGGBG',
+    ),
+}
+CFA_PATTERNS: tuple[str, ...] = tuple(_TILES)
+
+
+def cfa_mask(
+    pattern: str,
+    height: int,
+    width: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Which colour each pixel of a sensor measures.
+
+    Args:
+        pattern (str): One of :obj:`'RGGB'`, :obj:`'BGGR'`, :obj:`'GRBG'`,
+            :obj:`'GBRG'` (Bayer, row by row from the top left) and
+            :obj:`'X-Trans'`.
+        height (int): Number of rows.
+        width (int): Number of columns.
+        device (torch.device, optional): Device of the result.
+
+    Returns:
+        Boolean mask :math:`(3, H, W)`, one True per pixel, channels red,
+        green, blue.
+
+    Raises:
+        ValueError: If the pattern is unknown.
+    """
+    if pattern not in _TILES:
+        raise ValueError(
+            f"'pattern' must be one of {CFA_PATTERNS} (got {pattern!r})"
+        )
+    tile = torch.tensor(
+        [['RGB'.index(colour) for colour in row] for row in _TILES[pattern]],
+        device=device,
+    )
+    rows = torch.arange(height, device=device) % tile.size(0)
+    cols = torch.arange(width, device=device) % tile.size(1)
+    colour = tile[rows[:, None], cols]
+    return colour == torch.arange(3, device=device).view(3, 1, 1)
+
+
+def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
+    r"""Keeps of an image what a sensor with a colour filter array measures.
+
+    Args:
+        image (torch.Tensor): Colour image :math:`(3, H, W)` of which to keep
+            one colour per pixel, or the raw values of a sensor
+            :math:`(1, H, W)`; with a leading batch dimension if there are
+            several. Unsigned integers of 8 or 16 bits are scaled to
+            :math:`[0, 1]`.
+        pattern (str, optional): Colour filter array, see :func:`cfa_mask`.
+            (default: :obj:`'RGGB'`)
+
+    Returns:
+        :class:`~torch_geometric.data.Data` (or
+        :class:`~torch_geometric.data.Batch`) with :obj:`x`
+        :math:`(H W, 3)`, zero where unknown, boolean :obj:`mask` of the same
+        shape, :obj:`pos`, :obj:`height`, :obj:`width` and :obj:`pattern`.
+
+    Raises:
+        ValueError: If the image has not 1 or 3 channels, holds NaN or
+            infinity, or the pattern is unknown.
+    """
+    if isinstance(image, Tensor) and image.dim() == 4:
+        return Batch.from_data_list([mosaic(part, pattern) for part in image])
+    if (
+        not isinstance(image, Tensor)
+        or image.dim() != 3
+        or image.size(0) not in (1, 3)
+    ):
+        shape = list(image.shape) if hasattr(image, 'shape') else image
+        raise ValueError(
+            f"'image' must have shape [3, height, width], or [1, height, "
+            f'width] for raw sensor values (got {shape}); permute an image '
+            f'whose channels come last'
+        )
+    image = to_unit_range(image)
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("'image' must be finite (got NaN or infinity)")
+    mask = cfa_mask(pattern, image.size(1), image.size(2), image.device)
+    data = image_to_data(torch.where(mask, image, 0))
+    data.mask = mask.permute(1, 2, 0).reshape(-1, 3)
+    data.pattern = pattern
+    return data

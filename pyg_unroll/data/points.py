@@ -1,0 +1,80 @@
+"""Point signals to PyG data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+
+def points_to_data(
+    pos: Tensor, signal: Tensor, mask: Tensor | None = None
+) -> Data:
+    r"""Turns a signal on points, some of its entries known, into data.
+
+    Args:
+        pos (torch.Tensor): Positions :math:`(N, D)`.
+        signal (torch.Tensor): Values :math:`(N)` or :math:`(N, F)`; what
+            stands at unknown entries is ignored.
+        mask (torch.Tensor, optional): True where known, boolean :math:`(N)`
+            or :math:`(N, F)`; where :obj:`signal` is not NaN if :obj:`None`.
+            (default: :obj:`None`)
+
+    Returns:
+        :class:`~torch_geometric.data.Data` with :obj:`pos`, :obj:`mask`
+        :math:`(N, F)`, and :obj:`x` :math:`(N, F)`, in which unknown entries
+        are the mean of the known ones of that feature, a start for the
+        layers.
+
+    Raises:
+        ValueError: If shapes do not fit, a known entry is not finite or a
+            feature has no known entry.
+    """
+    if pos.dim() != 2:
+        raise ValueError(
+            f"'pos' must have shape [num_points, dimensions] (got "
+            f'{list(pos.shape)})'
+        )
+    if signal.dim() == 1:
+        signal = signal.unsqueeze(-1)
+    if signal.dim() != 2 or signal.size(0) != pos.size(0):
+        raise ValueError(
+            f"'signal' must have shape [{pos.size(0)}, features], one row per "
+            f'point (got {list(signal.shape)})'
+        )
+    if not signal.is_floating_point():
+        signal = signal.float()
+    if mask is None:
+        mask = ~signal.isnan()
+    elif mask.dtype != torch.bool:
+        raise ValueError(
+            f"'mask' must be boolean, True where known (got {mask.dtype}); "
+            f"convert it with 'mask.bool()'"
+        )
+    if mask.shape == signal.shape[:1]:
+        mask = mask.unsqueeze(-1)
+    elif mask.shape != signal.shape:
+        raise ValueError(
+            f"'mask' must have shape {list(signal.shape[:1])} or "
+            f'{list(signal.shape)} (got {list(mask.shape)})'
+        )
+    mask = mask.expand_as(signal)
+    bad = mask & ~torch.isfinite(signal)
+    if bad.any():
+        point, feature = (int(k) for k in bad.nonzero()[0])
+        raise ValueError(
+            f"'signal' must be finite where it is known (got "
+            f'{float(signal[point, feature])} at point {point}, feature '
+            f"{feature}); mark it as False in 'mask'"
+        )
+    count = mask.sum(0)
+    if not bool((count > 0).all()):
+        feature = int((count == 0).nonzero()[0])
+        raise ValueError(
+            f"'signal' has no known entry in feature {feature}: there is "
+            f'nothing to interpolate from'
+        )
+    mean = torch.where(mask, signal, 0).sum(0) / count
+    return Data(
+        x=torch.where(mask, signal, mean), pos=pos, mask=mask.contiguous()
+    )

@@ -1,0 +1,434 @@
+"""The undirected edge set that all graph operators share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+from torch_geometric import EdgeIndex
+from torch_geometric.typing import SparseTensor
+from torch_geometric.utils import is_torch_sparse_tensor, to_edge_index
+
+# Topologies by the identity of the `edge_index` they were built from, so that
+# a stack of layers sorts its edges once. Entries die with their key.
+_CACHE: Any = WeakIdKeyDictionary()
+
+
+@dataclass(frozen=True, eq=False)
+class Topology:
+    r"""One undirected edge set, in the forms that the graph operators need.
+
+    Each unordered pair :math:`\{i, j\}`, :math:`i < j`, is stored once, so
+    that an edge signal has :math:`E` rows where PyG's :obj:`edge_index` has
+    :math:`2E` columns. Layers build the topology from an :obj:`edge_index`
+    and remember it; pass one in place of :obj:`edge_index` to skip that, to
+    give weights once per undirected edge, and under :meth:`torch.compile`.
+
+    Attributes:
+        num_nodes (int): Number of nodes :math:`N`.
+        src (torch.Tensor): Smaller endpoint of each edge, int32
+            :math:`(E)`.
+        dst (torch.Tensor): Larger endpoint of each edge, int32 :math:`(E)`.
+        rowptr (torch.Tensor): CSR row pointer over both directions, int32
+            :math:`(N + 1)`.
+        col (torch.Tensor): Neighbour of each CSR entry, int32 :math:`(2E)`.
+        edge_id (torch.Tensor): Undirected edge of each CSR entry, int32
+            :math:`(2E)`.
+        sign (torch.Tensor): :math:`+1` where the row is the edge's
+            :attr:`src`, :math:`-1` where it is its :attr:`dst`, float32
+            :math:`(2E)`.
+        entry (torch.Tensor): The two columns of the original
+            :obj:`edge_index` that hold each edge, int64 :math:`(E, 2)`.
+    """
+
+    num_nodes: int
+    src: Tensor
+    dst: Tensor
+    rowptr: Tensor
+    col: Tensor
+    edge_id: Tensor
+    sign: Tensor
+    entry: Tensor
+
+    @property
+    def num_edges(self) -> int:
+        """Number of undirected edges."""
+        return self.src.size(0)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the index tensors."""
+        return self.src.device
+
+    @property
+    def arrays(self) -> tuple[Tensor, ...]:
+        """The index tensors that the operators in :mod:`.ops` are given."""
+        return (
+            self.src,
+            self.dst,
+            self.rowptr,
+            self.col,
+            self.edge_id,
+            self.sign,
+        )
+
+    @property
+    def edge_index(self) -> Tensor:
+        r"""Both directions as int64 :math:`(2, 2E)`, in the original order."""
+        out = self.src.new_empty((2, 2 * self.num_edges), dtype=torch.long)
+        out[:, self.entry[:, 0]] = torch.stack([self.src, self.dst]).long()
+        out[:, self.entry[:, 1]] = torch.stack([self.dst, self.src]).long()
+        return out
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Tensor,
+        num_nodes: int,
+        validate_args: bool = True,
+    ) -> Topology:
+        r"""Builds the topology of an undirected graph.
+
+        Args:
+            edge_index (torch.Tensor or EdgeIndex): Both directions of every
+                edge, in any order, :math:`(2, 2E)`.
+            num_nodes (int): Number of nodes.
+            validate_args (bool, optional): Check that the graph is
+                undirected, without self-loops or duplicate edges.
+                (default: :obj:`True`)
+
+        Raises:
+            ValueError: If an index is out of range, or an edge is a
+                self-loop, a duplicate or lacks its reverse; the message names
+                the edge.
+        """
+        if isinstance(edge_index, EdgeIndex):
+            edge_index = edge_index.as_tensor()
+        if validate_args:
+            _check_indices(edge_index, num_nodes)
+        row, col = edge_index[0], edge_index[1]
+        low, high = torch.minimum(row, col), torch.maximum(row, col)
+        # The two directions of an edge become neighbours in sorted order.
+        key = low * num_nodes + high
+        key, order = torch.sort(key, stable=True)
+        if validate_args:
+            _check_pairs(key, row[order] < col[order], num_nodes)
+        pair = order.view(-1, 2)
+        forward = (row < col)[pair]
+        # The column i -> j with i < j comes first.
+        entry = torch.where(forward[:, :1], pair, pair.flip(1))
+        src, dst = row[entry[:, 0]], col[entry[:, 0]]
+        return cls._build(src, dst, num_nodes, entry)
+
+    @classmethod
+    def from_pairs(cls, src: Tensor, dst: Tensor, num_nodes: int) -> Topology:
+        r"""Builds the topology of unordered pairs that need no check.
+
+        Args:
+            src (torch.Tensor): Smaller endpoints :math:`(E)`.
+            dst (torch.Tensor): Larger endpoints :math:`(E)`, each pair
+                once, :obj:`src < dst`.
+            num_nodes (int): Number of nodes.
+
+        Its :attr:`edge_index` is sorted by row, then column.
+        """
+        return cls._build(src, dst, num_nodes, None)
+
+    @classmethod
+    def _build(
+        cls, src: Tensor, dst: Tensor, num_nodes: int, entry: Tensor | None
+    ) -> Topology:
+        num_edges = src.size(0)
+        row, col = torch.cat([src, dst]), torch.cat([dst, src])
+        order = torch.argsort(row * num_nodes + col)
+        index = torch.int32 if 2 * num_edges < 2**31 else torch.int64
+        nodes = torch.arange(num_nodes + 1, device=row.device)
+        # Columns smaller than the row come first, as the row is then `dst`.
+        edge_id = torch.where(order < num_edges, order, order - num_edges)
+        if entry is None:
+            rank = torch.empty_like(order)
+            rank[order] = torch.arange(2 * num_edges, device=row.device)
+            entry = torch.stack([rank[:num_edges], rank[num_edges:]], dim=1)
+        return cls(
+            num_nodes=num_nodes,
+            src=src.to(index),
+            dst=dst.to(index),
+            rowptr=torch.searchsorted(row[order], nodes).to(index),
+            col=col[order].to(index),
+            edge_id=edge_id.to(index),
+            sign=1.0 - 2.0 * (order >= num_edges).float(),
+            entry=entry,
+        )
+
+    def to(self, device: torch.device | str) -> Topology:
+        """Moves the index tensors to a device."""
+        tensors = {
+            field.name: getattr(self, field.name).to(device)
+            for field in fields(self)
+            if field.name != 'num_nodes'
+        }
+        return Topology(num_nodes=self.num_nodes, **tensors)
+
+    def undirected_weight(
+        self, edge_weight: Tensor, validate_args: bool = True
+    ) -> Tensor:
+        r"""Weights per column of :obj:`edge_index` to weights per edge.
+
+        The mean of both directions, so that gradients stay symmetric.
+
+        Args:
+            edge_weight (torch.Tensor): Symmetric weights :math:`(2E)` or
+                :math:`(2E, H)`.
+            validate_args (bool, optional): Check for symmetry.
+                (default: :obj:`True`)
+
+        Returns:
+            Weights :math:`(E, H)` (:math:`H = 1` for a vector).
+
+        Raises:
+            ValueError: If the shape does not fit or the weights are not
+                symmetric.
+        """
+        if edge_weight.dim() == 1:
+            edge_weight = edge_weight.unsqueeze(-1)
+        pairs = edge_weight[self.entry]
+        if validate_args and self.num_edges > 0:
+            rtol = torch.finfo(edge_weight.dtype).eps ** 0.5
+            value = pairs.detach()
+            error = (value[:, 0] - value[:, 1]).abs()
+            # NaN in both directions is left to the check for finite weights.
+            bad = (error > rtol * value.abs().amax(1)).any(-1)
+            if bad.any():
+                e = int(bad.nonzero()[0])
+                i, j = int(self.src[e]), int(self.dst[e])
+                raise ValueError(
+                    f"'edge_weight' is not symmetric: edge ({i}, {j}) has "
+                    f'{value[e, 0].tolist()} in one direction and '
+                    f'{value[e, 1].tolist()} in the other. Graph-Laplacian '
+                    f'layers need an undirected graph: average both '
+                    f"directions with 'torch_geometric.utils.to_undirected("
+                    f'edge_index, edge_weight, reduce="mean")\', and use '
+                    f"'sym' or no normalization for learned graphs"
+                )
+        return pairs.mean(1)
+
+    def directed_weight(self, weight: Tensor) -> Tensor:
+        r"""Weights per edge to weights per column of :obj:`edge_index`.
+
+        Args:
+            weight (torch.Tensor): One row per undirected edge,
+                :math:`(E, *)`.
+
+        Returns:
+            One row per column of :attr:`edge_index`, :math:`(2E, *)`.
+        """
+        edge_of = torch.empty_like(self.entry.view(-1))
+        edge_of[self.entry.view(-1)] = torch.arange(
+            self.num_edges, device=self.device
+        ).repeat_interleave(2)
+        return weight.index_select(0, edge_of)
+
+
+def _edge_name(edge_index: Tensor, column: Tensor) -> str:
+    i, j = edge_index[:, int(column)].tolist()
+    return f'({i}, {j})'
+
+
+def _check_indices(edge_index: Tensor, num_nodes: int) -> None:
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            f"'edge_index' must have shape [2, num_edges] (got "
+            f'{list(edge_index.shape)}); transpose it if its rows are edges'
+        )
+    if edge_index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"'edge_index' must hold integers (got {edge_index.dtype}); "
+            f"convert it with '.long()'"
+        )
+    if edge_index.size(1) == 0:
+        return
+    if edge_index.min() < 0 or edge_index.max() >= num_nodes:
+        bad = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
+        raise ValueError(
+            f"'edge_index' is out of range: edge "
+            f'{_edge_name(edge_index, bad.nonzero()[0])} in a graph of '
+            f"{num_nodes} nodes; give 'x' one row per node, or relabel the "
+            f"nodes with 'torch_geometric.utils.remove_isolated_nodes'"
+        )
+    loop = edge_index[0] == edge_index[1]
+    if loop.any():
+        raise ValueError(
+            f"'edge_index' has a self-loop at edge "
+            f'{_edge_name(edge_index, loop.nonzero()[0])}; remove it with '
+            f"'torch_geometric.utils.remove_self_loops'"
+        )
+
+
+def _check_pairs(key: Tensor, forward: Tensor, num_nodes: int) -> None:
+    """Checks sorted keys: each twice, once in each direction."""
+    _, inverse, count = torch.unique_consecutive(
+        key, return_inverse=True, return_counts=True
+    )
+    num_forward = torch.zeros_like(count)
+    num_forward.index_add_(0, inverse, forward.long())
+    num_backward = count - num_forward
+    for bad, problem, cure in (
+        (
+            (num_forward > 1) | (num_backward > 1),
+            'a duplicate edge',
+            "merge duplicates with 'torch_geometric.utils.coalesce'",
+        ),
+        (
+            num_forward != num_backward,
+            'no reverse edge',
+            'make the graph undirected with '
+            "'torch_geometric.utils.to_undirected'",
+        ),
+    ):
+        if bad.any():
+            first = int((inverse == bad.nonzero()[0]).nonzero()[0])
+            i, j = divmod(int(key[first]), num_nodes)
+            if not forward[first]:
+                i, j = j, i
+            raise ValueError(
+                f"'edge_index' has {problem} for ({i}, {j}); {cure}"
+            )
+
+
+def _cached_topology(
+    key: Any, edge_index: Tensor, num_nodes: int, validate_args: bool
+) -> Topology:
+    if torch.compiler.is_compiling():
+        return Topology.from_edge_index(edge_index, num_nodes, False)
+    # An in-place change raises the version; inference tensors have none.
+    version = None if key.is_inference() else key._version
+    stamp = (version, num_nodes)
+    known = _CACHE.get(key)
+    if version is not None and known is not None and known[0] == stamp:
+        return known[1]
+    topology = Topology.from_edge_index(edge_index, num_nodes, validate_args)
+    if version is not None:
+        _CACHE[key] = (stamp, topology)
+    return topology
+
+
+def remember_topology(edge_index: Tensor, topology: Topology) -> None:
+    """Tells the cache which topology an :obj:`edge_index` stands for."""
+    if not edge_index.is_inference():
+        _CACHE[edge_index] = (
+            (edge_index._version, topology.num_nodes),
+            topology,
+        )
+
+
+def resolve_graph(
+    edge_index: Any,
+    edge_weight: Tensor | None,
+    num_nodes: int,
+    dtype: torch.dtype,
+    validate_args: bool = True,
+) -> tuple[Topology, Tensor]:
+    r"""Brings any PyG graph layout into a topology and weights per edge.
+
+    Args:
+        edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology): An
+            undirected graph: :math:`(2, 2E)` indices, a sparse
+            :math:`(N, N)` adjacency matrix (whose values are the weights if
+            :obj:`edge_weight` is :obj:`None`), or a :class:`Topology`.
+        edge_weight (torch.Tensor or None): Symmetric, non-negative weights,
+            :math:`(2E)` or :math:`(2E, H)`; with a :class:`Topology`,
+            :math:`(E)` or :math:`(E, H)`. All ones if :obj:`None`.
+        num_nodes (int): Number of nodes.
+        dtype (torch.dtype): Type that the weights are converted to.
+        validate_args (bool, optional): Check the values of indices and
+            weights, too. Skipped under :meth:`torch.compile`.
+            (default: :obj:`True`)
+
+    Returns:
+        The topology and the weights :math:`(E, H)`.
+
+    Raises:
+        ValueError: If the graph is not undirected, its size does not fit, or
+            weights are asymmetric, negative or not finite.
+    """
+    validate_args = validate_args and not torch.compiler.is_compiling()
+    if isinstance(edge_index, Topology):
+        topology = edge_index
+        columns = topology.num_edges
+        if topology.num_nodes != num_nodes:
+            raise ValueError(
+                f"'edge_index' is a topology of {topology.num_nodes} nodes, "
+                f"but 'x' has {num_nodes} rows"
+            )
+    else:
+        key = edge_index
+        cached = True
+        if isinstance(edge_index, SparseTensor):
+            row, col, value = edge_index.coo()
+            _check_square(tuple(edge_index.sizes()), num_nodes)
+            edge_index, cached = torch.stack([row, col]), False
+            edge_weight = value if edge_weight is None else edge_weight
+        elif is_torch_sparse_tensor(edge_index):
+            _check_square(tuple(edge_index.shape), num_nodes)
+            edge_index, value = to_edge_index(edge_index)
+            edge_weight = value if edge_weight is None else edge_weight
+            edge_index = edge_index.long()
+        elif not isinstance(edge_index, Tensor):
+            raise ValueError(
+                f"'edge_index' must be a tensor of shape [2, num_edges], an "
+                f"'EdgeIndex', a sparse matrix or a 'Topology' (got "
+                f"'{type(edge_index).__name__}')"
+            )
+        if cached:
+            topology = _cached_topology(
+                key, edge_index, num_nodes, validate_args
+            )
+        else:
+            topology = Topology.from_edge_index(
+                edge_index, num_nodes, validate_args
+            )
+        columns = 2 * topology.num_edges
+
+    if edge_weight is None:
+        weight = torch.ones(
+            (topology.num_edges, 1), dtype=dtype, device=topology.device
+        )
+        return topology, weight
+
+    if edge_weight.dim() not in (1, 2) or edge_weight.size(0) != columns:
+        raise ValueError(
+            f"'edge_weight' must have shape [{columns}] or [{columns}, heads]"
+            f' (got {list(edge_weight.shape)})'
+        )
+    edge_weight = edge_weight.to(dtype)
+    if isinstance(edge_index, Topology):
+        weight = edge_weight.view(columns, -1)
+    else:
+        weight = topology.undirected_weight(edge_weight, validate_args)
+    if validate_args and weight.numel() > 0:
+        _check_weights(topology, weight.detach())
+    return topology, weight
+
+
+def _check_square(shape: tuple[int, ...], num_nodes: int) -> None:
+    if shape != (num_nodes, num_nodes):
+        raise ValueError(
+            f"'edge_index' is a sparse matrix of shape {list(shape)}, but 'x' "
+            f'has {num_nodes} rows'
+        )
+
+
+def _check_weights(topology: Topology, weight: Tensor) -> None:
+    # Comparisons with NaN are false, hence the form of the test.
+    if bool((weight.amin() >= 0) & (weight.amax() < float('inf'))):
+        return
+    bad = ~((weight >= 0) & (weight < float('inf')))
+    e, h = (int(k) for k in bad.nonzero()[0])
+    raise ValueError(
+        f"'edge_weight' must be finite and non-negative (got "
+        f'{float(weight[e, h])} for edge ({int(topology.src[e])}, '
+        f"{int(topology.dst[e])})); use a kernel such as 'exp(-distance)'"
+    )

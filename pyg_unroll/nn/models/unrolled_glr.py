@@ -1,0 +1,105 @@
+"""uGLR: unrolled graph Laplacian regularisation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from pyg_unroll.nn.conv import GLRConv
+from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
+from pyg_unroll.nn.models.unrolled import Domain, UnrolledNet
+from pyg_unroll.ops.signal import Fidelity
+
+
+class UnrolledGLR(UnrolledNet):
+    r"""A stack of unrolled graph Laplacian regularisers (uGLR), from the
+    `"Interpretable Lightweight Transformer via Unrolling of Learned Graph
+    Smoothness Priors" <https://arxiv.org/abs/2406.04090>`_ paper.
+
+    Each of :obj:`num_blocks` blocks computes node features from the current
+    estimate by a shallow net, learns a graph from them
+    (:class:`~pyg_unroll.transforms.MahalanobisGraph`) and runs
+    :class:`~pyg_unroll.nn.GLRConv` on it, from where the block before
+    stopped. Known entries come out unchanged under hard fidelity.
+
+    Args:
+        in_channels (int): Number of signal channels :math:`C`.
+        domain (str, optional): :obj:`'image'` (3 x 3 convolutions on a pixel
+            grid) or :obj:`'points'` (perceptron on signal and position,
+            nearest neighbours). (default: :obj:`'image'`)
+        pos_channels (int, optional): Number of coordinates of a point, best
+            scaled to unit size (:class:`~torch_geometric.transforms.
+            NormalizeScale`). (default: :obj:`2`)
+        num_blocks (int, optional): Number of blocks. (default: :obj:`2`)
+        num_steps (int, optional): Steps of each layer.
+            (default: :obj:`8`)
+        hidden_channels (int, optional): Width of the feature nets.
+            (default: :obj:`32`)
+        feature_channels (int, optional): Number of features that the graph is
+            learned from. (default: :obj:`8`)
+        heads (int, optional): Number of graphs learned in parallel.
+            (default: :obj:`2`)
+        neighbors (int, optional): Window of
+            :class:`~pyg_unroll.transforms.GridGraph` or number of nearest
+            neighbours, where the data has no :obj:`edge_index`.
+            (default: :obj:`8`)
+        guide (bool, optional): Let the feature net predict a guide
+            :math:`\mathbf{u}`, too, and interpolate :math:`\mathbf{x} -
+            \mathbf{u}`. (default: :obj:`False`)
+        fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`.
+            (default: :obj:`'hard'`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` with :obj:`x`
+          :math:`(|\mathcal{V}|, C)`, :obj:`mask` of that shape or
+          :math:`(|\mathcal{V}|)` *(optional)*, and :obj:`height` and
+          :obj:`width`, or :obj:`pos` :math:`(|\mathcal{V}|, P)`
+        - **output:** node signals :math:`(|\mathcal{V}|, C)`
+
+    Raises:
+        ValueError: If an argument or the data has a wrong shape, type or
+            value; the message says how to mend it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        domain: Domain = 'image',
+        pos_channels: int = 2,
+        num_blocks: int = 2,
+        num_steps: int = 8,
+        hidden_channels: int = 32,
+        feature_channels: int = 8,
+        heads: int = 2,
+        neighbors: int = 8,
+        guide: bool = False,
+        fidelity: Fidelity = 'hard',
+    ) -> None:
+        super().__init__(
+            in_channels=in_channels,
+            domain=domain,
+            pos_channels=pos_channels,
+            num_blocks=num_blocks,
+            hidden_channels=hidden_channels,
+            feature_channels=feature_channels,
+            heads=heads,
+            neighbors=neighbors,
+            guide=guide,
+            fidelity=fidelity,
+            num_steps=num_steps,
+        )
+
+    def _make_conv(self) -> SmoothnessConv:
+        return GLRConv(
+            self.config['num_steps'],
+            heads=self.heads,
+            fidelity=self.fidelity,
+            validate_args=False,  # the model checks its input once
+        )
+
+    def _run_conv(
+        self, conv: SmoothnessConv, state: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Any]:
+        return conv(*args, **kwargs), None

@@ -1,0 +1,19 @@
+"""Graph calculus: differentiable operators on an undirected graph."""
+
+from pyg_unroll.ops.dispatch import (
+    degree,
+    divergence,
+    edge_dot,
+    endpoint_sum,
+    gradient,
+    laplacian,
+)
+
+__all__ = [
+    'degree',
+    'divergence',
+    'edge_dot',
+    'endpoint_sum',
+    'gradient',
+    'laplacian',
+]

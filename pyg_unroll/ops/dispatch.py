@@ -1,0 +1,291 @@
+r"""The graph operators that everything else calls.
+
+Each operator is registered once through :mod:`torch.library`, so that
+:meth:`torch.compile` and :meth:`torch.export` see one opaque operation, and
+has its autograd rule here, once for all backends. Every rule is written with
+the operators themselves, hence any order of derivative exists, and only the
+operands are saved: nothing of size edges x features.
+
+Faster backends belong behind the four bodies marked "backend".
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops import reference
+
+_define = torch.library.custom_op
+
+
+@_define('pyg_unroll::to_edges', mutates_args=())
+def _to_edges(
+    src: Tensor,
+    dst: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    edge_id: Tensor,
+    sign: Tensor,
+    x: Tensor,
+    signed: bool,
+) -> Tensor:
+    return reference.to_edges(src, dst, x, signed)  # backend
+
+
+@_define('pyg_unroll::to_nodes', mutates_args=())
+def _to_nodes(
+    src: Tensor,
+    dst: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    edge_id: Tensor,
+    sign: Tensor,
+    z: Tensor,
+    signed: bool,
+) -> Tensor:
+    return reference.to_nodes(rowptr, edge_id, sign, z, signed)  # backend
+
+
+@_define('pyg_unroll::laplacian', mutates_args=())
+def _laplacian(
+    src: Tensor,
+    dst: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    edge_id: Tensor,
+    sign: Tensor,
+    weight: Tensor,
+    x: Tensor,
+) -> Tensor:
+    return reference.laplacian(  # backend
+        src, dst, rowptr, edge_id, sign, weight, x
+    )
+
+
+@_define('pyg_unroll::edge_dot', mutates_args=())
+def _edge_dot(
+    src: Tensor,
+    dst: Tensor,
+    rowptr: Tensor,
+    col: Tensor,
+    edge_id: Tensor,
+    sign: Tensor,
+    a: Tensor,
+    b: Tensor,
+) -> Tensor:
+    return reference.edge_dot(src, dst, a, b)  # backend
+
+
+@_to_edges.register_fake
+def _(src: Tensor, *args: Any) -> Tensor:
+    x = args[5]
+    return x.new_empty((src.size(0), *x.shape[1:]))
+
+
+@_to_nodes.register_fake
+def _(src: Tensor, dst: Tensor, rowptr: Tensor, *args: Any) -> Tensor:
+    z = args[3]
+    return z.new_empty((rowptr.size(0) - 1, *z.shape[1:]))
+
+
+@_laplacian.register_fake
+def _(*args: Any) -> Tensor:
+    return torch.empty_like(args[-1], memory_format=torch.contiguous_format)
+
+
+@_edge_dot.register_fake
+def _(src: Tensor, *args: Any) -> Tensor:
+    a = args[5]
+    return a.new_empty((src.size(0), a.size(2)))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _save_arrays(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *arrays, _, ctx.signed = inputs
+    ctx.save_for_backward(*arrays)
+
+
+def _to_edges_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    r""":math:`\partial x = B' \partial z`, the adjoint."""
+    out = _to_nodes(*ctx.saved_tensors, grad, ctx.signed)
+    return (None,) * 6 + (out, None)
+
+
+def _to_nodes_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    r""":math:`\partial z = B \partial x`, the adjoint."""
+    out = _to_edges(*ctx.saved_tensors, grad, ctx.signed)
+    return (None,) * 6 + (out, None)
+
+
+def _laplacian_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    r""":math:`\partial w = edge\_dot(x, g)`, :math:`\partial x = L_w g`."""
+    *arrays, weight, x = ctx.saved_tensors
+    grad_weight = grad_x = None
+    if ctx.needs_input_grad[6]:
+        grad_weight = _edge_dot(*arrays, x, grad)
+    if ctx.needs_input_grad[7]:
+        grad_x = _laplacian(*arrays, weight, grad)
+    return (None,) * 6 + (grad_weight, grad_x)
+
+
+def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    r""":math:`\partial a = L_c b`, :math:`\partial b = L_c a` for grad `c`."""
+    *arrays, a, b = ctx.saved_tensors
+    grad_a = grad_b = None
+    if ctx.needs_input_grad[6]:
+        grad_a = _laplacian(*arrays, grad, b)
+    if ctx.needs_input_grad[7]:
+        grad_b = _laplacian(*arrays, grad, a)
+    return (None,) * 6 + (grad_a, grad_b)
+
+
+_to_edges.register_autograd(_to_edges_backward, setup_context=_save_arrays)
+_to_nodes.register_autograd(_to_nodes_backward, setup_context=_save_arrays)
+_laplacian.register_autograd(_laplacian_backward, setup_context=_save)
+_edge_dot.register_autograd(_edge_dot_backward, setup_context=_save)
+
+
+def _check(name: str, value: Tensor, rows: int, what: str, dim: int) -> None:
+    if value.dim() != dim or value.size(0) != rows:
+        shape = {2: '[{}, heads]', 3: '[{}, features, heads]'}[dim]
+        raise ValueError(
+            f"'{name}' must have shape {shape.format(rows)}, one row per "
+            f'{what} (got {list(value.shape)})'
+        )
+    if not value.is_floating_point():
+        raise ValueError(
+            f"'{name}' must be floating point (got {value.dtype}); convert "
+            f"it with '.float()'"
+        )
+
+
+def _check_same(first: str, a: Tensor, second: str, b: Tensor) -> None:
+    heads = a.size(-1), b.size(-1)
+    if a.dtype != b.dtype or heads[0] != heads[1]:
+        raise ValueError(
+            f"'{first}' and '{second}' must agree in type and heads (got "
+            f'{a.dtype} with {heads[0]} and {b.dtype} with {heads[1]})'
+        )
+
+
+def gradient(topology: Topology, x: Tensor) -> Tensor:
+    r"""Differences along the edges, :math:`z_{ij} = x_i - x_j`.
+
+    Args:
+        topology (Topology): The graph.
+        x (torch.Tensor): Node signals :math:`(N, F, H)`.
+
+    Returns:
+        Edge signals :math:`(E, F, H)`, with :math:`i < j`.
+
+    Raises:
+        ValueError: If :obj:`x` has another shape or is not floating point.
+    """
+    _check('x', x, topology.num_nodes, 'node', 3)
+    return _to_edges(*topology.arrays, x, True)
+
+
+def divergence(topology: Topology, z: Tensor) -> Tensor:
+    r"""Sums edge signals with their signs, the adjoint of :func:`gradient`.
+
+    Args:
+        topology (Topology): The graph.
+        z (torch.Tensor): Edge signals :math:`(E, F, H)`.
+
+    Returns:
+        Node signals :math:`(N, F, H)`.
+
+    Raises:
+        ValueError: If :obj:`z` has another shape or is not floating point.
+    """
+    _check('z', z, topology.num_edges, 'undirected edge', 3)
+    return _to_nodes(*topology.arrays, z, True)
+
+
+def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
+    r"""The graph Laplacian :math:`(L x)_i = \sum_j w_{ij} (x_i - x_j)`.
+
+    Its derivatives are :func:`edge_dot` by :obj:`weight` and the Laplacian
+    itself by :obj:`x`. Row sums are exactly zero.
+
+    Args:
+        topology (Topology): The graph.
+        weight (torch.Tensor): Edge weights :math:`(E, H)`.
+        x (torch.Tensor): Node signals :math:`(N, F, H)`.
+
+    Returns:
+        Node signals :math:`(N, F, H)`.
+
+    Raises:
+        ValueError: If shapes, heads or types do not fit.
+    """
+    _check('weight', weight, topology.num_edges, 'undirected edge', 2)
+    _check('x', x, topology.num_nodes, 'node', 3)
+    _check_same('weight', weight, 'x', x)
+    return _laplacian(*topology.arrays, weight, x)
+
+
+def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
+    r"""Products of differences :math:`\sum_f (a_i - a_j)_f (b_i - b_j)_f`.
+
+    Args:
+        topology (Topology): The graph.
+        a (torch.Tensor): Node signals :math:`(N, F, H)`.
+        b (torch.Tensor): Node signals :math:`(N, F, H)`.
+
+    Returns:
+        Edge signals :math:`(E, H)`.
+
+    Raises:
+        ValueError: If shapes, heads or types do not fit.
+    """
+    _check('a', a, topology.num_nodes, 'node', 3)
+    _check('b', b, topology.num_nodes, 'node', 3)
+    _check_same('a', a, 'b', b)
+    if a.size(1) != b.size(1):
+        raise ValueError(
+            f"'a' and 'b' must have the same number of features (got "
+            f'{a.size(1)} and {b.size(1)})'
+        )
+    return _edge_dot(*topology.arrays, a, b)
+
+
+def degree(topology: Topology, weight: Tensor) -> Tensor:
+    r"""Node degrees :math:`D_i = \sum_j w_{ij}`.
+
+    Args:
+        topology (Topology): The graph.
+        weight (torch.Tensor): Edge weights :math:`(E, H)`.
+
+    Returns:
+        Degrees :math:`(N, H)`.
+
+    Raises:
+        ValueError: If :obj:`weight` has another shape or type.
+    """
+    _check('weight', weight, topology.num_edges, 'undirected edge', 2)
+    return _to_nodes(*topology.arrays, weight, False)
+
+
+def endpoint_sum(topology: Topology, x: Tensor) -> Tensor:
+    r"""Sums of both endpoints :math:`x_i + x_j`, the adjoint of `degree`.
+
+    Args:
+        topology (Topology): The graph.
+        x (torch.Tensor): One value per node and head, :math:`(N, H)`.
+
+    Returns:
+        Edge signals :math:`(E, H)`.
+
+    Raises:
+        ValueError: If :obj:`x` has another shape or type.
+    """
+    _check('x', x, topology.num_nodes, 'node', 2)
+    return _to_edges(*topology.arrays, x, False)

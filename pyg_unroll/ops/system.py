@@ -1,0 +1,137 @@
+"""The linear system behind every layer and solver, and its iterations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops.dispatch import degree, laplacian
+
+
+@dataclass(frozen=True, eq=False)
+class LaplacianSystem:
+    r"""The operator :math:`A = \mathrm{diag}(c) + L_w` on the free entries.
+
+    It is symmetric positive semidefinite. Entries that are not free are held:
+    rows and columns of :math:`A` there are zero.
+
+    Attributes:
+        topology (Topology): The graph.
+        weight (torch.Tensor): Edge weights :math:`(E, H)`.
+        confidence (torch.Tensor or None): The diagonal :math:`c \ge 0`,
+            broadcastable to :math:`(N, F, H)`.
+        free (torch.Tensor or None): Boolean, broadcastable to
+            :math:`(N, F, H)`; all entries if :obj:`None`.
+        inverse_diagonal (torch.Tensor): The Jacobi preconditioner, zero where
+            :math:`A` has an empty row, broadcastable to :math:`(N, F, H)`.
+    """
+
+    topology: Topology
+    weight: Tensor
+    confidence: Tensor | None
+    free: Tensor | None
+    inverse_diagonal: Tensor
+
+    @classmethod
+    def build(
+        cls,
+        topology: Topology,
+        weight: Tensor,
+        confidence: Tensor | None = None,
+        free: Tensor | None = None,
+    ) -> LaplacianSystem:
+        """Computes the preconditioner and collects the parts."""
+        diagonal = degree(topology, weight).unsqueeze(1)
+        if confidence is not None:
+            diagonal = diagonal + confidence
+        # Not `1 / diagonal` in the branch that is not taken: its gradient
+        # would be NaN.
+        empty = diagonal <= 0
+        inverse = torch.where(empty, 0, 1 / torch.where(empty, 1, diagonal))
+        return cls(topology, weight, confidence, free, inverse)
+
+    def restrict(self, x: Tensor) -> Tensor:
+        """Zero outside the free entries."""
+        return x if self.free is None else torch.where(self.free, x, 0)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Applies :math:`A` to a signal that vanishes on held entries."""
+        out = laplacian(self.topology, self.weight, x)
+        if self.confidence is not None:
+            out = out + self.confidence * x
+        return self.restrict(out)
+
+    def residual(self, x: Tensor, observed: Tensor) -> Tensor:
+        r"""The residual :math:`c (y - x) - L_w x` on the free entries."""
+        out = -laplacian(self.topology, self.weight, x)
+        if self.confidence is not None:
+            out = out + self.confidence * (observed - x)
+        return self.restrict(out)
+
+    def precondition(self, residual: Tensor) -> Tensor:
+        """Divides by the diagonal."""
+        return self.inverse_diagonal * residual
+
+    def iterate(
+        self, x: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor
+    ) -> Tensor:
+        r"""Runs conjugate-gradient-like steps with given coefficients.
+
+        .. math::
+            v_k &= D^{-1} r_k + \beta_k v_{k-1}
+
+            x_{k+1} &= x_k + \alpha_k v_k
+
+            r_{k+1} &= r_k - \alpha_k A v_k
+
+        Args:
+            x (torch.Tensor): Start :math:`(N, F, H)`.
+            residual (torch.Tensor): :math:`b - A x` on the free entries
+                :math:`(N, F, H)`.
+            alpha (torch.Tensor): Step sizes :math:`(K, H)`.
+            beta (torch.Tensor): Momenta :math:`(K - 1, H)`.
+
+        Returns:
+            The signal after :math:`K` steps :math:`(N, F, H)`.
+        """
+        num_steps = alpha.size(0)
+        direction = self.precondition(residual)
+        for k in range(num_steps):
+            if k > 0:
+                residual = residual - alpha[k - 1] * self(direction)
+                direction = (
+                    self.precondition(residual) + beta[k - 1] * direction
+                )
+            x = x + alpha[k] * direction
+        return x
+
+
+def chebyshev_coefficients(
+    num_steps: int, lower: float, upper: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    r"""Coefficients that make `iterate` a Chebyshev semi-iteration.
+
+    They minimise the worst error over operators whose preconditioned spectrum
+    lies in :math:`[lower, upper]`; for a Jacobi-preconditioned Laplacian
+    :obj:`upper` is 2 (Golub and Varga, 1961).
+
+    Args:
+        num_steps (int): Number of steps :math:`K`.
+        lower (float): Lower end of the spectrum, positive.
+        upper (float, optional): Upper end of the spectrum.
+            (default: :obj:`2.0`)
+
+    Returns:
+        Step sizes :math:`(K)` and momenta :math:`(K - 1)`.
+    """
+    center, radius = (upper + lower) / 2, (upper - lower) / 2
+    alpha: list[float] = [1 / center]
+    beta: list[float] = []
+    for k in range(1, num_steps):
+        momentum = (radius * alpha[-1] / 2) ** 2 * (2 if k == 1 else 1)
+        alpha.append(1 / (center - momentum / alpha[-1]))
+        beta.append(momentum)
+    return torch.tensor(alpha), torch.tensor(beta)

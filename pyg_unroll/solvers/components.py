@@ -1,0 +1,76 @@
+"""Which nodes can be interpolated at all."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from torch import Tensor
+
+from pyg_unroll.graph import Topology
+
+
+def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
+    r"""Finds entries that no path of positive weight joins to a known one.
+
+    Args:
+        topology (Topology): The graph.
+        weight (torch.Tensor): Weights :math:`(E)`.
+        known (torch.Tensor): Boolean :math:`(N, F)`.
+
+    Returns:
+        Boolean :math:`(N, F)`.
+    """
+    edges = weight > 0
+    src = topology.src[edges].cpu().numpy()
+    dst = topology.dst[edges].cpu().numpy()
+    shape = (topology.num_nodes, topology.num_nodes)
+    graph = coo_array((np.ones(len(src), dtype=bool), (src, dst)), shape=shape)
+    count, label = connected_components(graph, directed=False)
+    component = torch.from_numpy(label).long().to(known.device)
+    reached = known.new_zeros((count, known.size(1)), dtype=torch.long)
+    reached.index_add_(0, component, known.long())
+    return reached[component] == 0
+
+
+def fill_value(
+    x: Tensor, known: Tensor, lost: Tensor, fill: float | str | None
+) -> Tensor:
+    r"""Gives entries that cannot be interpolated a value, or refuses.
+
+    Args:
+        x (torch.Tensor): Signal :math:`(N, F)`.
+        known (torch.Tensor): Boolean :math:`(N, F)`.
+        lost (torch.Tensor): What :func:`unreachable` found.
+        fill (float or str or None): The value, :obj:`'mean'` for the mean of
+            the feature's known entries, or :obj:`None` to refuse.
+
+    Returns:
+        The signal with the value at lost entries.
+
+    Raises:
+        ValueError: If entries are lost and :obj:`fill` is :obj:`None`.
+    """
+    if isinstance(fill, str) and fill != 'mean':
+        raise ValueError(f"'fill' must be a number or 'mean' (got {fill!r})")
+    if not bool(lost.any()):
+        return x
+    if fill is None:
+        nodes = lost.any(1).nonzero().view(-1).tolist()
+        shown = ', '.join(str(node) for node in nodes[:5])
+        more = ', ...' if len(nodes) > 5 else ''
+        raise ValueError(
+            f"'mask' has no known entry in the connected component of "
+            f'{len(nodes)} node(s) ({shown}{more}), whose values cannot be '
+            f'interpolated; connect the graph (weights that underflow to zero '
+            f"cut it), observe one of them, or pass 'fill' (a number or "
+            f"'mean')"
+        )
+    value = known_mean(x, known) if fill == 'mean' else float(fill)
+    return torch.where(lost, value, x)
+
+
+def known_mean(x: Tensor, known: Tensor) -> Tensor:
+    """Mean of each feature's known entries, `[F]`, zero if there are none."""
+    return torch.where(known, x, 0).sum(0) / known.sum(0).clamp(min=1)

@@ -1,0 +1,111 @@
+"""Arguments that the solvers share, checked and in float64."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, cast, get_args
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.ops.signal import Fidelity, MaskedSignal
+from pyg_unroll.solvers.components import fill_value, known_mean, unreachable
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    r"""A signal, a graph and where to start.
+
+    Attributes:
+        signal (MaskedSignal): Observations, float64 :math:`(N, F, 1)`.
+        topology (Topology): The graph.
+        weight (torch.Tensor): Weights, float64 :math:`(E, 1)`.
+        mu (torch.Tensor): Weight of the prior, float64 scalar.
+        start (torch.Tensor): Known entries, and the mean of them elsewhere,
+            :math:`(N, F, 1)`.
+    """
+
+    signal: MaskedSignal
+    topology: Topology
+    weight: Tensor
+    mu: Tensor
+    start: Tensor
+
+    def finish(self, x: Tensor) -> Tensor:
+        """Restores held entries bit for bit and drops the head axis."""
+        if self.signal.free is not None:
+            x = torch.where(self.signal.free, x, self.signal.x)
+        return x.squeeze(-1)
+
+
+def read_problem(
+    x: Tensor,
+    edge_index: Any,
+    edge_weight: Tensor | None,
+    mask: Tensor | None,
+    confidence: Tensor | None,
+    fidelity: str,
+    mu: float | Tensor,
+    fill: float | str | None,
+) -> Problem:
+    """Checks the arguments of a solver; see there for their meaning.
+
+    Raises:
+        ValueError: If an argument has a wrong shape, type or value.
+    """
+    if fidelity not in get_args(Fidelity):
+        raise ValueError(
+            f"'fidelity' must be one of {get_args(Fidelity)} (got {fidelity!r})"
+        )
+    mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
+    if mu.numel() != 1 or not bool((mu > 0) & torch.isfinite(mu)):
+        raise ValueError(
+            f"'mu' must be one positive, finite number (got {mu.tolist()})"
+        )
+    y = x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
+    if mask is not None and mask.shape in (x.shape, x.shape[:1]):
+        # What stands at unknown entries has no meaning here; NaN is usual.
+        seen = mask if mask.dim() == x.dim() else mask.unsqueeze(-1)
+        y = torch.where(seen.bool(), y, 0)
+    signal = MaskedSignal.read(
+        y, mask, confidence, cast(Fidelity, fidelity), True
+    )
+    topology, weight = resolve_graph(
+        edge_index, edge_weight, x.size(0), torch.float64
+    )
+    if weight.size(1) != 1:
+        raise ValueError(
+            f"'edge_weight' must have one value per edge (got "
+            f'{weight.size(1)} heads); solve for each head'
+        )
+    known = _observed(signal)
+    y = signal.x.squeeze(-1)
+    lost = unreachable(topology, weight.detach()[:, 0], known)
+    y = fill_value(y, known, lost, fill)
+    if bool(lost.any()):
+        open_ = (~lost).unsqueeze(-1)
+        free = open_ if signal.free is None else signal.free & open_
+        signal = replace(signal, x=y.unsqueeze(-1), free=free)
+    mean = known_mean(y.detach(), known)
+    start = torch.where(known | lost, y, mean).unsqueeze(-1)
+    return Problem(signal, topology, weight, mu, start)
+
+
+def check_budget(tol: float, max_steps: int) -> None:
+    """Raises a `ValueError` unless both are positive."""
+    if not tol > 0 or max_steps < 1:
+        raise ValueError(
+            f"'tol' and 'max_steps' must be positive (got {tol} and "
+            f'{max_steps})'
+        )
+
+
+def _observed(signal: MaskedSignal) -> Tensor:
+    """Entries with an observation, `[N, F]`."""
+    if signal.confidence is not None:
+        known = signal.confidence > 0
+    else:
+        assert signal.free is not None
+        known = ~signal.free
+    return known.expand_as(signal.x).squeeze(-1)

@@ -1,0 +1,164 @@
+"""Pixels to graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.transforms.utils import join_topologies, set_graph
+
+# Half of each window: the other half are the reverse directions.
+_WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
+    4: ((0, 1), (1, 0)),
+    8: ((0, 1), (1, -1), (1, 0), (1, 1)),
+    12: ((0, 1), (0, 2), (1, -1), (1, 0), (1, 1), (2, 0)),
+    24: (
+        *((0, 1), (0, 2)),
+        *((row, col) for row in (1, 2) for col in range(-2, 3)),
+    ),
+}
+
+
+@functional_transform('grid_graph')
+class GridGraph(BaseTransform):
+    r"""Connects each pixel of an image to its neighbours in a window
+    (functional name: :obj:`grid_graph`).
+
+    Nodes are pixels in row-major order of an image of :obj:`data.height` rows
+    and :obj:`data.width` columns, as
+    :func:`~pyg_unroll.data.image_to_data` makes them; unlike in
+    :func:`torch_geometric.utils.grid`, there are no self-loops and the y axis
+    is not flipped. Edges are computed by arithmetic on the device of the data
+    and remembered by image shape.
+
+    Args:
+        window (int or list[tuple[int, int]], optional): :obj:`4` or :obj:`8`
+            nearest neighbours, :obj:`12` (city-block distance 2), :obj:`24`
+            (5 x 5 window), or offsets :obj:`(rows, columns)`, whose opposites
+            are added. (default: :obj:`8`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` with :obj:`height` and
+          :obj:`width`
+        - **output:** the same with :obj:`edge_index`
+          :math:`(2, |\mathcal{E}|)`, both directions, sorted by row
+
+    Raises:
+        ValueError: If the window is unknown, or :obj:`height` and
+            :obj:`width` are missing or do not fit the number of nodes.
+    """
+
+    def __init__(self, window: int | Iterable[Sequence[int]] = 8) -> None:
+        self.window = window
+        self.offsets = _half_offsets(window)
+
+    def forward(self, data: Data) -> Data:
+        """Returns the data with :obj:`edge_index`."""
+        topology, counts = self._topology(data)
+        return set_graph(data, topology, counts)
+
+    def topology(self, data: Data) -> Topology:
+        """Returns the edges without putting them into the data."""
+        return self._topology(data)[0]
+
+    def _topology(self, data: Data) -> tuple[Topology, list[int]]:
+        shapes = _image_shapes(data)
+        device = _device(data)
+        if len(set(shapes)) == 1:
+            shape = (len(shapes), *shapes[0])
+            topology = _grid_topology(*shape, self.offsets, device)
+            return topology, [topology.num_edges // len(shapes)] * len(shapes)
+        parts = [
+            _grid_topology(1, height, width, self.offsets, device)
+            for height, width in shapes
+        ]
+        return join_topologies(parts), [part.num_edges for part in parts]
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}(window={self.window})'
+
+
+def _half_offsets(
+    window: int | Iterable[Sequence[int]],
+) -> tuple[tuple[int, int], ...]:
+    if isinstance(window, int):
+        if window not in _WINDOWS:
+            raise ValueError(
+                f"'window' must be one of {sorted(_WINDOWS)} neighbours or a "
+                f'list of (row, column) offsets (got {window})'
+            )
+        return _WINDOWS[window]
+    half = set()
+    for offset in window:
+        if len(offset) != 2 or not all(isinstance(k, int) for k in offset):
+            raise ValueError(
+                f"'window' must list integer (row, column) offsets (got "
+                f'{offset!r})'
+            )
+        row, col = offset
+        if (row, col) == (0, 0):
+            raise ValueError("'window' must not hold (0, 0), a self-loop")
+        half.add((row, col) if (row, col) > (0, 0) else (-row, -col))
+    if not half:
+        raise ValueError("'window' must hold at least one offset (got none)")
+    return tuple(sorted(half))
+
+
+def _device(data: Data) -> torch.device:
+    for name in ('x', 'pos', 'mask', 'batch'):
+        value = data.get(name)
+        if isinstance(value, Tensor):
+            return value.device
+    return torch.device('cpu')
+
+
+def _image_shapes(data: Data) -> list[tuple[int, int]]:
+    if data.get('height') is None or data.get('width') is None:
+        raise ValueError(
+            "'data' has no 'height' and 'width' of an image; make it with "
+            "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
+        )
+    heights = torch.as_tensor(data.height).view(-1).tolist()
+    widths = torch.as_tensor(data.width).view(-1).tolist()
+    shapes = list(zip(heights, widths, strict=True))
+    num_pixels = sum(height * width for height, width in shapes)
+    if num_pixels != data.num_nodes:
+        raise ValueError(
+            f"'data' has {data.num_nodes} nodes, but its 'height' and 'width' "
+            f'make {num_pixels} pixels'
+        )
+    return shapes
+
+
+@lru_cache(maxsize=8)
+def _grid_topology(
+    num_images: int,
+    height: int,
+    width: int,
+    offsets: tuple[tuple[int, int], ...],
+    device: torch.device,
+) -> Topology:
+    # Tensors made in inference mode could not be used for training later.
+    with torch.inference_mode(False):
+        index = torch.arange(num_images * height * width, device=device)
+        index = index.view(num_images, height, width)
+        src, dst = [], []
+        for row, col in offsets:
+            left, right = max(0, -col), min(width, width - col)
+            if row >= height or left >= right:
+                continue
+            src.append(index[:, : height - row, left:right].flatten())
+            dst.append(index[:, row:, left + col : right + col].flatten())
+        empty, num_nodes = index.new_empty(0), index.numel()
+        low, high = torch.cat([empty, *src]), torch.cat([empty, *dst])
+        # Edges of neighbouring pixels side by side: kind to the caches.
+        order = torch.argsort(low * num_nodes + high)
+        return Topology.from_pairs(low[order], high[order], num_nodes)

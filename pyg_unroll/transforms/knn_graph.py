@@ -1,0 +1,119 @@
+"""Points to graph."""
+
+from __future__ import annotations
+
+import torch
+from scipy.spatial import KDTree
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.transforms.utils import join_topologies, set_graph
+
+# Distances held at once on an accelerator, 256 MiB in float32.
+_MAX_DISTANCES = 2**26
+
+
+@functional_transform('symmetric_knn_graph')
+class KNNGraph(BaseTransform):
+    r"""Connects each point to its :math:`k` nearest neighbours, symmetrically
+    (functional name: :obj:`symmetric_knn_graph`).
+
+    An edge joins two points if either is among the :math:`k` nearest
+    neighbours of the other, so that the graph is undirected and each node has
+    at least :math:`k` neighbours. Needs no compiled extension: a k-d tree on
+    the CPU, chunked distances on other devices. Points of different examples
+    of a batch are never joined. For gradients or weights, follow it with
+    :class:`~pyg_unroll.transforms.MahalanobisGraph`.
+
+    Args:
+        k (int, optional): The number of neighbours. (default: :obj:`8`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` with :obj:`pos`
+          :math:`(|\mathcal{V}|, D)`
+        - **output:** the same with :obj:`edge_index`
+          :math:`(2, |\mathcal{E}|)`, both directions, sorted by row
+
+    Raises:
+        ValueError: If positions are missing or not finite, or an example has
+            :math:`k` points or fewer.
+    """
+
+    def __init__(self, k: int = 8) -> None:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+            raise ValueError(f"'k' must be a positive integer (got {k!r})")
+        self.k = k
+
+    def forward(self, data: Data) -> Data:
+        """Returns the data with :obj:`edge_index`."""
+        parts = self._parts(data)
+        counts = [part.num_edges for part in parts]
+        return set_graph(data, join_topologies(parts), counts)
+
+    def topology(self, data: Data) -> Topology:
+        """Returns the edges without putting them into the data."""
+        return join_topologies(self._parts(data))
+
+    def _parts(self, data: Data) -> list[Topology]:
+        pos = data.get('pos')
+        if not isinstance(pos, Tensor):
+            raise ValueError(
+                "'data' has no positions; set 'data.pos' of shape [num_nodes, "
+                "dimensions], for example with 'pyg_unroll.points_to_data'"
+            )
+        pos = pos.detach()
+        pos = pos.view(-1, 1) if pos.dim() == 1 else pos
+        if not bool(torch.isfinite(pos).all()):
+            node = int((~torch.isfinite(pos)).any(-1).nonzero()[0])
+            raise ValueError(
+                f"'pos' must be finite (got {pos[node].tolist()} at node "
+                f'{node}); remove such points first'
+            )
+        sizes = [pos.size(0)]
+        if data.get('ptr') is not None:
+            sizes = data.ptr.diff().tolist()
+        return [self._neighbours(part) for part in pos.split(sizes)]
+
+    def _neighbours(self, pos: Tensor) -> Topology:
+        num_nodes = pos.size(0)
+        if num_nodes <= self.k:
+            raise ValueError(
+                f"'k' must be smaller than the number of points of each "
+                f'example (got k={self.k} for {num_nodes} points)'
+            )
+        # Among duplicates, a point need not be its own first neighbour.
+        near = _query(pos, self.k + 1)
+        itself = torch.arange(num_nodes, device=pos.device).unsqueeze(1)
+        is_self = near == itself
+        is_self[~is_self.any(1), -1] = True
+        dst = near[~is_self].view(num_nodes, self.k)
+        src = itself.expand_as(dst)
+        pair = torch.minimum(src, dst) * num_nodes + torch.maximum(src, dst)
+        pair = pair.flatten().unique()
+        return Topology.from_pairs(
+            pair // num_nodes, pair % num_nodes, num_nodes
+        )
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}(k={self.k})'
+
+
+def _query(pos: Tensor, k: int) -> Tensor:
+    """Indices of the `k` nearest points, `[N, k]`, nearest first."""
+    if pos.device.type == 'cpu':
+        points = pos.double().numpy()
+        _, near = KDTree(points).query(points, k=k, workers=-1)
+        return torch.from_numpy(near).view(-1, k)
+    chunk = max(1, _MAX_DISTANCES // pos.size(0))
+    return torch.cat(
+        [
+            torch.cdist(part, pos, compute_mode='donot_use_mm_for_euclid_dist')
+            .topk(k, largest=False)
+            .indices
+            for part in pos.split(chunk)
+        ]
+    )

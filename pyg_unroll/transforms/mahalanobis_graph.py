@@ -1,0 +1,233 @@
+"""Features to edge weights, learned."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import UninitializedParameter
+from torch_geometric.data import Data
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+from torch_geometric.utils import scatter, softmax
+
+from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.ops import edge_dot, endpoint_sum
+
+Normalization: TypeAlias = Literal['sym', 'row'] | None
+
+
+@functional_transform('mahalanobis_graph')
+class MahalanobisGraph(torch.nn.Module, BaseTransform):
+    r"""Weighs edges by a learned Mahalanobis distance of node features, from
+    the `"Interpretable Lightweight Transformer via Unrolling of Learned Graph
+    Smoothness Priors" <https://arxiv.org/abs/2406.04090>`_ paper
+    (functional name: :obj:`mahalanobis_graph`).
+
+    .. math::
+        d_{ij} = (\mathbf{f}_i - \mathbf{f}_j)^{\top} \mathbf{M}
+        (\mathbf{f}_i - \mathbf{f}_j), \qquad \mathbf{M} = \mathbf{R}^{\top}
+        \mathbf{R}, \qquad \tilde{w}_{ij} = \exp(-d_{ij})
+
+    One metric :math:`\mathbf{M}`, positive semidefinite by construction, per
+    head. It plays the role of self-attention: with
+    :obj:`normalization='row'` the weights are dot-product attention
+    :math:`\mathrm{softmax}_j(2 \mathbf{f}_i^{\top} \mathbf{M} \mathbf{f}_j -
+    \mathbf{f}_j^{\top} \mathbf{M} \mathbf{f}_j)` over the neighbours.
+
+    It is a module *and* a transform; the input is never changed, and
+    gradients reach the features and the metric.
+
+    Args:
+        in_channels (int): Number of features :math:`C`, or :obj:`-1` to
+            derive it from the first input.
+        heads (int, optional): Number of metrics :math:`H`.
+            (default: :obj:`1`)
+        rank (int, optional): Rows of :math:`\mathbf{R}`; :math:`C` if
+            :obj:`None`. (default: :obj:`None`)
+        normalization (str, optional): :obj:`'sym'` divides by the square
+            roots of both degrees, :math:`w_{ij} = \tilde{w}_{ij} /
+            \sqrt{\tilde{d}_i \tilde{d}_j}`, which keeps the graph undirected;
+            :obj:`'row'` divides by the target's degree, for layers that
+            attend (its weights are not symmetric, hence not for
+            :class:`~pyg_unroll.nn.GLRConv`); :obj:`None` does nothing.
+            (default: :obj:`'sym'`)
+        attr (str, optional): Attribute of the data that holds the features.
+            (default: :obj:`'x'`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` with features
+          :math:`(|\mathcal{V}|, C)` and an undirected :obj:`edge_index`
+          :math:`(2, |\mathcal{E}|)`
+        - **output:** the same with :obj:`edge_weight`
+          :math:`(|\mathcal{E}|)`, or :math:`(|\mathcal{E}|, H)` if there are
+          several heads
+
+    Raises:
+        ValueError: If features or edges are missing, or do not fit.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        heads: int = 1,
+        rank: int | None = None,
+        normalization: Normalization = 'sym',
+        attr: str = 'x',
+    ) -> None:
+        super().__init__()
+        options = (*get_args(get_args(Normalization)[0]), None)
+        if normalization not in options:
+            raise ValueError(
+                f"'normalization' must be one of {options} (got "
+                f'{normalization!r})'
+            )
+        for name, value in (('heads', heads), ('rank', rank)):
+            if value is not None and value < 1:
+                raise ValueError(f"'{name}' must be positive (got {value})")
+        if in_channels < 1 and in_channels != -1:
+            raise ValueError(
+                f"'in_channels' must be positive, or -1 to derive it from "
+                f'the first input (got {in_channels})'
+            )
+        self.in_channels = in_channels
+        self.heads = heads
+        self.rank = rank
+        self.normalization = normalization
+        self.attr = attr
+        self.weight: torch.nn.Parameter | UninitializedParameter = (
+            UninitializedParameter()
+            if in_channels == -1
+            else torch.nn.Parameter(torch.empty(self._shape()))
+        )
+        self.reset_parameters()
+
+    def _shape(self) -> tuple[int, int, int]:
+        return self.heads, self.rank or self.in_channels, self.in_channels
+
+    def reset_parameters(self) -> None:
+        r"""Resets :math:`\mathbf{R}` to random orthonormal rows (or columns).
+
+        At full rank all distances are then Euclidean; head :math:`h` starts
+        with :math:`2^{-h}` times the first head's scale, so that heads differ.
+        """
+        if isinstance(self.weight, UninitializedParameter):
+            return
+        with torch.no_grad():
+            for head, matrix in enumerate(self.weight):
+                torch.nn.init.orthogonal_(matrix, gain=2.0**-head)
+
+    @property
+    def metric(self) -> Tensor:
+        r"""The metrics :math:`\mathbf{M} = \mathbf{R}^{\top} \mathbf{R}`,
+        :math:`(H, C, C)`.
+        """
+        return self.weight.mT @ self.weight
+
+    def distances(self, features: Tensor, topology: Topology) -> Tensor:
+        r"""Distances :math:`d_{ij}`.
+
+        Args:
+            features (torch.Tensor): Node features :math:`(N, C)`.
+            topology (Topology): The graph.
+
+        Returns:
+            One row per undirected edge, :math:`(E, H)`.
+        """
+        self._materialize(features)
+        if features.dim() != 2 or features.size(-1) != self.in_channels:
+            raise ValueError(
+                f"'features' must have shape [num_nodes, {self.in_channels}] "
+                f"(got {list(features.shape)}); set 'in_channels' accordingly"
+            )
+        weight = self.weight.to(features.dtype)
+        projected = torch.einsum('nc,hrc->nrh', features, weight)
+        return edge_dot(topology, projected, projected)
+
+    def edge_weights(self, features: Tensor, topology: Topology) -> Tensor:
+        r"""Weights per undirected edge, for :obj:`'sym'` or no normalization.
+
+        Args:
+            features (torch.Tensor): Node features :math:`(N, C)`.
+            topology (Topology): The graph.
+
+        Returns:
+            Weights :math:`(E, H)`.
+
+        Raises:
+            ValueError: If the normalization is :obj:`'row'`.
+        """
+        if self.normalization == 'row':
+            raise ValueError(
+                "normalization='row' gives weights that differ by direction; "
+                "call the transform on 'data', or use 'sym'"
+            )
+        distance = self.distances(features, topology)
+        if self.normalization is None:
+            return (-distance).exp()
+        log_degree = _log_degree(distance, topology)
+        return (-distance - endpoint_sum(topology, log_degree) / 2).exp()
+
+    def forward(self, data: Data) -> Data:
+        """Returns a shallow copy of the data with :obj:`edge_weight`."""
+        features = data.get(self.attr)
+        if not isinstance(features, Tensor):
+            raise ValueError(
+                f"'data' has no features {self.attr!r}; set them or name "
+                f"another attribute by 'attr'"
+            )
+        edge_index = data.get('edge_index')
+        if edge_index is None:
+            raise ValueError(
+                "'data' has no 'edge_index'; apply 'GridGraph' or 'KNNGraph' "
+                'first'
+            )
+        features = features.view(-1, 1) if features.dim() == 1 else features
+        topology, _ = resolve_graph(
+            edge_index, None, features.size(0), features.dtype
+        )
+        if self.normalization == 'row':
+            distance = self.distances(features, topology)
+            edge_weight = softmax(
+                -topology.directed_weight(distance),
+                edge_index[1],
+                num_nodes=topology.num_nodes,
+            )
+        else:
+            weight = self.edge_weights(features, topology)
+            edge_weight = topology.directed_weight(weight)
+        out = data.__copy__()
+        out.edge_weight = (
+            edge_weight.squeeze(1) if self.heads == 1 else edge_weight
+        )
+        return out
+
+    def _materialize(self, features: Tensor) -> None:
+        if not isinstance(self.weight, UninitializedParameter):
+            return
+        self.in_channels = features.size(-1)
+        with torch.no_grad():
+            self.weight.materialize(self._shape(), device=features.device)
+        self.reset_parameters()
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}({self.in_channels}, '
+            f'heads={self.heads}, normalization={self.normalization!r})'
+        )
+
+
+def _log_degree(distance: Tensor, topology: Topology) -> Tensor:
+    """Logarithm of each node's sum of `exp(-distance)`, `[N, H]`.
+
+    In the logarithm, large distances cannot underflow to degree zero.
+    """
+    num_nodes = topology.num_nodes
+    node = torch.cat([topology.src, topology.dst]).long()
+    both = torch.cat([distance, distance])
+    # The result does not depend on the shift: no gradient through it.
+    shift = scatter(both.detach(), node, 0, num_nodes, reduce='min')
+    total = scatter((shift[node] - both).exp(), node, 0, num_nodes)
+    return total.clamp(min=1).log() - shift

@@ -1,0 +1,40 @@
+"""What the graph transforms share."""
+
+from __future__ import annotations
+
+from itertools import accumulate
+
+import torch
+from torch_geometric.data import Batch, Data
+
+from pyg_unroll.graph import Topology, remember_topology
+
+
+def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
+    """Sets `edge_index`, and in a batch what is needed to take it apart.
+
+    Args:
+        data (Data): Changed in place: a transform's own shallow copy.
+        topology (Topology): The edges.
+        counts (list[int]): Number of undirected edges of each example.
+    """
+    edge_index = topology.edge_index
+    remember_topology(edge_index, topology)
+    data.edge_index = edge_index
+    if isinstance(data, Batch) and hasattr(data, '_slice_dict'):
+        slices = torch.tensor([0, *accumulate(2 * count for count in counts)])
+        # The dictionaries are shared with the data that this is a copy of.
+        data._slice_dict = {**data._slice_dict, 'edge_index': slices}
+        data._inc_dict = {**data._inc_dict, 'edge_index': data.ptr[:-1].cpu()}
+    return data
+
+
+def join_topologies(parts: list[Topology]) -> Topology:
+    """Puts graphs side by side, the nodes of each after those before."""
+    start = [0, *accumulate(part.num_nodes for part in parts)]
+    shifted = list(zip(parts, start[:-1], strict=True))
+    return Topology.from_pairs(
+        torch.cat([part.src.long() + first for part, first in shifted]),
+        torch.cat([part.dst.long() + first for part, first in shifted]),
+        start[-1],
+    )
