@@ -9,7 +9,13 @@ from pyg_unroll.data import (
     points_to_data,
 )
 from pyg_unroll.graph import Topology
-from pyg_unroll.nn import GLRConv, GTVConv, UnrolledGLR, UnrolledGTV
+from pyg_unroll.nn import (
+    GLRConv,
+    GraphDemosaic,
+    GTVConv,
+    UnrolledGLR,
+    UnrolledGTV,
+)
 from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
 
 __version__ = '0.1.0'
@@ -17,6 +23,7 @@ __version__ = '0.1.0'
 __all__ = [
     'GLRConv',
     'GTVConv',
+    'GraphDemosaic',
     'GridGraph',
     'KNNGraph',
     'MahalanobisGraph',

@@ -7,6 +7,9 @@ results are deterministic.
 
 from __future__ import annotations
 
+import warnings
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -14,6 +17,17 @@ from torch import Tensor
 def _accumulate_type(dtype: torch.dtype) -> torch.dtype:
     half = (torch.float16, torch.bfloat16)
     return torch.float32 if dtype in half else dtype
+
+
+@cache
+def _silence_beta_warning() -> None:
+    """Uses up PyTorch's one warning that sparse CSR tensors are beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        empty = torch.zeros(1, dtype=torch.int32)
+        torch.sparse_csr_tensor(
+            empty, empty[:0], empty[:0], size=(0, 0), check_invariants=False
+        )
 
 
 def to_edges(src: Tensor, dst: Tensor, x: Tensor, signed: bool) -> Tensor:
@@ -32,6 +46,7 @@ def to_nodes(
     dtype = _accumulate_type(z.dtype)
     if z.numel() == 0:
         return z.new_zeros((num_nodes, *z.shape[1:]))
+    _silence_beta_warning()
     value = sign.to(dtype) if signed else torch.ones_like(sign, dtype=dtype)
     incidence = torch.sparse_csr_tensor(
         rowptr,

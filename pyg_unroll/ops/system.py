@@ -8,14 +8,21 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.dispatch import degree, laplacian
+from pyg_unroll.ops.dispatch import (
+    degree,
+    edge_dot,
+    endpoint_sum,
+    laplacian,
+)
 
 
 @dataclass(frozen=True, eq=False)
 class LaplacianSystem:
-    r"""The operator :math:`A = \mathrm{diag}(c) + L_w` on the free entries.
+    r"""The operator :math:`A = \mathrm{diag}(c) + P` on the free entries.
 
-    It is symmetric positive semidefinite. Entries that are not free are held:
+    The prior :math:`P` is the Laplacian :math:`L_w`, or of second order
+    :math:`L_w D_w^{-1} L_w` with the degrees :math:`D_w`. :math:`A` is
+    symmetric positive semidefinite. Entries that are not free are held:
     rows and columns of :math:`A` there are zero.
 
     Attributes:
@@ -25,8 +32,11 @@ class LaplacianSystem:
             broadcastable to :math:`(N, F, H)`.
         free (torch.Tensor or None): Boolean, broadcastable to
             :math:`(N, F, H)`; all entries if :obj:`None`.
-        inverse_diagonal (torch.Tensor): The Jacobi preconditioner, zero where
-            :math:`A` has an empty row, broadcastable to :math:`(N, F, H)`.
+        inverse_diagonal (torch.Tensor): The preconditioner
+            :math:`(c + D_w)^{-1}`, zero where :math:`A` has an empty row,
+            broadcastable to :math:`(N, F, H)`.
+        inverse_degree (torch.Tensor or None): :math:`D_w^{-1}`
+            :math:`(N, 1, H)`, of a prior of second order.
     """
 
     topology: Topology
@@ -34,6 +44,7 @@ class LaplacianSystem:
     confidence: Tensor | None
     free: Tensor | None
     inverse_diagonal: Tensor
+    inverse_degree: Tensor | None
 
     @classmethod
     def build(
@@ -42,16 +53,50 @@ class LaplacianSystem:
         weight: Tensor,
         confidence: Tensor | None = None,
         free: Tensor | None = None,
+        order: int = 1,
     ) -> LaplacianSystem:
         """Computes the preconditioner and collects the parts."""
         diagonal = degree(topology, weight).unsqueeze(1)
+        inverse_degree = None if order == 1 else _inverse(diagonal)
         if confidence is not None:
             diagonal = diagonal + confidence
-        # Not `1 / diagonal` in the branch that is not taken: its gradient
-        # would be NaN.
-        empty = diagonal <= 0
-        inverse = torch.where(empty, 0, 1 / torch.where(empty, 1, diagonal))
-        return cls(topology, weight, confidence, free, inverse)
+        return cls(
+            topology,
+            weight,
+            confidence,
+            free,
+            _inverse(diagonal),
+            inverse_degree,
+        )
+
+    def prior(self, x: Tensor) -> Tensor:
+        """Applies :math:`P`, half the gradient of the smoothness prior."""
+        out = laplacian(self.topology, self.weight, x)
+        if self.inverse_degree is None:
+            return out
+        return laplacian(self.topology, self.weight, self.inverse_degree * out)
+
+    def weight_derivative(self, g: Tensor, x: Tensor) -> Tensor:
+        r"""Derivative of :math:`\langle g, P x \rangle` by the weights.
+
+        Args:
+            g (torch.Tensor): Node signals :math:`(N, F, H)`.
+            x (torch.Tensor): Node signals :math:`(N, F, H)`.
+
+        Returns:
+            One value per edge and head, :math:`(E, H)`.
+        """
+        topology = self.topology
+        if self.inverse_degree is None:
+            return edge_dot(topology, g, x)
+        # d<g, L D^-1 L x>, through both Laplacians and the degrees.
+        mean_g = self.inverse_degree * laplacian(topology, self.weight, g)
+        mean_x = self.inverse_degree * laplacian(topology, self.weight, x)
+        return (
+            edge_dot(topology, g, mean_x)
+            + edge_dot(topology, mean_g, x)
+            - endpoint_sum(topology, (mean_g * mean_x).sum(1))
+        )
 
     def restrict(self, x: Tensor) -> Tensor:
         """Zero outside the free entries."""
@@ -59,14 +104,14 @@ class LaplacianSystem:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Applies :math:`A` to a signal that vanishes on held entries."""
-        out = laplacian(self.topology, self.weight, x)
+        out = self.prior(x)
         if self.confidence is not None:
             out = out + self.confidence * x
         return self.restrict(out)
 
     def residual(self, x: Tensor, observed: Tensor) -> Tensor:
-        r"""The residual :math:`c (y - x) - L_w x` on the free entries."""
-        out = -laplacian(self.topology, self.weight, x)
+        r"""The residual :math:`c (y - x) - P x` on the free entries."""
+        out = -self.prior(x)
         if self.confidence is not None:
             out = out + self.confidence * (observed - x)
         return self.restrict(out)
@@ -109,20 +154,27 @@ class LaplacianSystem:
         return x
 
 
+def _inverse(diagonal: Tensor) -> Tensor:
+    """One over the diagonal, zero where it is zero."""
+    # Not `1 / diagonal` in the branch that is not taken: its gradient would
+    # be NaN.
+    empty = diagonal <= 0
+    return torch.where(empty, 0, 1 / torch.where(empty, 1, diagonal))
+
+
 def chebyshev_coefficients(
-    num_steps: int, lower: float, upper: float = 2.0
+    num_steps: int, lower: float, upper: float
 ) -> tuple[Tensor, Tensor]:
     r"""Coefficients that make `iterate` a Chebyshev semi-iteration.
 
     They minimise the worst error over operators whose preconditioned spectrum
-    lies in :math:`[lower, upper]`; for a Jacobi-preconditioned Laplacian
-    :obj:`upper` is 2 (Golub and Varga, 1961).
+    lies in :math:`[lower, upper]` (Golub and Varga, 1961); the eigenvalues of
+    a Jacobi-preconditioned Laplacian are at most 2.
 
     Args:
         num_steps (int): Number of steps :math:`K`.
         lower (float): Lower end of the spectrum, positive.
-        upper (float, optional): Upper end of the spectrum.
-            (default: :obj:`2.0`)
+        upper (float): Upper end of the spectrum.
 
     Returns:
         Step sizes :math:`(K)` and momenta :math:`(K - 1)`.

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import edge_dot
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.result import warn_unconverged
 
@@ -77,9 +76,9 @@ class ImplicitSolve(torch.autograd.Function):
     r"""The solution of :math:`A x = b`, differentiated without the steps.
 
     With :math:`g = A^{-1} \partial x`, one more solve, the vector-Jacobian
-    product is :math:`\partial b = g`, :math:`\partial w = -edge\_dot(g, x)`
-    and :math:`\partial c = -g x`. It is written with this function itself,
-    hence any order of derivative exists.
+    product is :math:`\partial b = g`, :math:`\partial w = -\langle g, \partial
+    P x \rangle` and :math:`\partial c = -g x`. It is written with this function
+    itself, hence any order of derivative exists.
     """
 
     @staticmethod
@@ -87,6 +86,7 @@ class ImplicitSolve(torch.autograd.Function):
         ctx: Any,
         topology: Topology,
         free: Tensor | None,
+        order: int,
         tol: float,
         max_steps: int,
         report: dict[str, Any],
@@ -95,19 +95,21 @@ class ImplicitSolve(torch.autograd.Function):
         b: Tensor,
     ) -> Tensor:
         """Runs the solver and reports how it went into `report`."""
-        system = LaplacianSystem.build(topology, weight, confidence, free)
+        system = LaplacianSystem.build(
+            topology, weight, confidence, free, order
+        )
         x, residual, num_steps = conjugate_gradient(
             system, system.restrict(b), tol, max_steps
         )
         report.update(residual=residual, num_steps=num_steps)
-        ctx.settings = topology, free, tol, max_steps
+        ctx.settings = topology, free, order, tol, max_steps
         ctx.save_for_backward(weight, confidence, x)
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Solves once more, for the adjoint."""
-        topology, _, tol, _ = ctx.settings
+        topology, free, order, tol, _ = ctx.settings
         weight, confidence, x = ctx.saved_tensors
         report: dict[str, Any] = {}
         g = ImplicitSolve.apply(
@@ -116,8 +118,11 @@ class ImplicitSolve(torch.autograd.Function):
         if report['residual'] > tol:
             warn_unconverged('glr (backward)', **report, tol=tol)
         grad_weight = grad_confidence = None
-        if ctx.needs_input_grad[5]:
-            grad_weight = -edge_dot(topology, g, x)
         if ctx.needs_input_grad[6]:
+            system = LaplacianSystem.build(
+                topology, weight, confidence, free, order
+            )
+            grad_weight = -system.weight_derivative(g, x)
+        if ctx.needs_input_grad[7]:
             grad_confidence = (-g * x).sum_to_size(confidence.shape)
-        return (None,) * 5 + (grad_weight, grad_confidence, g)
+        return (None,) * 6 + (grad_weight, grad_confidence, g)

@@ -21,6 +21,7 @@ def glr(
     confidence: Tensor | None = None,
     fidelity: str = 'hard',
     mu: float | Tensor = 1.0,
+    order: int = 1,
     tol: float = 1e-8,
     max_steps: int = 10_000,
     fill: float | str | None = None,
@@ -59,6 +60,9 @@ def glr(
             (default: :obj:`'hard'`)
         mu (float or torch.Tensor, optional): Weight of the prior where
             observations are noisy. (default: :obj:`1.0`)
+        order (int, optional): :obj:`2` replaces the prior by
+            :math:`\| \mathbf{D}^{-1/2} \mathbf{L} \mathbf{z} \|^2`. Its
+            system is much worse conditioned. (default: :obj:`1`)
         tol (float, optional): Tolerance of the residual
             :math:`\|r\|_{D^{-1}}` relative to the right-hand side's, for each
             feature. (default: :obj:`1e-8`)
@@ -87,13 +91,16 @@ def glr(
     scale = signal.confidence
     if scale is not None:
         scale = scale / problem.mu
-    system = LaplacianSystem.build(topology, weight, scale, signal.free)
+    if order not in (1, 2):
+        raise ValueError(f"'order' must be 1 or 2 (got {order!r})")
+    system = LaplacianSystem.build(topology, weight, scale, signal.free, order)
     report: dict[str, Any] = {}
     # Solve for the correction of the start, the mean of what is known: its
     # right-hand side carries the derivatives by the observations.
     correction = ImplicitSolve.apply(
         topology,
         signal.free,
+        order,
         tol,
         max_steps,
         report,

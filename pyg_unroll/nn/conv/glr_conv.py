@@ -58,9 +58,14 @@ class GLRConv(SmoothnessConv):
         mu (float, optional): Initial weight :math:`\mu` of the prior, learned
             per head; unused where known entries are held.
             (default: :obj:`1.0`)
+        order (int, optional): :obj:`2` replaces the prior by
+            :math:`\| \mathbf{D}_w^{-1/2} \mathbf{L} \mathbf{z} \|^2`, under
+            which smooth signals have no kinks at known entries; each step
+            then reaches two hops. (default: :obj:`1`)
         spectrum (tuple[float, float], optional): Interval of eigenvalues of
             :math:`\mathbf{D}^{-1} \mathbf{A}` that the initial coefficients
-            are made for. (default: :math:`(1 / \max(K, 2), 2)`)
+            are made for. (default: :math:`(1 / \max(K, 2), 2)`, and
+            :math:`(1 / \max(K, 2), 4)` for :obj:`order=2`)
         validate_args (bool, optional): Check the values of the inputs: finite
             signal, non-negative and symmetric weights. Costs a pass over the
             edges and, on CUDA, a synchronisation. (default: :obj:`True`)
@@ -87,13 +92,17 @@ class GLRConv(SmoothnessConv):
         heads: int = 1,
         fidelity: Fidelity = 'hard',
         mu: float = 1.0,
+        order: int = 1,
         spectrum: tuple[float, float] | None = None,
         validate_args: bool = True,
     ) -> None:
         super().__init__(heads, fidelity, mu, validate_args)
         check_positive('num_steps', num_steps)
+        if order not in (1, 2):
+            raise ValueError(f"'order' must be 1 or 2 (got {order!r})")
         self.num_steps = num_steps
-        self.spectrum = check_spectrum(spectrum, num_steps)
+        self.order = order
+        self.spectrum = check_spectrum(spectrum, num_steps, order)
         self.alpha = torch.nn.Parameter(torch.empty(num_steps, heads))
         self.beta = torch.nn.Parameter(torch.empty(num_steps - 1, heads))
         self.reset_parameters()
@@ -137,7 +146,9 @@ class GLRConv(SmoothnessConv):
         scale = None
         if signal.confidence is not None:
             scale = signal.confidence * (-self.log_mu).exp().to(x.dtype)
-        system = LaplacianSystem.build(topology, weight, scale, signal.free)
+        system = LaplacianSystem.build(
+            topology, weight, scale, signal.free, self.order
+        )
         out = self._start(signal, warm_start)
         residual = system.residual(out, signal.x)
         out = system.iterate(
@@ -153,12 +164,12 @@ class GLRConv(SmoothnessConv):
 
 
 def check_spectrum(
-    spectrum: tuple[float, float] | None, num_steps: int
+    spectrum: tuple[float, float] | None, num_steps: int, order: int = 1
 ) -> tuple[float, float]:
     """Validates the interval of the initial coefficients, or chooses it."""
     if spectrum is None:
         # Low frequencies take many steps: aim only as low as K can reach.
-        return 1 / max(num_steps, 2), 2.0
+        return 1 / max(num_steps, 2), 2.0**order
     lower, upper = spectrum
     if not 0 < lower < upper < float('inf'):
         raise ValueError(

@@ -1,0 +1,275 @@
+"""Demosaics a photograph with graph layers, and shows how well.
+
+    python examples/demosaic.py                      # a bundled photograph
+    python examples/demosaic.py PHOTO --pattern GBRG --prior gtv --out OUT.png
+    python examples/demosaic.py FOLDER --menon       # scores of all images
+
+It keeps of each pixel the one colour that a camera's sensor would measure,
+reconstructs the other two, and compares with the original.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import skimage.data
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from torch import Tensor
+from tqdm import tqdm
+from utils import load_image
+
+from pyg_unroll import GraphDemosaic, data_to_image, mosaic
+from pyg_unroll.data import CFA_PATTERNS
+from pyg_unroll.nn.models import local_interpolation
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
+ZOOM = 96
+
+Method = Callable[[Tensor, str], Tensor]
+
+
+def bilinear(image: Tensor, pattern: str) -> Tensor:
+    """Interpolates each colour on its own, `[3, H, W]`."""
+    data = mosaic(image, pattern)
+    mask = data_to_image(data, data.mask)
+    return local_interpolation(data_to_image(data)[None], mask[None])[0]
+
+
+def menon(image: Tensor, pattern: str) -> Tensor:
+    """Menon's method as the package colour-demosaicing has it."""
+    from colour_demosaicing import demosaicing_CFA_Bayer_Menon2007
+
+    sensor = mosaic(image, pattern).x.sum(1).view(image.shape[1:])
+    out = demosaicing_CFA_Bayer_Menon2007(sensor.double().numpy(), pattern)
+    return torch.from_numpy(np.moveaxis(out, -1, 0)).float()
+
+
+def graph_method(model: GraphDemosaic) -> Method:
+    """Wraps the model as a function of an image and a pattern."""
+
+    def run(image: Tensor, pattern: str) -> Tensor:
+        data = mosaic(image, pattern)
+        with torch.no_grad():
+            return data_to_image(data, model(data))
+
+    return run
+
+
+def read_colour(path: Path) -> Tensor:
+    """Reads an image with three channels; grey is repeated, with a note."""
+    image = load_image(path)
+    if image.size(0) == 1:
+        print(f"note: '{path}' is grey; red = green = blue", file=sys.stderr)
+        image = image.expand(3, -1, -1).contiguous()
+    return image
+
+
+def quantize(out: Tensor, image: Tensor) -> Tensor:
+    """Clips, and rounds to 8 bits if the original has 8 bits."""
+    out = out.clamp(0, 1)
+    is_8_bit = torch.allclose((image * 255).round() / 255, image, atol=1e-6)
+    return (out * 255).round() / 255 if is_8_bit else out
+
+
+def score(out: Tensor, image: Tensor) -> tuple[float, float]:
+    """Returns PSNR (dB) and SSIM."""
+    truth = image.permute(1, 2, 0).double().numpy()
+    test = out.permute(1, 2, 0).double().numpy()
+    if np.array_equal(truth, test):
+        return float('inf'), 1.0
+    psnr = peak_signal_noise_ratio(truth, test, data_range=1)
+    size = min(7, *truth.shape[:2])
+    size -= 1 - size % 2
+    if size < 3:
+        return psnr, float('nan')
+    ssim = structural_similarity(
+        truth, test, win_size=size, channel_axis=2, data_range=1
+    )
+    return psnr, ssim
+
+
+def evaluate(
+    image: Tensor, pattern: str, methods: dict[str, Method]
+) -> dict[str, tuple[Tensor, float, float, float]]:
+    """Returns output, PSNR, SSIM and seconds of each method."""
+    results = {}
+    for name, method in methods.items():
+        start = time.perf_counter()
+        out = method(image, pattern)
+        seconds = time.perf_counter() - start
+        out = quantize(out, image)
+        results[name] = (out, *score(out, image), seconds)
+    return results
+
+
+def worst_region(out: Tensor, image: Tensor) -> tuple[slice, slice]:
+    """The square in which an image is farthest from the original."""
+    size = min(ZOOM, *image.shape[1:])
+    error = (out - image).square().mean(0)[None, None]
+    local = torch.nn.functional.avg_pool2d(error, size, stride=4)[0, 0]
+    row, col = divmod(int(local.argmax()), local.size(1))
+    return slice(4 * row, 4 * row + size), slice(4 * col, 4 * col + size)
+
+
+def plot(
+    image: Tensor,
+    pattern: str,
+    results: dict[str, tuple[Tensor, float, float, float]],
+    ours: str,
+    path: Path,
+) -> None:
+    """Writes original, mosaic, bilinear, ours and errors, at a crop."""
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    rows, cols = worst_region(results['bilinear'][0], image)
+    data = mosaic(image, pattern)
+    crops = {
+        'original': image,
+        f'mosaic ({pattern})': data_to_image(data),
+        'bilinear': results['bilinear'][0],
+        ours: results[ours][0],
+    }
+    figure, axes = plt.subplots(2, 4, figsize=(13, 7.2), layout='constrained')
+    for axis, (name, picture) in zip(axes[0], crops.items(), strict=True):
+        crop = picture[:, rows, cols].permute(1, 2, 0).numpy()
+        axis.imshow(crop, interpolation='nearest', vmin=0, vmax=1)
+        title = name
+        if name in results:
+            title += '\nPSNR {1:.2f} dB, SSIM {2:.4f}'.format(*results[name])
+        axis.set_title(title)
+    whole = axes[1, 0]
+    whole.imshow(image.permute(1, 2, 0).numpy())
+    whole.set_title('whole original, with the crop')
+    corner = (cols.start - 0.5, rows.start - 0.5)
+    size = rows.stop - rows.start
+    whole.add_patch(
+        plt.Rectangle(corner, size, size, fill=False, color='red', lw=1.5)
+    )
+    sampled = data_to_image(data, data.mask).any(0)
+    share = float(data.mask.float().mean())
+    axes[1, 1].axis('off')
+    axes[1, 1].text(
+        0,
+        0.5,
+        f'{sampled.numel():,} pixels, one colour each:\n'
+        f'{share:.0%} of the values are known.\n\n'
+        f'Error maps: mean absolute error\nof the three colours.',
+        va='center',
+        transform=axes[1, 1].transAxes,
+    )
+    for axis, name in zip(axes[1, 2:], ('bilinear', ours), strict=True):
+        error = (results[name][0] - image).abs().mean(0)[rows, cols]
+        shown = axis.imshow(error.numpy(), cmap='magma', vmin=0, vmax=0.15)
+        axis.set_title(f'error of {name}')
+    figure.colorbar(shown, ax=axes[1, 2:], shrink=0.8)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def parse() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        'image',
+        nargs='?',
+        type=Path,
+        help='colour photograph, or a folder of them (default: one that '
+        'scikit-image ships)',
+    )
+    parser.add_argument(
+        '--pattern',
+        choices=CFA_PATTERNS,
+        default='RGGB',
+        help='colour filter array (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--prior',
+        choices=('glr', 'gtv'),
+        default='glr',
+        help='smoothness prior (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('demosaic.png'),
+        help='figure to write for a single image (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--menon',
+        action='store_true',
+        help='score the package colour-demosaicing, too (Bayer patterns)',
+    )
+    return parser.parse_args()
+
+
+def read_images(path: Path | None) -> list[tuple[str, Callable[[], Tensor]]]:
+    """Names of the images, and functions that read them."""
+    if path is None:
+        photo = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)
+        return [('astronaut (scikit-image)', lambda: photo / 255)]
+    if not path.is_dir():
+        return [(path.name, lambda: read_colour(path))]
+    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(
+            f"no images in folder '{path}' ({', '.join(SUFFIXES)})"
+        )
+    return [(file.name, lambda file=file: read_colour(file)) for file in files]
+
+
+def main() -> None:
+    """Runs the example."""
+    args = parse()
+    if not args.out.parent.is_dir():
+        sys.exit(f"error: there is no folder '{args.out.parent}' for --out")
+    if args.menon and args.pattern == 'X-Trans':
+        sys.exit('error: --menon needs a Bayer pattern')
+    model = GraphDemosaic(args.prior)
+    ours = f'pyg_unroll ({args.prior.upper()})'
+    methods = {'bilinear': bilinear, ours: graph_method(model)}
+    if args.menon:
+        methods['Menon 2007'] = menon
+    try:
+        images = read_images(args.image)
+        scores: dict[str, list[tuple[float, ...]]] = {m: [] for m in methods}
+        progress = tqdm(images, disable=len(images) == 1, unit='image')
+        for name, read in progress:
+            image = read()
+            results = evaluate(image, args.pattern, methods)
+            for method, (_, *numbers) in results.items():
+                scores[method].append(tuple(numbers))
+            line = ', '.join(f'{m} {r[1]:.2f} dB' for m, r in results.items())
+            progress.write(f'{name}: {line}') if len(images) > 1 else None
+    except (ValueError, ImportError) as error:
+        sys.exit(f'error: {error}')
+
+    title = images[0][0] if len(images) == 1 else f'{len(images)} images'
+    print(f'{title}, {args.pattern}, mean over images')
+    print(f'{"":22}{"PSNR dB":>9}{"SSIM":>9}{"seconds":>9}{"parameters":>12}')
+    for method, rows in scores.items():
+        psnr, ssim, seconds = np.mean(rows, axis=0)
+        number = 0
+        if method == ours:
+            number = sum(p.numel() for p in model.parameters())
+        print(f'{method:22}{psnr:9.2f}{ssim:9.4f}{seconds:9.2f}{number:12d}')
+    if len(images) == 1:
+        plot(image, args.pattern, results, ours, args.out)
+        print(f'Wrote {args.out}')
+
+
+if __name__ == '__main__':
+    main()
