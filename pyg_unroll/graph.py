@@ -109,7 +109,7 @@ class Topology:
             edge_index = edge_index.as_tensor()
         if validate_args:
             _check_indices(edge_index, num_nodes)
-        row, col = edge_index[0], edge_index[1]
+        row, col = edge_index.long()
         low, high = torch.minimum(row, col), torch.maximum(row, col)
         # The two directions of an edge become neighbours in sorted order.
         key = low * num_nodes + high
@@ -135,7 +135,7 @@ class Topology:
 
         Its :attr:`edge_index` is sorted by row, then column.
         """
-        return cls._build(src, dst, num_nodes, None)
+        return cls._build(src.long(), dst.long(), num_nodes, None)
 
     @classmethod
     def _build(
@@ -304,24 +304,28 @@ def _cached_topology(
     if torch.compiler.is_compiling():
         return Topology.from_edge_index(edge_index, num_nodes, False)
     # An in-place change raises the version; inference tensors have none.
-    version = None if key.is_inference() else key._version
-    stamp = (version, num_nodes)
+    if key.is_inference():
+        return Topology.from_edge_index(edge_index, num_nodes, validate_args)
+    stamp = (key._version, num_nodes)
     known = _CACHE.get(key)
-    if version is not None and known is not None and known[0] == stamp:
-        return known[1]
-    topology = Topology.from_edge_index(edge_index, num_nodes, validate_args)
-    if version is not None:
-        _CACHE[key] = (stamp, topology)
+    if known is not None and known[0] == stamp:
+        topology, checked = known[1:]
+        if checked or not validate_args:
+            return topology
+    # Tensors made in inference mode could not be used for training later.
+    with torch.inference_mode(False):
+        topology = Topology.from_edge_index(
+            edge_index, num_nodes, validate_args
+        )
+    _CACHE[key] = (stamp, topology, validate_args)
     return topology
 
 
 def remember_topology(edge_index: Tensor, topology: Topology) -> None:
     """Tells the cache which topology an :obj:`edge_index` stands for."""
     if not edge_index.is_inference():
-        _CACHE[edge_index] = (
-            (edge_index._version, topology.num_nodes),
-            topology,
-        )
+        stamp = (edge_index._version, topology.num_nodes)
+        _CACHE[edge_index] = (stamp, topology, True)
 
 
 def resolve_graph(
@@ -373,7 +377,13 @@ def resolve_graph(
             edge_weight = value if edge_weight is None else edge_weight
         elif is_torch_sparse_tensor(edge_index):
             _check_square(tuple(edge_index.shape), num_nodes)
-            edge_index, value = to_edge_index(edge_index)
+            if edge_index.layout == torch.sparse_coo:
+                # `to_edge_index` marks its result as coalesced in place,
+                # which has no derivative.
+                matrix = edge_index.coalesce()
+                edge_index, value = matrix.indices(), matrix.values()
+            else:
+                edge_index, value = to_edge_index(edge_index)
             edge_weight = value if edge_weight is None else edge_weight
             edge_index = edge_index.long()
         elif not isinstance(edge_index, Tensor):
@@ -405,7 +415,9 @@ def resolve_graph(
         )
     edge_weight = edge_weight.to(dtype)
     if isinstance(edge_index, Topology):
-        weight = edge_weight.view(columns, -1)
+        weight = edge_weight
+        if weight.dim() == 1:
+            weight = weight.unsqueeze(-1)
     else:
         weight = topology.undirected_weight(edge_weight, validate_args)
     if validate_args and weight.numel() > 0:

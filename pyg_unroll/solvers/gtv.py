@@ -25,7 +25,7 @@ def gtv(
     *,
     confidence: Tensor | None = None,
     fidelity: str = 'hard',
-    mu: float = 1.0,
+    mu: float | Tensor = 1.0,
     tol: float = 1e-4,
     max_steps: int = 5_000,
     fill: float | str | None = None,
@@ -61,8 +61,8 @@ def gtv(
             (default: :obj:`None`)
         fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`.
             (default: :obj:`'hard'`)
-        mu (float, optional): Weight of the prior where observations are
-            noisy. (default: :obj:`1.0`)
+        mu (float or torch.Tensor, optional): Weight of the prior where
+            observations are noisy. (default: :obj:`1.0`)
         tol (float, optional): Tolerance of the duality gap relative to the
             objective, for each feature. (default: :obj:`1e-4`)
         max_steps (int, optional): Largest number of iterations.
@@ -82,7 +82,9 @@ def gtv(
     Warns:
         ConvergenceWarning: If the tolerance was not reached.
     """
-    _refuse_gradients(x=x, edge_weight=edge_weight, confidence=confidence)
+    _refuse_gradients(
+        x=x, edge_weight=edge_weight, confidence=confidence, mu=mu
+    )
     check_budget(tol, max_steps)
     problem = read_problem(
         x, edge_index, edge_weight, mask, confidence, fidelity, mu, fill
@@ -97,7 +99,7 @@ def gtv(
     )
 
 
-def _refuse_gradients(**arguments: Tensor | None) -> None:
+def _refuse_gradients(**arguments: Tensor | float | None) -> None:
     for name, value in arguments.items():
         if (
             torch.is_grad_enabled()
@@ -118,7 +120,9 @@ def _solve(
     low, high = problem.start.amin(0), problem.start.amax(0)
     middle, size = (low + high) / 2, high - low
     size = torch.where(size > 0, size, 1)
-    unit = problem.weight.amax() if problem.weight.numel() else problem.mu
+    unit = problem.weight.new_ones(())
+    if bool((problem.weight > 0).any()):
+        unit = problem.weight.amax()
     weight = problem.weight / unit
     signal = replace(problem.signal, x=(problem.signal.x - middle) / size)
     variation = TotalVariation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Literal, TypeAlias, get_args
 
 import torch
@@ -14,6 +15,7 @@ from torch_geometric.utils import scatter, softmax
 
 from pyg_unroll.graph import Topology, resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum
+from pyg_unroll.transforms.utils import set_edge_weight
 
 Normalization: TypeAlias = Literal['sym', 'row'] | None
 
@@ -198,11 +200,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         else:
             weight = self.edge_weights(features, topology)
             edge_weight = topology.directed_weight(weight)
-        out = data.__copy__()
-        out.edge_weight = (
-            edge_weight.squeeze(1) if self.heads == 1 else edge_weight
-        )
-        return out
+        if self.heads == 1:
+            edge_weight = edge_weight.squeeze(1)
+        return set_edge_weight(copy.copy(data), edge_weight)
 
     def _materialize(self, features: Tensor) -> None:
         if not isinstance(self.weight, UninitializedParameter):

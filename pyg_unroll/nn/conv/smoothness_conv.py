@@ -95,9 +95,10 @@ class SmoothnessConv(MessagePassing):
     def _combine(self, out: Tensor, signal: MaskedSignal) -> Tensor:
         """Averages the heads and restores held entries bit for bit."""
         if self.heads > 1:
-            share = self.head_logits.softmax(0).to(out.dtype)
-            # As a matrix product, half precision would lose accuracy.
-            out = (out * share).sum(-1)
+            logits = self.head_logits.to(
+                torch.promote_types(out.dtype, self.head_logits.dtype)
+            )
+            out = (out * logits.softmax(0).to(out.dtype)).sum(-1)
         else:
             out = out.squeeze(-1)
         if signal.free is None:

@@ -125,4 +125,11 @@ class MLPFeatures(torch.nn.Module):
                 "'data' has no positions; set 'data.pos', for example with "
                 "'pyg_unroll.points_to_data'"
             )
-        return self.net(torch.cat([x, data.pos.to(x.dtype)], dim=-1))
+        seen = torch.cat([x, data.pos.to(x.dtype)], dim=-1)
+        if seen.size(-1) != self.net.in_channels:
+            expected = self.net.in_channels - x.size(-1)
+            raise ValueError(
+                f"'data.pos' must have {expected} coordinates (got "
+                f"{data.pos.size(-1)}); set 'pos_channels' accordingly"
+            )
+        return self.net(seen)

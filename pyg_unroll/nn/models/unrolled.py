@@ -103,6 +103,7 @@ class UnrolledNet(torch.nn.Module):
             )
         for name, value in (
             ('in_channels', in_channels),
+            ('pos_channels', pos_channels),
             ('num_blocks', num_blocks),
             ('hidden_channels', hidden_channels),
             ('feature_channels', feature_channels),
@@ -240,8 +241,14 @@ class UnrolledNet(torch.nn.Module):
                 f"a {cls.__name__} (got {path}); load it with that class's "
                 f"'load'"
             )
-        model = cls(**json.loads(metadata['config']))
-        model.load_state_dict(state)
+        try:
+            model = cls(**json.loads(metadata['config']))
+            model.load_state_dict(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"'path' holds a {cls.__name__} whose weights or configuration "
+                f'are damaged (got {path}: {error})'
+            ) from error
         return model
 
     def __repr__(self) -> str:

@@ -1,0 +1,93 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+EXAMPLES = Path(__file__).parents[2] / 'examples'
+SHARED = Path(__file__).parents[3] / 'shared' / 'data'
+
+
+def run(script, *arguments):
+    return subprocess.run(
+        [sys.executable, EXAMPLES / script, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '2'},
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope='module')
+def photo():
+    return skimage.data.astronaut()[180:281, 60:163]
+
+
+def figures(output, method):
+    line = next(line for line in output.splitlines() if line.startswith(method))
+    return float(line[22:31]), float(line[31:40])
+
+
+def test_demosaic_odd_image(tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / 'photo.png')
+    out = tmp_path / 'figure.png'
+    done = run(
+        'demosaic.py', tmp_path / 'photo.png', '--pattern', 'GBRG', '--out', out
+    )
+    assert done.returncode == 0, done.stderr
+    ours, bilinear = (
+        figures(done.stdout, m)[0] for m in ('pyg_unroll', 'bilinear')
+    )
+    assert ours > bilinear + 4
+    assert min(Image.open(out).size) > 500
+
+
+def test_demosaic_folder_with_grey_and_deep_images(tmp_path, photo):
+    grey = photo.mean(-1).astype(np.uint8)
+    Image.fromarray(grey).save(tmp_path / 'grey.png')
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'deep.png')
+    done = run('demosaic.py', tmp_path, '--prior', 'gtv')
+    assert done.returncode == 0, done.stderr
+    assert '2 images' in done.stdout
+    assert done.stderr.count('is grey') == 2
+
+
+def test_demosaic_errors(tmp_path):
+    (tmp_path / 'note.png').write_text('no image')
+    for path, problem in (
+        (tmp_path / 'missing.png', 'does not exist'),
+        (tmp_path / 'note.png', 'not an image'),
+    ):
+        done = run('demosaic.py', path)
+        assert done.returncode == 1
+        assert done.stderr.startswith('error:'), done.stderr
+        assert problem in done.stderr
+        assert 'Traceback' not in done.stderr
+        assert path.name in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('folder', 'least'), [('kodak24', 39.2), ('val', 36.81)]
+)
+def test_demosaic_quality(folder, least):
+    # Menon's mean over all images is 39.20 and 36.80 dB.
+    if not (SHARED / folder).is_dir():
+        pytest.skip(f'no photographs in ../shared/data/{folder}')
+    if not os.environ.get('FULL_TEST'):
+        pytest.skip('scores all photographs only with FULL_TEST=1')
+    done = run('demosaic.py', SHARED / folder)
+    assert figures(done.stdout, 'pyg_unroll')[0] >= least
+
+
+@pytest.mark.parametrize(
+    'script',
+    ['demosaic.py', 'interpolate_points.py', 'train_interpolation.py'],
+)
+def test_help(script):
+    done = run(script, '--help')
+    assert done.returncode == 0
+    assert 'usage' in done.stdout

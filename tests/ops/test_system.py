@@ -1,0 +1,55 @@
+import math
+
+import pytest
+import torch
+
+from pyg_unroll import Topology
+from pyg_unroll.ops.admm import shrink
+from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
+from pyg_unroll.testing import assert_same
+from tests.oracles import dense_laplacian, random_graph
+
+
+@pytest.mark.parametrize('lower, upper', [(0.1, 2.0), (0.02, 1.5)])
+def test_chebyshev_coefficients(lower, upper):
+    # On a diagonal operator, the error after K steps is the scaled Chebyshev
+    # polynomial T_K, evaluated here by its cosine form.
+    num_steps = 9
+    values = torch.linspace(lower, upper, 50, dtype=torch.float64)
+    alpha, beta = chebyshev_coefficients(num_steps, lower, upper)
+    assert alpha.shape == (num_steps,) and beta.shape == (num_steps - 1,)
+    error = torch.ones_like(values)
+    direction = torch.zeros_like(values)
+    for k in range(num_steps):
+        momentum = beta[k - 1].double() if k > 0 else 0.0
+        direction = values * error + momentum * direction
+        error = error - alpha[k].double() * direction
+    center, radius = (upper + lower) / 2, (upper - lower) / 2
+    peak = math.cosh(num_steps * math.acosh(center / radius))
+    expected = torch.cos(
+        num_steps * torch.acos(((center - values) / radius).clamp(-1, 1))
+    )
+    torch.testing.assert_close(error, expected / peak, atol=1e-5, rtol=1e-4)
+
+
+def test_system_against_dense():
+    graph = random_graph(9, 10, dtype=torch.float64)
+    topology = Topology.from_edge_index(graph.edge_index, 9)
+    weight = topology.undirected_weight(graph.edge_weight)
+    free = torch.rand(9, 2, 1) > 0.4
+    confidence = torch.rand(9, 1, 1).double()
+    system = LaplacianSystem.build(topology, weight, confidence, free)
+    dense = dense_laplacian(*graph) + confidence.view(-1).diag()
+    x = torch.where(free, torch.randn(9, 2, 1).double(), 0)
+    expected = torch.where(free, (dense @ x.squeeze(-1)).unsqueeze(-1), 0)
+    assert_same(system(x), expected)
+    assert_same(
+        system.precondition(x).squeeze(-1),
+        x.squeeze(-1) / dense.diagonal().unsqueeze(-1),
+    )
+
+
+def test_shrink():
+    z = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
+    expected = torch.tensor([-2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0])
+    assert torch.equal(shrink(z, torch.tensor(1.0)), expected)
