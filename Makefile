@@ -52,7 +52,7 @@ format: $(STAMP)-dev
 	@$(BIN)/ruff format .
 
 bench: $(STAMP)-dev
-	@$(BIN)/python benchmarks/operators.py
+	@$(BIN)/python benchmarks/operators.py --write
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -164,7 +164,7 @@ def linprog_gtv(x, edge_index, edge_weight, mask):
             A_eq=matrix,
             b_eq=np.zeros(count),
             bounds=bounds,
-            method='highs',
+            method='highs-ipm',
         )
         assert result.status == 0, result.message
         optimum.append(result.fun)
