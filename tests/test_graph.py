@@ -6,7 +6,7 @@ from torch_geometric import EdgeIndex
 from torch_geometric.utils import to_undirected
 
 from pyg_unroll import GLRConv, Topology
-from pyg_unroll.graph import _CACHE, resolve_graph
+from pyg_unroll.layouts import _CACHE, resolve_graph
 from pyg_unroll.testing import assert_laplacian, assert_same
 from tests.oracles import random_graph
 

@@ -8,7 +8,8 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.solvers.components import fill_value, known_mean, unreachable
 

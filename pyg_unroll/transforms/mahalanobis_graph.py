@@ -13,7 +13,8 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import scatter, softmax
 
-from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum
 from pyg_unroll.transforms.utils import set_edge_weight
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.graph import Topology, remember_topology
+from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import remember_topology
 
 
 def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:

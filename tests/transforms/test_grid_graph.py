@@ -8,7 +8,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.data.datapipes import functional_transform
 
 from pyg_unroll import GridGraph, Topology, image_to_data
-from pyg_unroll.graph import _CACHE, resolve_graph
+from pyg_unroll.layouts import _CACHE, resolve_graph
 from pyg_unroll.testing import assert_batch_equals_loop
 
 BOX = list(product(range(-2, 3), repeat=2))

@@ -7,7 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_positive
+from pyg_unroll.nn.conv.smoothness_conv import (
+    SmoothnessConv,
+    check_positive,
+    check_spectrum,
+)
 from pyg_unroll.ops.signal import Fidelity
 from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
 
@@ -74,7 +78,7 @@ class GLRConv(SmoothnessConv):
         - **input:**
           node signals :math:`(|\mathcal{V}|, F)`,
           undirected edge indices :math:`(2, |\mathcal{E}|)` or any layout
-          that :func:`~pyg_unroll.graph.resolve_graph` takes,
+          that :func:`~pyg_unroll.layouts.resolve_graph` takes,
           symmetric edge weights :math:`(|\mathcal{E}|)` or
           :math:`(|\mathcal{E}|, H)` *(optional)*,
           mask, True where known, :math:`(|\mathcal{V}|)` or
@@ -161,19 +165,3 @@ class GLRConv(SmoothnessConv):
             f'{self.__class__.__name__}(num_steps={self.num_steps}, '
             f'heads={self.heads}, fidelity={self.fidelity!r})'
         )
-
-
-def check_spectrum(
-    spectrum: tuple[float, float] | None, num_steps: int, order: int = 1
-) -> tuple[float, float]:
-    """Validates the interval of the initial coefficients, or chooses it."""
-    if spectrum is None:
-        # Low frequencies take many steps: aim only as low as K can reach.
-        return 1 / max(num_steps, 2), 2.0**order
-    lower, upper = spectrum
-    if not 0 < lower < upper < float('inf'):
-        raise ValueError(
-            f"'spectrum' must be an interval (lower, upper) of positive "
-            f'eigenvalues (got {spectrum})'
-        )
-    return lower, upper

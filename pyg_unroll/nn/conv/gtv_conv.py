@@ -8,8 +8,11 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from pyg_unroll.nn.conv.glr_conv import check_spectrum
-from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_positive
+from pyg_unroll.nn.conv.smoothness_conv import (
+    SmoothnessConv,
+    check_positive,
+    check_spectrum,
+)
 from pyg_unroll.ops.admm import TotalVariation
 from pyg_unroll.ops.signal import Fidelity
 from pyg_unroll.ops.system import chebyshev_coefficients
@@ -77,7 +80,7 @@ class GTVConv(SmoothnessConv):
         - **input:**
           node signals :math:`(|\mathcal{V}|, F)`,
           undirected edge indices :math:`(2, |\mathcal{E}|)` or any layout
-          that :func:`~pyg_unroll.graph.resolve_graph` takes,
+          that :func:`~pyg_unroll.layouts.resolve_graph` takes,
           symmetric edge weights :math:`(|\mathcal{E}|)` or
           :math:`(|\mathcal{E}|, H)` *(optional)*,
           mask, True where known, :math:`(|\mathcal{V}|)` or

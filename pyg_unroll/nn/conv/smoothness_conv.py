@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 
-from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 
 
@@ -105,12 +106,24 @@ class SmoothnessConv(MessagePassing):
             return out
         return torch.where(signal.free.squeeze(-1), out, signal.x.squeeze(-1))
 
-    def message(self, x_j: Tensor) -> Tensor:
-        """The message of PyG's own propagation, which is not used."""
-        return x_j
-
 
 def check_positive(name: str, value: int) -> None:
     """Raises a `ValueError` unless `value` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
+
+
+def check_spectrum(
+    spectrum: tuple[float, float] | None, num_steps: int, order: int = 1
+) -> tuple[float, float]:
+    """Validates the interval of the initial coefficients, or chooses it."""
+    if spectrum is None:
+        # Low frequencies take many steps: aim only as low as K can reach.
+        return 1 / max(num_steps, 2), 2.0**order
+    lower, upper = spectrum
+    if not 0 < lower < upper < float('inf'):
+        raise ValueError(
+            f"'spectrum' must be an interval (lower, upper) of positive "
+            f'eigenvalues (got {spectrum})'
+        )
+    return lower, upper

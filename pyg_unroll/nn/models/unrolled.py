@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_positive
 from pyg_unroll.nn.models.features import CNNFeatures, MLPFeatures
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
