@@ -32,19 +32,19 @@ class LaplacianSystem:
             broadcastable to :math:`(N, F, H)`.
         free (torch.Tensor or None): Boolean, broadcastable to
             :math:`(N, F, H)`; all entries if :obj:`None`.
-        inverse_diagonal (torch.Tensor): The preconditioner
-            :math:`(c + D_w)^{-1}`, zero where :math:`A` has an empty row,
-            broadcastable to :math:`(N, F, H)`.
-        inverse_degree (torch.Tensor or None): :math:`D_w^{-1}`
-            :math:`(N, 1, H)`, of a prior of second order.
+        diagonal (torch.Tensor): The preconditioner :math:`c + D_w`,
+            infinite where :math:`A` has an empty row, broadcastable to
+            :math:`(N, F, H)`.
+        degree (torch.Tensor or None): :math:`D_w`, infinite at isolated
+            nodes, :math:`(N, 1, H)`, of a prior of second order.
     """
 
     topology: Topology
     weight: Tensor
     confidence: Tensor | None
     free: Tensor | None
-    inverse_diagonal: Tensor
-    inverse_degree: Tensor | None
+    diagonal: Tensor
+    degree: Tensor | None
 
     @classmethod
     def build(
@@ -57,7 +57,7 @@ class LaplacianSystem:
     ) -> LaplacianSystem:
         """Computes the preconditioner and collects the parts."""
         diagonal = degree(topology, weight).unsqueeze(1)
-        inverse_degree = None if order == 1 else _inverse(diagonal)
+        degrees = None if order == 1 else _divisor(diagonal)
         if confidence is not None:
             diagonal = diagonal + confidence
         return cls(
@@ -65,16 +65,16 @@ class LaplacianSystem:
             weight,
             confidence,
             free,
-            _inverse(diagonal),
-            inverse_degree,
+            _divisor(diagonal),
+            degrees,
         )
 
     def prior(self, x: Tensor) -> Tensor:
         """Applies :math:`P`, half the gradient of the smoothness prior."""
         out = laplacian(self.topology, self.weight, x)
-        if self.inverse_degree is None:
+        if self.degree is None:
             return out
-        return laplacian(self.topology, self.weight, self.inverse_degree * out)
+        return laplacian(self.topology, self.weight, out / self.degree)
 
     def weight_derivative(self, g: Tensor, x: Tensor) -> Tensor:
         r"""Derivative of :math:`\langle g, P x \rangle` by the weights.
@@ -87,11 +87,11 @@ class LaplacianSystem:
             One value per edge and head, :math:`(E, H)`.
         """
         topology = self.topology
-        if self.inverse_degree is None:
+        if self.degree is None:
             return edge_dot(topology, g, x)
         # d<g, L D^-1 L x>, through both Laplacians and the degrees.
-        mean_g = self.inverse_degree * laplacian(topology, self.weight, g)
-        mean_x = self.inverse_degree * laplacian(topology, self.weight, x)
+        mean_g = laplacian(topology, self.weight, g) / self.degree
+        mean_x = laplacian(topology, self.weight, x) / self.degree
         return (
             edge_dot(topology, g, mean_x)
             + edge_dot(topology, mean_g, x)
@@ -118,7 +118,7 @@ class LaplacianSystem:
 
     def precondition(self, residual: Tensor) -> Tensor:
         """Divides by the diagonal."""
-        return self.inverse_diagonal * residual
+        return residual / self.diagonal
 
     def iterate(
         self, x: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor
@@ -154,12 +154,14 @@ class LaplacianSystem:
         return x
 
 
-def _inverse(diagonal: Tensor) -> Tensor:
-    """One over the diagonal, zero where it is zero."""
-    # Not `1 / diagonal` in the branch that is not taken: its gradient would
-    # be NaN.
-    empty = diagonal <= 0
-    return torch.where(empty, 0, 1 / torch.where(empty, 1, diagonal))
+def _divisor(diagonal: Tensor) -> Tensor:
+    """The diagonal, infinite where it is too small to divide by.
+
+    Divide by it: the derivative of a product with its inverse would overflow
+    at nodes that are nearly isolated.
+    """
+    least = 1e4 * torch.finfo(diagonal.dtype).tiny
+    return torch.where(diagonal > least, diagonal, float('inf'))
 
 
 def chebyshev_coefficients(

@@ -53,3 +53,22 @@ def test_shrink():
     z = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
     expected = torch.tensor([-2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0])
     assert torch.equal(shrink(z, torch.tensor(1.0)), expected)
+
+
+@pytest.mark.parametrize('order', [1, 2])
+def test_gradients_at_nearly_isolated_nodes_are_finite(order):
+    # In float32, one over the square of such a degree is infinite.
+    topology = Topology.from_pairs(torch.arange(4), torch.arange(1, 5), 5)
+    weight = torch.tensor([[1.0], [1e-25], [1e-25], [1e-36]])
+    weight.requires_grad_()
+    free = torch.tensor([False, True, True, True, True]).view(-1, 1, 1)
+    system = LaplacianSystem.build(topology, weight, None, free, order)
+    x = torch.tensor([1.0, 0.0, 0.0, 2.0, 3.0]).view(-1, 1, 1)
+    coefficients = torch.full((3, 1), 0.5)
+    out = system.iterate(
+        x, system.residual(x, x), coefficients, coefficients[1:]
+    )
+    assert torch.isfinite(out).all()
+    out.square().sum().backward()
+    assert torch.isfinite(weight.grad).all()
+    assert (weight.grad != 0).any()
