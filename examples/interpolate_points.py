@@ -40,7 +40,8 @@ from pyg_unroll import (
 
 # Weights are `distance ** -power`. Powers 0 to 3 and the numbers of steps were
 # compared by RMSE with `--seed 1` and `--seed 2`, k = 8, not with the default
-# seed; the best power differs by method.
+# seed; the best power differs by method
+# (for GTV it was compared with the layer only).
 POWER = {'first order': 2, 'second order': 1, 'variation': 1, 'PyG': 1}
 
 METRES_PER_DEGREE = 111_320.0  # of latitude
