@@ -113,7 +113,12 @@ def _read_mask(mask: Tensor, x: Tensor) -> Tensor:
             f"'mask' must have shape {list(x.shape[:1])} or {list(x.shape)} "
             f'(got {list(mask.shape)})'
         )
-    return mask.view(x.size(0), -1, 1)
+    return _as_signal(mask)
+
+
+def _as_signal(value: Tensor) -> Tensor:
+    """One value per node or entry to `[N, 1, 1]` or `[N, F, 1]`."""
+    return value.reshape(*value.shape, *(1,) * (3 - value.dim()))
 
 
 def _read_confidence(confidence: Tensor, x: Tensor) -> Tensor:
@@ -122,7 +127,7 @@ def _read_confidence(confidence: Tensor, x: Tensor) -> Tensor:
             f"'confidence' must have shape {list(x.shape[:1])} or "
             f'{list(x.shape)} (got {list(confidence.shape)})'
         )
-    return confidence.to(x.dtype).view(x.size(0), -1, 1)
+    return _as_signal(confidence.to(x.dtype))
 
 
 def _check_values(x: Tensor, known: Tensor | None, name: str) -> None:
