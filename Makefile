@@ -19,7 +19,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade pip setuptools wheel
 	@$(PIP) install '$(TORCH)'
-	@$(PIP) install -e '.[images,viz]'
+	@$(PIP) install -e '.[images,viz]' numba
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 

@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
+
+
+class Arrays(NamedTuple):
+    """What kernels read of a :class:`Topology`."""
+
+    src: Tensor
+    dst: Tensor
+    rowptr: Tensor
+    col: Tensor
+    edge_id: Tensor
+    sign: Tensor
+    grid: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +47,10 @@ class Topology:
             :math:`(2E)`.
         entry (torch.Tensor): The two columns of the original
             :obj:`edge_index` that hold each edge, int64 :math:`(E, 2)`.
+        grid (tuple[int, ...]): Of a pixel grid: height, width and the
+            positive half of the window as (row, column) offsets in ascending
+            order; the pixels of several images of this shape may follow each
+            other, and edges are sorted by (src, dst). Empty for other graphs.
     """
 
     num_nodes: int
@@ -44,6 +61,7 @@ class Topology:
     edge_id: Tensor
     sign: Tensor
     entry: Tensor
+    grid: tuple[int, ...] = ()
 
     @property
     def num_edges(self) -> int:
@@ -56,16 +74,23 @@ class Topology:
         return self.src.device
 
     @property
-    def arrays(self) -> tuple[Tensor, ...]:
-        """The index tensors that the operators in :mod:`.ops` are given."""
-        return (
+    def arrays(self) -> Arrays:
+        """What the kernels of :mod:`pyg_unroll.ops` read."""
+        return Arrays(
             self.src,
             self.dst,
             self.rowptr,
             self.col,
             self.edge_id,
             self.sign,
+            self.grid,
         )
+
+    @property
+    def operands(self) -> tuple[list[Tensor], list[int]]:
+        """The same as registered operators take it: tensors and numbers."""
+        # PyTorch takes an empty list for one of tensors, hence the zero.
+        return list(self.arrays[:6]), list(self.grid) or [0]
 
     @property
     def edge_index(self) -> Tensor:
@@ -160,9 +185,9 @@ class Topology:
         tensors = {
             field.name: getattr(self, field.name).to(device)
             for field in fields(self)
-            if field.name != 'num_nodes'
+            if field.name not in ('num_nodes', 'grid')
         }
-        return Topology(num_nodes=self.num_nodes, **tensors)
+        return Topology(num_nodes=self.num_nodes, grid=self.grid, **tensors)
 
     def undirected_weight(
         self, edge_weight: Tensor, validate_args: bool = True

@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from tests.backends import each_backend  # noqa: F401
+
 # Threads gain nothing on small graphs, and on a busy machine they wait for
 # each other: up to a hundred times slower.
 torch.set_num_threads(1)

@@ -4,150 +4,124 @@ Each operator is registered once through :mod:`torch.library`, so that
 :meth:`torch.compile` and :meth:`torch.export` see one opaque operation, and
 has its autograd rule here, once for all backends. Every rule is written with
 the operators themselves, hence any order of derivative exists, and only the
-operands are saved: nothing of size edges x features.
-
-Faster backends belong behind the four bodies marked "backend".
+operands are saved: nothing of size edges x features. The work is done by the
+backend of the operands' device, see :mod:`.backend`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import reference
+from pyg_unroll.ops.backend import arrays, backend
 
 _define = torch.library.custom_op
 
 
 @_define('pyg_unroll::to_edges', mutates_args=())
 def _to_edges(
-    src: Tensor,
-    dst: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    edge_id: Tensor,
-    sign: Tensor,
-    x: Tensor,
-    signed: bool,
+    graph: list[Tensor], grid: list[int], x: Tensor, signed: bool
 ) -> Tensor:
-    return reference.to_edges(src, dst, x, signed)  # backend
+    return backend(x).to_edges(arrays(graph, grid), x, signed)
 
 
 @_define('pyg_unroll::to_nodes', mutates_args=())
 def _to_nodes(
-    src: Tensor,
-    dst: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    edge_id: Tensor,
-    sign: Tensor,
-    z: Tensor,
-    signed: bool,
+    graph: list[Tensor], grid: list[int], z: Tensor, signed: bool
 ) -> Tensor:
-    return reference.to_nodes(rowptr, edge_id, sign, z, signed)  # backend
+    return backend(z).to_nodes(arrays(graph, grid), z, signed)
 
 
 @_define('pyg_unroll::laplacian', mutates_args=())
 def _laplacian(
-    src: Tensor,
-    dst: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    edge_id: Tensor,
-    sign: Tensor,
-    weight: Tensor,
-    x: Tensor,
+    graph: list[Tensor], grid: list[int], weight: Tensor, x: Tensor
 ) -> Tensor:
-    return reference.laplacian(  # backend
-        src, dst, rowptr, edge_id, sign, weight, x
-    )
+    return backend(x).laplacian(arrays(graph, grid), weight, x)
 
 
 @_define('pyg_unroll::edge_dot', mutates_args=())
 def _edge_dot(
-    src: Tensor,
-    dst: Tensor,
-    rowptr: Tensor,
-    col: Tensor,
-    edge_id: Tensor,
-    sign: Tensor,
-    a: Tensor,
-    b: Tensor,
+    graph: list[Tensor], grid: list[int], a: Tensor, b: Tensor
 ) -> Tensor:
-    return reference.edge_dot(src, dst, a, b)  # backend
+    return backend(a).edge_dot(arrays(graph, grid), a, b)
 
 
 @_to_edges.register_fake
-def _(src: Tensor, *args: Any) -> Tensor:
-    x = args[5]
-    return x.new_empty((src.size(0), *x.shape[1:]))
+def _(graph: list[Tensor], grid: list[int], x: Tensor, signed: bool) -> Tensor:
+    return x.new_empty((graph[0].size(0), *x.shape[1:]))
 
 
 @_to_nodes.register_fake
-def _(src: Tensor, dst: Tensor, rowptr: Tensor, *args: Any) -> Tensor:
-    z = args[3]
-    return z.new_empty((rowptr.size(0) - 1, *z.shape[1:]))
+def _(graph: list[Tensor], grid: list[int], z: Tensor, signed: bool) -> Tensor:
+    return z.new_empty((graph[2].size(0) - 1, *z.shape[1:]))
 
 
 @_laplacian.register_fake
-def _(*args: Any) -> Tensor:
+def _(graph: list[Tensor], grid: list[int], *args: Tensor) -> Tensor:
     return torch.empty_like(args[-1], memory_format=torch.contiguous_format)
 
 
 @_edge_dot.register_fake
-def _(src: Tensor, *args: Any) -> Tensor:
-    a = args[5]
-    return a.new_empty((src.size(0), a.size(2)))
+def _(graph: list[Tensor], grid: list[int], a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty((graph[0].size(0), a.size(2)))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
+    graph, ctx.grid, *operands = inputs
+    ctx.save_for_backward(*graph, *operands)
 
 
-def _save_arrays(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *arrays, _, ctx.signed = inputs
-    ctx.save_for_backward(*arrays)
+def _save_graph(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    graph, ctx.grid, _, ctx.signed = inputs
+    ctx.save_for_backward(*graph)
+
+
+def _no_grads(graph: Sequence[Tensor]) -> tuple[Any, None]:
+    return [None] * len(graph), None
 
 
 def _to_edges_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     r""":math:`\partial x = B' \partial z`, the adjoint."""
-    out = _to_nodes(*ctx.saved_tensors, grad, ctx.signed)
-    return (None,) * 6 + (out, None)
+    graph = list(ctx.saved_tensors)
+    out = _to_nodes(graph, ctx.grid, grad, ctx.signed)
+    return *_no_grads(graph), out, None
 
 
 def _to_nodes_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     r""":math:`\partial z = B \partial x`, the adjoint."""
-    out = _to_edges(*ctx.saved_tensors, grad, ctx.signed)
-    return (None,) * 6 + (out, None)
+    graph = list(ctx.saved_tensors)
+    out = _to_edges(graph, ctx.grid, grad, ctx.signed)
+    return *_no_grads(graph), out, None
 
 
 def _laplacian_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     r""":math:`\partial w = edge\_dot(x, g)`, :math:`\partial x = L_w g`."""
-    *arrays, weight, x = ctx.saved_tensors
+    *graph, weight, x = ctx.saved_tensors
     grad_weight = grad_x = None
-    if ctx.needs_input_grad[6]:
-        grad_weight = _edge_dot(*arrays, x, grad)
-    if ctx.needs_input_grad[7]:
-        grad_x = _laplacian(*arrays, weight, grad)
-    return (None,) * 6 + (grad_weight, grad_x)
+    if ctx.needs_input_grad[2]:
+        grad_weight = _edge_dot(graph, ctx.grid, x, grad)
+    if ctx.needs_input_grad[3]:
+        grad_x = _laplacian(graph, ctx.grid, weight, grad)
+    return *_no_grads(graph), grad_weight, grad_x
 
 
 def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     r""":math:`\partial a = L_c b`, :math:`\partial b = L_c a` for grad `c`."""
-    *arrays, a, b = ctx.saved_tensors
+    *graph, a, b = ctx.saved_tensors
     grad_a = grad_b = None
-    if ctx.needs_input_grad[6]:
-        grad_a = _laplacian(*arrays, grad, b)
-    if ctx.needs_input_grad[7]:
-        grad_b = _laplacian(*arrays, grad, a)
-    return (None,) * 6 + (grad_a, grad_b)
+    if ctx.needs_input_grad[2]:
+        grad_a = _laplacian(graph, ctx.grid, grad, b)
+    if ctx.needs_input_grad[3]:
+        grad_b = _laplacian(graph, ctx.grid, grad, a)
+    return *_no_grads(graph), grad_a, grad_b
 
 
-_to_edges.register_autograd(_to_edges_backward, setup_context=_save_arrays)
-_to_nodes.register_autograd(_to_nodes_backward, setup_context=_save_arrays)
+_to_edges.register_autograd(_to_edges_backward, setup_context=_save_graph)
+_to_nodes.register_autograd(_to_nodes_backward, setup_context=_save_graph)
 _laplacian.register_autograd(_laplacian_backward, setup_context=_save)
 _edge_dot.register_autograd(_edge_dot_backward, setup_context=_save)
 
@@ -189,7 +163,7 @@ def gradient(topology: Topology, x: Tensor) -> Tensor:
         ValueError: If :obj:`x` has another shape or is not floating point.
     """
     _check('x', x, topology.num_nodes, 'node', 3)
-    return _to_edges(*topology.arrays, x, True)
+    return _to_edges(*topology.operands, x, True)
 
 
 def divergence(topology: Topology, z: Tensor) -> Tensor:
@@ -206,7 +180,7 @@ def divergence(topology: Topology, z: Tensor) -> Tensor:
         ValueError: If :obj:`z` has another shape or is not floating point.
     """
     _check('z', z, topology.num_edges, 'undirected edge', 3)
-    return _to_nodes(*topology.arrays, z, True)
+    return _to_nodes(*topology.operands, z, True)
 
 
 def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
@@ -229,7 +203,7 @@ def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
     _check('weight', weight, topology.num_edges, 'undirected edge', 2)
     _check('x', x, topology.num_nodes, 'node', 3)
     _check_same('weight', weight, 'x', x)
-    return _laplacian(*topology.arrays, weight, x)
+    return _laplacian(*topology.operands, weight, x)
 
 
 def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
@@ -254,7 +228,7 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
             f"'a' and 'b' must have the same number of features (got "
             f'{a.size(1)} and {b.size(1)})'
         )
-    return _edge_dot(*topology.arrays, a, b)
+    return _edge_dot(*topology.operands, a, b)
 
 
 def degree(topology: Topology, weight: Tensor) -> Tensor:
@@ -271,7 +245,7 @@ def degree(topology: Topology, weight: Tensor) -> Tensor:
         ValueError: If :obj:`weight` has another shape or type.
     """
     _check('weight', weight, topology.num_edges, 'undirected edge', 2)
-    return _to_nodes(*topology.arrays, weight, False)
+    return _to_nodes(*topology.operands, weight, False)
 
 
 def endpoint_sum(topology: Topology, x: Tensor) -> Tensor:
@@ -288,4 +262,4 @@ def endpoint_sum(topology: Topology, x: Tensor) -> Tensor:
         ValueError: If :obj:`x` has another shape or type.
     """
     _check('x', x, topology.num_nodes, 'node', 2)
-    return _to_edges(*topology.arrays, x, False)
+    return _to_edges(*topology.operands, x, False)

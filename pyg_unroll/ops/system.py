@@ -14,6 +14,7 @@ from pyg_unroll.ops.dispatch import (
     endpoint_sum,
     laplacian,
 )
+from pyg_unroll.ops.fused_cg import cg_steps, composed_cg_steps
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +122,12 @@ class LaplacianSystem:
         return residual / self.diagonal
 
     def iterate(
-        self, x: Tensor, residual: Tensor, alpha: Tensor, beta: Tensor
+        self,
+        x: Tensor,
+        b: Tensor | None,
+        alpha: Tensor,
+        beta: Tensor,
+        checkpoint: bool = False,
     ) -> Tensor:
         r"""Runs conjugate-gradient-like steps with given coefficients.
 
@@ -134,24 +140,50 @@ class LaplacianSystem:
 
         Args:
             x (torch.Tensor): Start :math:`(N, F, H)`.
-            residual (torch.Tensor): :math:`b - A x` on the free entries
-                :math:`(N, F, H)`.
+            b (torch.Tensor or None): Right-hand side :math:`(N, F, H)`; zero
+                if :obj:`None`. The first residual is :math:`b - A x`.
             alpha (torch.Tensor): Step sizes :math:`(K, H)`.
             beta (torch.Tensor): Momenta :math:`(K - 1, H)`.
+            checkpoint (bool, optional): Keep nothing of the steps for the
+                derivative, run them again instead; no effect on a prior of
+                second order. (default: :obj:`False`)
 
         Returns:
             The signal after :math:`K` steps :math:`(N, F, H)`.
         """
-        num_steps = alpha.size(0)
-        direction = self.precondition(residual)
-        for k in range(num_steps):
-            if k > 0:
-                residual = residual - alpha[k - 1] * self(direction)
-                direction = (
-                    self.precondition(residual) + beta[k - 1] * direction
-                )
-            x = x + alpha[k] * direction
-        return x
+        if self.degree is not None:
+            return composed_cg_steps(
+                self,
+                self.precondition,
+                x,
+                self._first_residual(x, b),
+                alpha,
+                beta,
+            )
+        # Nothing moves where the diagonal is infinite.
+        diagonal = self.diagonal
+        if self.free is not None:
+            diagonal = torch.where(self.free, diagonal, float('inf'))
+        confidence = self.confidence
+        if confidence is not None:
+            confidence = confidence.expand(-1, -1, x.size(2))
+        return cg_steps(
+            self.topology,
+            self.weight,
+            diagonal,
+            confidence,
+            x,
+            b,
+            alpha,
+            beta,
+            checkpoint,
+        )
+
+    def _first_residual(self, x: Tensor, b: Tensor | None) -> Tensor:
+        image = self.prior(x)
+        if self.confidence is not None:
+            image = image + self.confidence * x
+        return self.restrict(-image if b is None else b - image)
 
 
 def _divisor(diagonal: Tensor) -> Tensor:

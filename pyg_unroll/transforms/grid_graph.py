@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -161,4 +162,6 @@ def _grid_topology(
         low, high = torch.cat([empty, *src]), torch.cat([empty, *dst])
         # Edges of neighbouring pixels side by side: kind to the caches.
         order = torch.argsort(low * num_nodes + high)
-        return Topology.from_pairs(low[order], high[order], num_nodes)
+        topology = Topology.from_pairs(low[order], high[order], num_nodes)
+        grid = (height, width, *(k for offset in offsets for k in offset))
+        return replace(topology, grid=grid)

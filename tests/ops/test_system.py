@@ -9,6 +9,8 @@ from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
 from pyg_unroll.testing import assert_same
 from tests.oracles import dense_laplacian, random_graph
 
+pytestmark = pytest.mark.usefixtures('each_backend')
+
 
 @pytest.mark.parametrize('lower, upper', [(0.1, 2.0), (0.02, 1.5)])
 def test_chebyshev_coefficients(lower, upper):
@@ -65,9 +67,7 @@ def test_gradients_at_nearly_isolated_nodes_are_finite(order):
     system = LaplacianSystem.build(topology, weight, None, free, order)
     x = torch.tensor([1.0, 0.0, 0.0, 2.0, 3.0]).view(-1, 1, 1)
     coefficients = torch.full((3, 1), 0.5)
-    out = system.iterate(
-        x, system.residual(x, x), coefficients, coefficients[1:]
-    )
+    out = system.iterate(x, None, coefficients, coefficients[1:])
     assert torch.isfinite(out).all()
     out.square().sum().backward()
     assert torch.isfinite(weight.grad).all()

@@ -70,6 +70,10 @@ class GLRConv(SmoothnessConv):
             :math:`\mathbf{D}^{-1} \mathbf{A}` that the initial coefficients
             are made for. (default: :math:`(1 / \max(K, 2), 2)`, and
             :math:`(1 / \max(K, 2), 4)` for :obj:`order=2`)
+        checkpoint (bool, optional): Keep nothing of the steps for the
+            derivative but their start, and run them again instead: less
+            memory for about one third more time; no effect for
+            :obj:`order=2`. (default: :obj:`False`)
         validate_args (bool, optional): Check the values of the inputs: finite
             signal, non-negative and symmetric weights. Costs a pass over the
             edges and, on CUDA, a synchronisation. (default: :obj:`True`)
@@ -98,6 +102,7 @@ class GLRConv(SmoothnessConv):
         mu: float = 1.0,
         order: int = 1,
         spectrum: tuple[float, float] | None = None,
+        checkpoint: bool = False,
         validate_args: bool = True,
     ) -> None:
         super().__init__(heads, fidelity, mu, validate_args)
@@ -106,6 +111,7 @@ class GLRConv(SmoothnessConv):
             raise ValueError(f"'order' must be 1 or 2 (got {order!r})")
         self.num_steps = num_steps
         self.order = order
+        self.checkpoint = checkpoint
         self.spectrum = check_spectrum(spectrum, num_steps, order)
         self.alpha = torch.nn.Parameter(torch.empty(num_steps, heads))
         self.beta = torch.nn.Parameter(torch.empty(num_steps - 1, heads))
@@ -154,9 +160,12 @@ class GLRConv(SmoothnessConv):
             topology, weight, scale, signal.free, self.order
         )
         out = self._start(signal, warm_start)
-        residual = system.residual(out, signal.x)
         out = system.iterate(
-            out, residual, self.alpha.to(x.dtype), self.beta.to(x.dtype)
+            out,
+            None if scale is None else scale * signal.x,
+            self.alpha.to(x.dtype),
+            self.beta.to(x.dtype),
+            self.checkpoint,
         )
         return self._combine(out, signal)
 

@@ -14,6 +14,7 @@ from pyg_unroll.nn.conv.smoothness_conv import (
     check_spectrum,
 )
 from pyg_unroll.ops.admm import TotalVariation
+from pyg_unroll.ops.fused_admm import admm_step
 from pyg_unroll.ops.signal import Fidelity
 from pyg_unroll.ops.system import chebyshev_coefficients
 
@@ -72,6 +73,9 @@ class GTVConv(SmoothnessConv):
         spectrum (tuple[float, float], optional): Interval of eigenvalues that
             the initial coefficients are made for.
             (default: :math:`(1 / \max(K, 2), 2)`)
+        checkpoint (bool, optional): Keep nothing of the inner steps but
+            their start, and run them again instead: less memory for more
+            time. (default: :obj:`False`)
         validate_args (bool, optional): Check the values of the inputs: finite
             signal, non-negative and symmetric weights. Costs a pass over the
             edges and, on CUDA, a synchronisation. (default: :obj:`True`)
@@ -104,6 +108,7 @@ class GTVConv(SmoothnessConv):
         rho: float = 2.0,
         relaxation: float = 1.0,
         spectrum: tuple[float, float] | None = None,
+        checkpoint: bool = False,
         validate_args: bool = True,
     ) -> None:
         super().__init__(heads, fidelity, mu, validate_args)
@@ -118,6 +123,7 @@ class GTVConv(SmoothnessConv):
         self.num_iters = num_iters
         self.num_steps = num_steps
         self.rho = rho
+        self.checkpoint = checkpoint
         self.relaxation = relaxation
         self.spectrum = check_spectrum(spectrum, num_steps)
 
@@ -206,30 +212,32 @@ class GTVConv(SmoothnessConv):
         mu = self.log_mu.exp().to(x.dtype)
         problem = TotalVariation(topology, weight, signal, mu)
         out = self._start(signal, warm_start)
-        flow = problem.gradient(out)
+        shape = (topology.num_edges, *out.shape[1:])
         if state is None:
-            dual = torch.zeros_like(flow)
-        elif state.shape == flow.shape:
+            dual = out.new_zeros(shape)
+        elif state.shape == shape:
             dual = state.to(x.dtype)
         else:
             raise ValueError(
-                f"'state' must have shape {list(flow.shape)}: undirected "
+                f"'state' must have shape {list(shape)}: undirected "
                 f'edges, features, heads (got {list(state.shape)})'
             )
         rho = self.log_rho.exp().to(x.dtype)
         relaxation = 2 * self.relaxation_logit.sigmoid().to(x.dtype)
         alpha, beta = self.alpha.to(x.dtype), self.beta.to(x.dtype)
+        # Between iterations, `dual` lacks the penalty times the new gradient.
+        previous = torch.zeros_like(rho[0])
         for t in range(self.num_iters):
-            system = problem.system(rho[t])
-
-            def solve(
-                x: Tensor, residual: Tensor, t: int = t, system: Any = system
-            ) -> Tensor:
-                return system.iterate(x, residual, alpha[t], beta[t])
-
-            out, flow, dual = problem.iterate(
-                out, flow, dual, rho[t], relaxation[t], solve, system
+            b, dual = admm_step(
+                topology, weight, out, dual, previous, rho[t], relaxation[t]
             )
+            system = problem.system(rho[t])
+            if system.confidence is not None:
+                b = b + system.confidence * signal.x
+            out = system.iterate(out, b, alpha[t], beta[t], self.checkpoint)
+            previous = rho[t]
+        if return_state:
+            dual = dual + previous * problem.gradient(out)
         out = self._combine(out, signal)
         return (out, dual) if return_state else out
 

@@ -99,7 +99,7 @@ class SmoothnessConv(MessagePassing):
             logits = self.head_logits.to(
                 torch.promote_types(out.dtype, self.head_logits.dtype)
             )
-            out = (out * logits.softmax(0).to(out.dtype)).sum(-1)
+            out = out @ logits.softmax(0).to(out.dtype)
         else:
             out = out.squeeze(-1)
         if signal.free is None:

@@ -1,0 +1,236 @@
+"""Fixed-size vectors for the CPU kernels, as an extension of numba.
+
+A kernel works on blocks of `features x heads` numbers that lie side by side.
+Their size is part of the type :class:`Lanes`, so that LLVM keeps a block in
+vector registers, which it does not do for small arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import (
+    NativeValue,
+    intrinsic,
+    models,
+    register_model,
+    typeof_impl,
+    unbox,
+)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """Size of a block."""
+
+    features: int
+    heads: int
+
+
+class _LanesType(types.Type):
+    def __init__(self, lanes: Lanes) -> None:
+        self.lanes = lanes
+        super().__init__(name=repr(lanes))
+
+
+class _Vector(types.Type):
+    def __init__(self, dtype: Any, size: int) -> None:
+        self.dtype, self.size = dtype, size
+        super().__init__(name=f'Vector({dtype}, {size})')
+
+
+@typeof_impl.register(Lanes)
+def _typeof_lanes(value: Lanes, context: Any) -> _LanesType:
+    return _LanesType(value)
+
+
+register_model(_LanesType)(models.OpaqueModel)
+
+
+@unbox(_LanesType)
+def _unbox_lanes(typ: Any, value: Any, c: Any) -> NativeValue:
+    return NativeValue(c.context.get_dummy_value())
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: _Vector) -> None:
+        element = manager.lookup(vector.dtype).get_value_type()
+        super().__init__(manager, vector, ir.VectorType(element, vector.size))
+
+
+def _pointer(
+    context: Any, builder: Any, array_type: Any, array: Any, offset: Any
+) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [offset])
+
+
+def _align(instruction: Any, dtype: Any) -> Any:
+    instruction.align = dtype.bitwidth // 8
+    return instruction
+
+
+def _shuffle(builder: Any, vector: Any, indices: list[int]) -> Any:
+    index = ir.VectorType(ir.IntType(32), len(indices))
+    undefined = ir.Constant(vector.type, ir.Undefined)
+    return builder.shuffle_vector(
+        vector, undefined, ir.Constant(index, indices)
+    )
+
+
+@intrinsic
+def zeros(typing_context, array, lanes):
+    """A block of zeros of an array's type."""
+    vector = _Vector(array.dtype, lanes.lanes.features * lanes.lanes.heads)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        llvm_type = context.get_value_type(vector)
+        return ir.Constant(llvm_type, [0.0] * vector.size)
+
+    return vector(array, lanes), codegen
+
+
+@intrinsic
+def load(typing_context, array, offset, lanes):
+    """Reads a block."""
+    vector = _Vector(array.dtype, lanes.lanes.features * lanes.lanes.heads)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], *args[:2])
+        llvm_type = context.get_value_type(vector).as_pointer()
+        block = builder.load(builder.bitcast(pointer, llvm_type))
+        return _align(block, array.dtype)
+
+    return vector(array, types.int64, lanes), codegen
+
+
+@intrinsic
+def load_heads(typing_context, array, offset, lanes):
+    """Reads one number per head and repeats them for each feature."""
+    heads, features = lanes.lanes.heads, lanes.lanes.features
+    row, vector = (_Vector(array.dtype, n) for n in (heads, heads * features))
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], *args[:2])
+        llvm_type = context.get_value_type(row).as_pointer()
+        values = builder.load(builder.bitcast(pointer, llvm_type))
+        _align(values, array.dtype)
+        return _shuffle(builder, values, list(range(heads)) * features)
+
+    return vector(array, types.int64, lanes), codegen
+
+
+@intrinsic
+def store(typing_context, array, offset, block):
+    """Writes a block."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], *args[:2])
+        pointer = builder.bitcast(pointer, args[2].type.as_pointer())
+        _align(builder.store(args[2], pointer), array.dtype)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, block), codegen
+
+
+def _sum_features(builder: Any, block: Any, lanes: Lanes) -> Any:
+    total = None
+    for f in range(lanes.features):
+        first = f * lanes.heads
+        row = _shuffle(builder, block, list(range(first, first + lanes.heads)))
+        total = row if total is None else builder.fadd(total, row)
+    return total
+
+
+@intrinsic
+def add_heads(typing_context, array, offset, block, lanes):
+    """Adds the sum of a block over its features to one number per head."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = _sum_features(builder, args[2], lanes.lanes)
+        pointer = _pointer(context, builder, signature.args[0], *args[:2])
+        pointer = builder.bitcast(pointer, total.type.as_pointer())
+        old = _align(builder.load(pointer), array.dtype)
+        total = builder.fadd(old, total)
+        _align(builder.store(total, pointer), array.dtype)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, block, lanes), codegen
+
+
+@intrinsic
+def _store_heads(typing_context, array, offset, block, lanes):
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        total = _sum_features(builder, args[2], lanes.lanes)
+        pointer = _pointer(context, builder, signature.args[0], *args[:2])
+        pointer = builder.bitcast(pointer, total.type.as_pointer())
+        _align(builder.store(total, pointer), array.dtype)
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, block, lanes), codegen
+
+
+@njit(forceinline=True, _nrt=False)
+def put_heads(array, offset, block, is_first, lanes):
+    """As `add_heads`, but overwrites at the first block."""
+    if is_first:
+        _store_heads(array, offset, block, lanes)
+    else:
+        add_heads(array, offset, block, lanes)
+
+
+def _arithmetic(emit: Callable[..., Any], arity: int) -> Any:
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return emit(builder, *args)
+
+    def unary(typing_context, a):
+        return a(a), codegen
+
+    def binary(typing_context, a, b):
+        return a(a, b), codegen
+
+    def ternary(typing_context, a, b, c):
+        return a(a, b, c), codegen
+
+    return intrinsic((unary, binary, ternary)[arity - 1])
+
+
+def _zero_where_equal(builder: Any, a: Any, b: Any, value: Any) -> Any:
+    zero = ir.Constant(value.type, [0.0] * value.type.count)
+    equal = builder.fcmp_ordered('==', a, b)
+    return builder.select(equal, zero, value)
+
+
+def _select(builder: Any, a: Any, b: Any, smaller: bool) -> Any:
+    # A NaN in `a` is kept, as by `torch.clamp`.
+    chosen = builder.fcmp_ordered('>' if smaller else '<', a, b)
+    return builder.select(chosen, b, a)
+
+
+def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    vector = a.type
+    bits = 64 if isinstance(vector.element, ir.DoubleType) else 32
+    function = cgutils.get_or_insert_function(
+        builder.module,
+        ir.FunctionType(vector, [vector] * 3),
+        f'llvm.fma.v{vector.count}f{bits}',
+    )
+    return builder.call(function, [a, b, c])
+
+
+add = _arithmetic(lambda builder, a, b: builder.fadd(a, b), 2)
+sub = _arithmetic(lambda builder, a, b: builder.fsub(a, b), 2)
+mul = _arithmetic(lambda builder, a, b: builder.fmul(a, b), 2)
+div = _arithmetic(lambda builder, a, b: builder.fdiv(a, b), 2)
+neg = _arithmetic(lambda builder, a: builder.fneg(a), 1)
+# a * b + c with one rounding, the same on every path through a kernel.
+fma = _arithmetic(_fma, 3)
+minimum = _arithmetic(lambda builder, a, b: _select(builder, a, b, True), 2)
+maximum = _arithmetic(lambda builder, a, b: _select(builder, a, b, False), 2)
+zero_where_equal = _arithmetic(_zero_where_equal, 3)
