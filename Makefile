@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv, once.
 #   make demo    demosaic a photograph and write demosaic.png
 #   make test    run the tests
+#   make bench   measure speed and memory; ARGS='--device cuda' on a GPU
 # Other builds of PyTorch: make test TORCH='torch==2.8.0'
 
 PYTHON ?= python3
@@ -19,7 +20,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) install --upgrade pip setuptools wheel
 	@$(PIP) install '$(TORCH)'
-	@$(PIP) install -e '.[images,viz]' numba
+	@$(PIP) install -e '.[images,viz]' 'numba>=0.61'
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 
@@ -52,7 +53,9 @@ format: $(STAMP)-dev
 	@$(BIN)/ruff format .
 
 bench: $(STAMP)-dev
-	@$(BIN)/python benchmarks/operators.py --write
+	@$(BIN)/python benchmarks/operators.py --write $(ARGS)
+	@$(BIN)/python benchmarks/layers.py --write $(ARGS)
+	@$(BIN)/python benchmarks/scaling.py --write $(ARGS)
 
 clean:
 	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

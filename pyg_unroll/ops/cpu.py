@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
@@ -30,7 +31,7 @@ _CHUNK = 2**17
 _SCRATCH = 256
 
 _Kernel = Callable[..., None]
-_NO_GRID = (np.zeros(6, np.int64), np.empty(0, np.int64), np.empty(0, np.int64))
+_NO_GRID = (np.zeros(5, np.int64), *(np.empty(0, np.int64),) * 2)
 
 
 @cache
@@ -116,7 +117,7 @@ def _grid(
     backwards = offsets[::-1]
     steps = np.array([row * width + col for row, col in backwards])
     images = num_nodes // (height * width)
-    head = [height, width, 2 * columns, rows, num_edges // max(images, 1), size]
+    head = [height, width, 2 * columns, rows, num_edges // max(images, 1)]
     table = np.array(head + [row for row, _ in backwards])
     return (table, starts.astype(np.int64), steps)
 
@@ -131,14 +132,23 @@ def _numbers(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype).contiguous() for tensor in tensors]
 
 
-def _row_blocks(graph: Arrays, weight: Tensor, shape: torch.Size) -> Any:
-    """Yields the first arguments of a kernel over rows, for each block."""
+def _row_blocks(
+    graph: Arrays, weight: Tensor, shape: torch.Size, walk: bool = True
+) -> Any:
+    """Yields the first arguments of a kernel over rows, for each block.
+
+    If `walk`, the kernel finds its way on pixel grids.
+    """
     features, heads = shape[1:]
-    tables = _grid(graph.grid, graph.rowptr.size(0) - 1, graph.src.size(0))
-    index = tuple(_flat(graph.rowptr, graph.col, graph.edge_id))
+    num_nodes, num_edges = graph.rowptr.size(0) - 1, graph.src.size(0)
+    tables = _grid(graph.grid, num_nodes, num_edges) if walk else _NO_GRID
+    first = [tuple(_flat(graph.rowptr, graph.col, graph.edge_id))]
+    if walk:
+        first.append(tables)
     for lanes, f, h in _blocks(features, heads):
         place = (features * heads, f * heads + h, heads, h)
-        yield (index, tables, place, lanes), lanes.features * lanes.heads
+        lanes = replace(lanes, window=tables[2].size)
+        yield (*first, place, lanes), lanes.features * lanes.heads
 
 
 def to_edges(graph: Arrays, x: Tensor, signed: bool) -> Tensor:
@@ -280,8 +290,8 @@ def admm_step(
     b, new_dual = torch.empty_like(x), torch.empty_like(dual)
     coefficients = torch.stack([rho_previous, rho, 1 / rho, relaxation])
     arrays = _flat(weight, x, dual, coefficients, b, new_dual)
-    for (index, _, *place), width in _row_blocks(graph, weight, x.shape):
-        _launch(kernels.admm_step, x.size(0), width, index, *place, *arrays)
+    for first, width in _row_blocks(graph, weight, x.shape, False):
+        _launch(kernels.admm_step, x.size(0), width, *first, *arrays)
     return b, new_dual
 
 
@@ -303,13 +313,12 @@ def admm_step_backward(
     arrays = _flat(weight, x, dual, coefficients, grad_b, grad_dual)
     outputs = _flat(grad_x, grad_weight, grad_old)
     partial = _partial(x, 3)
-    for (index, _, *place), width in _row_blocks(graph, weight, x.shape):
+    for first, width in _row_blocks(graph, weight, x.shape, False):
         _launch(
             kernels.admm_step_backward,
             x.size(0),
             width,
-            index,
-            *place,
+            *first,
             *arrays,
             *outputs,
             partial=partial,

@@ -31,6 +31,7 @@ from pyg_unroll.ops.simd import (
     put_heads,
     store,
     sub,
+    window_size,
     zero_where_equal,
     zeros,
 )
@@ -54,7 +55,7 @@ def _inlined(function: Any) -> Any:
 @_inlined
 def _segment(node, last, grid, lanes):
     """Nodes of one image row: (end, inner start, inner end, row, image)."""
-    if grid[5] == 0:
+    if window_size(lanes) == 0:
         return last, last, last, 0, 0
     height, width, margin = grid[0], grid[1], grid[2]
     line = node // width
@@ -81,10 +82,10 @@ def _row(node, rowptr, col, edge_id, w, x, shape, lanes):
 
 
 @_inlined
-def _pixel_row(node, base, grid, steps, w, x, shape, lanes):
+def _pixel_row(node, base, steps, w, x, shape, lanes):
     """The row of the Laplacian at an inner pixel, by arithmetic."""
     stride, offset, heads, head = shape
-    size = grid[5]
+    size = window_size(lanes)
     total = zeros(x, lanes)
     here = load(x, node * stride + offset, lanes)
     for k in range(size):
@@ -103,14 +104,14 @@ def _pixel_row(node, base, grid, steps, w, x, shape, lanes):
 @_inlined
 def _set_base(base, grid, starts, steps, row, image, needed, lanes):
     """First edge of each offset, so that edge = base + node * window."""
-    size = grid[5]
+    size = window_size(lanes)
     if not needed:
         return
     first_node = image * grid[0] * grid[1]
     first_edge = image * grid[4]
     for k in range(size):
         # Backwards, from the pixel `steps[k]` before, in row `row - rows[k]`.
-        source = row - grid[6 + k]
+        source = row - grid[5 + k]
         base[k] = (
             first_edge
             + starts[source]
@@ -143,12 +144,10 @@ def _row_and_edges(
 
 
 @_inlined
-def _pixel_row_and_edges(
-    node, base, grid, steps, w, x, y, scale, out, shape, lanes
-):
+def _pixel_row_and_edges(node, base, steps, w, x, y, scale, out, shape, lanes):
     """As `_row_and_edges`, at an inner pixel."""
     stride, offset, heads, head = shape
-    size = grid[5]
+    size = window_size(lanes)
     total = zeros(x, lanes)
     here = load(x, node * stride + offset, lanes)
     here_y = load(y, node * stride + offset, lanes)
@@ -186,7 +185,7 @@ def laplacian(first, last, base, index, tables, shape, lanes, w, x, out):
         _set_base(base, grid, starts, steps, row, image, inner < outer, lanes)
         for i in range(node, end):
             if inner <= i and i < outer:
-                total = _pixel_row(i, base, grid, steps, w, x, shape, lanes)
+                total = _pixel_row(i, base, steps, w, x, shape, lanes)
             else:
                 total = _row(i, rowptr, col, edge_id, w, x, shape, lanes)
             store(out, i * shape[0] + shape[1], total)
@@ -226,7 +225,7 @@ def cg_step(
         _set_base(base, grid, starts, steps, row, image, inner < outer, lanes)
         for i in range(node, end):
             if inner <= i and i < outer:
-                total = _pixel_row(i, base, grid, steps, w, v, shape, lanes)
+                total = _pixel_row(i, base, steps, w, v, shape, lanes)
             else:
                 total = _row(i, rowptr, col, edge_id, w, v, shape, lanes)
             here = i * shape[0] + shape[1]
@@ -289,7 +288,6 @@ def cg_step_backward(
                 total = _pixel_row_and_edges(
                     i,
                     base,
-                    grid,
                     steps,
                     w,
                     q,
@@ -358,7 +356,7 @@ def edge_dot(first, last, base, index, tables, shape, lanes, a, b, same, out):
     rowptr, col, edge_id = index
     is_first = shape[1] == shape[3]  # block of features: the others add to it
     grid, starts, steps = tables
-    size = grid[5]
+    size = window_size(lanes)
     node = first
     while node < last:
         end, inner, outer, row, image = _segment(node, last, grid, lanes)

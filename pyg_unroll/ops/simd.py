@@ -26,10 +26,11 @@ from numba.extending import (
 
 @dataclass(frozen=True)
 class Lanes:
-    """Size of a block."""
+    """Size of a block; and of a pixel's half window, zero if not a grid."""
 
     features: int
     heads: int
+    window: int = 0
 
 
 class _LanesType(types.Type):
@@ -82,6 +83,17 @@ def _shuffle(builder: Any, vector: Any, indices: list[int]) -> Any:
     return builder.shuffle_vector(
         vector, undefined, ir.Constant(index, indices)
     )
+
+
+@intrinsic
+def window_size(typing_context, lanes):
+    """Number of neighbours in a pixel's half window, a constant."""
+    number = lanes.lanes.window
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return context.get_constant(types.int64, number)
+
+    return types.int64(lanes), codegen
 
 
 @intrinsic

@@ -1,0 +1,154 @@
+"""The Triton kernels against plain PyTorch, on a GPU or in the interpreter."""
+
+from importlib.util import find_spec
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pyg_unroll import Topology
+from pyg_unroll.ops import reference
+from pyg_unroll.testing import TOLERANCES, assert_same
+from tests.oracles import random_graph
+
+if find_spec('triton') is None:
+    pytest.skip('Triton is not installed', allow_module_level=True)
+DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
+
+SHAPES = [(1, 1), (3, 4), (40, 2)]
+
+
+@pytest.fixture(scope='module')
+def cuda():
+    from pyg_unroll.ops import cuda
+
+    return cuda
+
+
+def make(kind, features, heads, dtype=torch.float64):
+    if kind == 'empty':
+        empty = torch.empty(2, 0, dtype=torch.long)
+        topology = Topology.from_edge_index(empty, 5)
+    else:  # three of the nodes are isolated
+        graph = random_graph(20, 40)
+        topology = Topology.from_edge_index(graph.edge_index, 23)
+    topology = topology.to(DEVICE)
+    num_nodes, num_edges = topology.num_nodes, topology.num_edges
+
+    def rand(*shape):
+        return torch.randn(shape, device=DEVICE, dtype=dtype)
+
+    return SimpleNamespace(
+        graph=topology.arrays,
+        w=rand(num_edges, heads).abs(),
+        z=rand(num_edges, features, heads),
+        h=[rand(heads).abs() + 0.1 for _ in range(3)],
+        nodes=[rand(num_nodes, features, heads) for _ in range(8)],
+        full=rand(num_nodes, features, heads).abs() + 1,
+        small=rand(num_nodes, 1, heads).abs() + 1,
+    )
+
+
+parametrize = [
+    pytest.mark.parametrize('kind', ['random', 'empty']),
+    pytest.mark.parametrize('shape', SHAPES),
+]
+
+
+def each_graph(function):
+    for mark in parametrize:
+        function = mark(function)
+    return function
+
+
+@each_graph
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.float32, torch.bfloat16]
+)
+def test_operators(cuda, kind, shape, dtype):
+    p = make(kind, *shape)
+    w, z, x, y = (v.to(dtype) for v in (p.w, p.z, *p.nodes[:2]))
+    for name, operands in (
+        ('laplacian', (w, x)),
+        ('edge_dot', (x, y)),
+        ('to_edges', (x, True)),
+        ('to_edges', (x[:, 0], False)),
+        ('to_nodes', (z, True)),
+        ('to_nodes', (w, False)),
+    ):
+        operands = [
+            v.contiguous() if v is not True and v is not False else v
+            for v in operands
+        ]
+        out = getattr(cuda, name)(p.graph, *operands)
+        expected = getattr(reference, name)(p.graph, *operands)
+        assert out.dtype == dtype
+        torch.testing.assert_close(out, expected, **TOLERANCES[dtype])
+
+
+@each_graph
+@pytest.mark.parametrize('case', ['hard', 'per feature', 'soft'])
+def test_cg_step(cuda, kind, shape, case):
+    p = make(kind, *shape)
+    diagonal = p.full if case == 'per feature' else p.small
+    diagonal = diagonal.clone()
+    diagonal[::3] = float('inf')
+    confidence = p.small if case == 'soft' else None
+    results = []
+    for module in (cuda, reference):
+        x, residual, direction = (v.clone() for v in p.nodes[:3])
+        new = module.cg_step(
+            p.graph, p.w, diagonal, confidence, x, residual, direction, *p.h
+        )
+        results.append((new, x, residual))
+    assert_same(*results)
+
+
+@each_graph
+@pytest.mark.parametrize('case', ['hard', 'first', 'soft'])
+def test_cg_step_backward(cuda, kind, shape, case):
+    p = make(kind, *shape)
+    diagonal = p.small.clone()
+    diagonal[::3] = float('inf')
+    confidence = p.full if case == 'soft' else None
+    results = []
+    for module in (cuda, reference):
+        q, v, u, grad_v, grad_x, sum_d, sum_c = (x.clone() for x in p.nodes[:7])
+        grad_w = p.w.clone()
+        out = module.cg_step_backward(
+            p.graph,
+            p.w,
+            diagonal,
+            confidence,
+            q,
+            v,
+            None if case == 'first' else u,
+            grad_v,
+            grad_x,
+            *p.h,
+            grad_w,
+            sum_d,
+            None if confidence is None else sum_c,
+        )
+        results.append((*out, grad_v, grad_w, sum_d, sum_c))
+    assert_same(*results)
+
+
+@each_graph
+def test_admm_step(cuda, kind, shape):
+    p = make(kind, *shape)
+    x, grad_b = p.nodes[:2]
+    operands = (p.graph, p.w, x, p.z, *p.h)
+    assert_same(cuda.admm_step(*operands), reference.admm_step(*operands))
+    operands = (*operands, grad_b, torch.randn_like(p.z))
+    assert_same(
+        cuda.admm_step_backward(*operands),
+        reference.admm_step_backward(*operands),
+    )
+
+
+def test_same_bits_in_each_run(cuda):
+    p = make('random', 3, 4, torch.float32)
+    first = cuda.laplacian(p.graph, p.w, p.nodes[0])
+    for _ in range(3):
+        assert torch.equal(first, cuda.laplacian(p.graph, p.w, p.nodes[0]))
