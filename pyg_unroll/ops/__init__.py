@@ -7,6 +7,7 @@ from pyg_unroll.ops.dispatch import (
     endpoint_sum,
     gradient,
     laplacian,
+    log_degree,
 )
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     'endpoint_sum',
     'gradient',
     'laplacian',
+    'log_degree',
 ]

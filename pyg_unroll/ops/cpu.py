@@ -20,6 +20,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Arrays
 from pyg_unroll.ops import cpu_kernels as kernels
+from pyg_unroll.ops import reference
 from pyg_unroll.ops.reference import accumulate_type
 from pyg_unroll.ops.simd import Lanes
 
@@ -201,6 +202,19 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
     for first, width in _row_blocks(graph, out, a.shape):
         _launch(kernels.edge_dot, a.size(0), width, *first, *arrays)
     return out.to(a.dtype)
+
+
+def log_degree(graph: Arrays, distance: Tensor) -> Tensor:
+    """See :func:`.reference.log_degree`."""
+    return reference.log_degree(graph, distance, to_nodes)
+
+
+def log_degree_backward(
+    graph: Arrays, distance: Tensor, log_degree: Tensor, grad: Tensor
+) -> Tensor:
+    """See :func:`.reference.log_degree_backward`."""
+    operands = distance, log_degree, grad
+    return reference.log_degree_backward(graph, *operands, to_edges)
 
 
 def cg_step(

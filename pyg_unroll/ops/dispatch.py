@@ -50,6 +50,26 @@ def _edge_dot(
     return backend(a).edge_dot(arrays(graph, grid), a, b)
 
 
+@_define('pyg_unroll::log_degree', mutates_args=())
+def _log_degree(
+    graph: list[Tensor], grid: list[int], distance: Tensor
+) -> Tensor:
+    return backend(distance).log_degree(arrays(graph, grid), distance)
+
+
+@_define('pyg_unroll::log_degree_backward', mutates_args=())
+def _log_degree_grad(
+    graph: list[Tensor],
+    grid: list[int],
+    distance: Tensor,
+    log_degree: Tensor,
+    grad: Tensor,
+) -> Tensor:
+    operands = distance, log_degree, grad
+    ops = backend(distance)
+    return ops.log_degree_backward(arrays(graph, grid), *operands)
+
+
 @_to_edges.register_fake
 def _(graph: list[Tensor], grid: list[int], x: Tensor, signed: bool) -> Tensor:
     return x.new_empty((graph[0].size(0), *x.shape[1:]))
@@ -68,6 +88,16 @@ def _(graph: list[Tensor], grid: list[int], *args: Tensor) -> Tensor:
 @_edge_dot.register_fake
 def _(graph: list[Tensor], grid: list[int], a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty((graph[0].size(0), a.size(2)))
+
+
+@_log_degree.register_fake
+def _(graph: list[Tensor], grid: list[int], distance: Tensor) -> Tensor:
+    return distance.new_empty((graph[2].size(0) - 1, distance.size(1)))
+
+
+@_log_degree_grad.register_fake
+def _(graph: list[Tensor], grid: list[int], *args: Tensor) -> Tensor:
+    return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -120,10 +150,30 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return *_no_grads(graph), grad_a, grad_b
 
 
+def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    graph, ctx.grid, distance = inputs
+    ctx.save_for_backward(*graph, distance, output)
+
+
+def _log_degree_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    r""":math:`\partial d = -e^{-d_{ij}} (e^{-l_i} g_i + e^{-l_j} g_j)`."""
+    *graph, distance, log_degree = ctx.saved_tensors
+    if not torch.is_grad_enabled():
+        operands = distance, log_degree, grad
+        out = _log_degree_grad(graph, ctx.grid, *operands)
+        return *_no_grads(graph), out
+    out = torch.zeros_like(distance)
+    for end in graph[:2]:
+        share = torch.exp(-distance - log_degree.index_select(0, end))
+        out = out - share * grad.index_select(0, end)
+    return *_no_grads(graph), out
+
+
 _to_edges.register_autograd(_to_edges_backward, setup_context=_save_graph)
 _to_nodes.register_autograd(_to_nodes_backward, setup_context=_save_graph)
 _laplacian.register_autograd(_laplacian_backward, setup_context=_save)
 _edge_dot.register_autograd(_edge_dot_backward, setup_context=_save)
+_log_degree.register_autograd(_log_degree_backward, setup_context=_save_all)
 
 
 def _check(name: str, value: Tensor, rows: int, what: str, dim: int) -> None:
@@ -263,3 +313,23 @@ def endpoint_sum(topology: Topology, x: Tensor) -> Tensor:
     """
     _check('x', x, topology.num_nodes, 'node', 2)
     return _to_edges(*topology.operands, x, False)
+
+
+def log_degree(topology: Topology, distance: Tensor) -> Tensor:
+    r"""Logarithmic degrees :math:`\log \sum_j \exp(-d_{ij})`.
+
+    As in a softmax, large distances do not underflow.
+
+    Args:
+        topology (Topology): The graph.
+        distance (torch.Tensor): Distances :math:`d_{ij} \ge 0` along the
+            edges, :math:`(E, H)`.
+
+    Returns:
+        One value per node and head, zero at isolated nodes, :math:`(N, H)`.
+
+    Raises:
+        ValueError: If :obj:`distance` has another shape or type.
+    """
+    _check('distance', distance, topology.num_edges, 'undirected edge', 2)
+    return _log_degree(*topology.operands, distance)

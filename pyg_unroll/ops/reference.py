@@ -7,7 +7,9 @@ results are deterministic.
 
 from __future__ import annotations
 
+import math
 import warnings
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -74,6 +76,77 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
     da = to_edges(graph, a.to(dtype), signed=True)
     db = da if b is a else to_edges(graph, b.to(dtype), signed=True)
     return (da * db).sum(1).to(a.dtype)
+
+
+# Sums of exponentials below this are computed again with a shift.
+_LEAST_SUM = 1e-30
+
+
+def log_degree(
+    graph: Arrays,
+    distance: Tensor,
+    add: Callable[[Arrays, Tensor, bool], Tensor] = to_nodes,
+) -> Tensor:
+    r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones.
+
+    Args:
+        graph (Arrays): The graph.
+        distance (torch.Tensor): :math:`d \ge 0`, :math:`(E, H)`.
+        add (callable, optional): A backend's :func:`to_nodes`.
+
+    Returns:
+        One value per node and head, :math:`(N, H)`.
+    """
+    d = distance.to(accumulate_type(distance.dtype))
+    total = add(graph, d.neg().exp_(), False)
+    if bool((total >= _LEAST_SUM).all()):
+        return total.log_().to(distance.dtype)
+    out = _shifted_log_degree(graph, d)
+    isolated = graph.rowptr.diff() == 0
+    return out.masked_fill_(isolated.unsqueeze(1), 0).to(distance.dtype)
+
+
+def _shifted_log_degree(graph: Arrays, d: Tensor) -> Tensor:
+    """In the logarithm, large distances cannot underflow to degree zero."""
+    num_nodes = graph.rowptr.size(0) - 1
+    node = torch.cat([graph.src, graph.dst]).long().unsqueeze(1)
+    node, both = node.expand(-1, d.size(1)), torch.cat([d, d])
+    shift = d.new_full((num_nodes, d.size(1)), float('inf'))
+    shift.scatter_reduce_(0, node, both, 'amin')
+    terms = torch.exp(shift.gather(0, node) - both)
+    return torch.zeros_like(shift).scatter_add_(0, node, terms).log() - shift
+
+
+def log_degree_backward(
+    graph: Arrays,
+    distance: Tensor,
+    log_degree: Tensor,
+    grad: Tensor,
+    spread: Callable[[Arrays, Tensor, bool], Tensor] = to_edges,
+) -> Tensor:
+    r"""The adjoint of :func:`log_degree`, :math:`-e^{-d_{ij}} (e^{-l_i} g_i +
+    e^{-l_j} g_j)`.
+
+    Args:
+        graph (Arrays): The graph.
+        distance (torch.Tensor): :math:`d`, :math:`(E, H)`.
+        log_degree (torch.Tensor): :math:`l`, :math:`(N, H)`.
+        grad (torch.Tensor): :math:`g`, :math:`(N, H)`.
+        spread (callable, optional): A backend's :func:`to_edges`.
+
+    Returns:
+        One value per edge and head, :math:`(E, H)`.
+    """
+    dtype = accumulate_type(distance.dtype)
+    d, degree, g = (v.to(dtype) for v in (distance, log_degree, grad))
+    if not bool((degree < math.log(_LEAST_SUM)).any()):
+        out = spread(graph, -g * torch.exp(-degree), False)
+        return out.mul_(d.neg().exp_()).to(distance.dtype)
+    out = torch.zeros_like(d)
+    for end in (graph.src, graph.dst):
+        share = torch.exp(-d - degree.index_select(0, end))
+        out -= share.mul_(g.index_select(0, end))
+    return out.to(distance.dtype)
 
 
 def cg_step(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 
 import torch
@@ -13,7 +12,11 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.graph import Topology
+from pyg_unroll.transforms.stencil import stencil_topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
+
+# Pixels of a graph too large to be remembered: half a GiB.
+_LARGE = 2**22
 
 # Half of each window: the other half are the reverse directions.
 _WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
@@ -37,7 +40,7 @@ class GridGraph(BaseTransform):
     :func:`~pyg_unroll.data.image_to_data` makes them; unlike in
     :func:`torch_geometric.utils.grid`, there are no self-loops and the y axis
     is not flipped. Edges are computed by arithmetic on the device of the data
-    and remembered by image shape.
+    and remembered by image shape (up to four megapixels).
 
     Args:
         window (int or list[tuple[int, int]], optional): :obj:`4` or :obj:`8`
@@ -139,7 +142,9 @@ def _image_shapes(data: Data) -> list[tuple[int, int]]:
     return shapes
 
 
-@lru_cache(maxsize=8)
+_remembered = lru_cache(maxsize=8)(stencil_topology)
+
+
 def _grid_topology(
     num_images: int,
     height: int,
@@ -147,21 +152,6 @@ def _grid_topology(
     offsets: tuple[tuple[int, int], ...],
     device: torch.device,
 ) -> Topology:
-    # Tensors made in inference mode could not be used for training later.
-    with torch.inference_mode(False):
-        index = torch.arange(num_images * height * width, device=device)
-        index = index.view(num_images, height, width)
-        src, dst = [], []
-        for row, col in offsets:
-            left, right = max(0, -col), min(width, width - col)
-            if row >= height or left >= right:
-                continue
-            src.append(index[:, : height - row, left:right].flatten())
-            dst.append(index[:, row:, left + col : right + col].flatten())
-        empty, num_nodes = index.new_empty(0), index.numel()
-        low, high = torch.cat([empty, *src]), torch.cat([empty, *dst])
-        # Edges of neighbouring pixels side by side: kind to the caches.
-        order = torch.argsort(low * num_nodes + high)
-        topology = Topology.from_pairs(low[order], high[order], num_nodes)
-        grid = (height, width, *(k for offset in offsets for k in offset))
-        return replace(topology, grid=grid)
+    small = num_images * height * width <= _LARGE
+    build = _remembered if small else stencil_topology
+    return build(num_images, height, width, offsets, device)

@@ -11,11 +11,11 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
-from torch_geometric.utils import scatter, softmax
+from torch_geometric.utils import softmax
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
-from pyg_unroll.ops import edge_dot, endpoint_sum
+from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
 from pyg_unroll.transforms.utils import set_edge_weight
 
 Normalization: TypeAlias = Literal['sym', 'row'] | None
@@ -147,6 +147,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             )
         weight = self.weight.to(features.dtype)
         projected = torch.einsum('nc,hrc->nrh', features, weight)
+        if torch.is_autocast_enabled(features.device.type):
+            # Features in half precision, but a graph in that of the metric.
+            projected = projected.to(self.weight.dtype)
         return edge_dot(topology, projected, projected)
 
     def edge_weights(self, features: Tensor, topology: Topology) -> Tensor:
@@ -170,8 +173,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         distance = self.distances(features, topology)
         if self.normalization is None:
             return (-distance).exp()
-        log_degree = _log_degree(distance, topology)
-        return (-distance - endpoint_sum(topology, log_degree) / 2).exp()
+        both = endpoint_sum(topology, log_degree(topology, distance))
+        return torch.add(-distance, both, alpha=-0.5).exp()
 
     def forward(self, data: Data) -> Data:
         """Returns a shallow copy of the data with :obj:`edge_weight`."""
@@ -218,17 +221,3 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             f'{self.__class__.__name__}({self.in_channels}, '
             f'heads={self.heads}, normalization={self.normalization!r})'
         )
-
-
-def _log_degree(distance: Tensor, topology: Topology) -> Tensor:
-    """Logarithm of each node's sum of `exp(-distance)`, `[N, H]`.
-
-    In the logarithm, large distances cannot underflow to degree zero.
-    """
-    num_nodes = topology.num_nodes
-    node = torch.cat([topology.src, topology.dst]).long()
-    both = torch.cat([distance, distance])
-    # The result does not depend on the shift: no gradient through it.
-    shift = scatter(both.detach(), node, 0, num_nodes, reduce='min')
-    total = scatter((shift[node] - both).exp(), node, 0, num_nodes)
-    return total.clamp(min=1).log() - shift

@@ -147,6 +147,20 @@ def test_admm_step(cuda, kind, shape):
     )
 
 
+@each_graph
+@pytest.mark.parametrize('offset', [0, 1000])
+def test_log_degree(cuda, kind, shape, offset):
+    p = make(kind, *shape)
+    d = p.w + offset
+    degree = cuda.log_degree(p.graph, d)
+    assert_same(degree, reference.log_degree(p.graph, d))
+    operands = p.graph, d, degree, p.nodes[0][:, 0].contiguous()
+    assert_same(
+        cuda.log_degree_backward(*operands),
+        reference.log_degree_backward(*operands),
+    )
+
+
 def test_same_bits_in_each_run(cuda):
     p = make('random', 3, 4, torch.float32)
     first = cuda.laplacian(p.graph, p.w, p.nodes[0])

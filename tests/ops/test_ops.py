@@ -72,6 +72,12 @@ OPERATORS = {
         lambda t, w, a, b, z: ops.endpoint_sum(t, a[:, 0]),
         lambda m, w, a, b, z: m.abs() @ a[:, 0],
     ),
+    'log_degree': (
+        lambda t, w, a, b, z: ops.log_degree(t, w),
+        lambda m, w, a, b, z: torch.where(
+            m.T.unsqueeze(-1) == 0, -torch.inf, -w
+        ).logsumexp(1),
+    ),
 }
 parametrize_operators = pytest.mark.parametrize('name', OPERATORS)
 
@@ -155,6 +161,7 @@ def test_opcheck(name):
         'edge_dot': ('edge_dot', a, b),
         'degree': ('to_nodes', w, False),
         'endpoint_sum': ('to_edges', a[:, 0].contiguous(), False),
+        'log_degree': ('log_degree', w),
     }
     op, *args = operands[name]
     args = [x.requires_grad_() if torch.is_tensor(x) else x for x in args]
@@ -163,7 +170,7 @@ def test_opcheck(name):
     )
 
 
-@parametrize_operators
+@pytest.mark.parametrize('name', sorted(OPERATORS.keys() - {'log_degree'}))
 def test_saves_only_operands(name):
     # With many features: nothing of size edges x features, also not for the
     # second derivative.
@@ -186,6 +193,31 @@ def test_saves_only_operands(name):
         )
     assert any(x is not None for x in used)
     assert foreign == []
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('offset', [0, 95, 2000])
+def test_log_degree_of_large_distances(offset, dtype, device):
+    # Where every exp(-d) of a node, or of some nodes only, is zero.
+    topology, d, *_ = make(device=device)
+    d[: len(d) // 2] += offset
+    d[:, 1] += offset
+    d = d.to(dtype).requires_grad_()
+    out = ops.log_degree(topology, d)
+    exact = d.detach().double().requires_grad_()
+    expected = OPERATORS['log_degree'][1](
+        incidence(topology), exact, None, None, None
+    )
+    torch.testing.assert_close(out.double(), expected, **TOLERANCES[dtype])
+    given = torch.randn_like(out)
+    (grad,) = torch.autograd.grad(out, d, given)
+    (twin,) = torch.autograd.grad(expected, exact, given.double())
+    # Rounding of the result, which the derivative reads, counts relatively.
+    tolerance = 1e-9 + torch.finfo(dtype).eps * (1 + 4 * offset)
+    if tolerance < 0.1:
+        torch.testing.assert_close(
+            grad.double(), twin, rtol=tolerance, atol=tolerance
+        )
 
 
 def test_adjoints(device):
@@ -254,6 +286,7 @@ def test_without_edges(num_nodes, device):
     assert ops.endpoint_sum(topology, x[:, 0]).shape == (0, H)
     assert torch.equal(ops.divergence(topology, z), zero)
     assert torch.equal(ops.degree(topology, w), zero[:, 0])
+    assert torch.equal(ops.log_degree(topology, w), zero[:, 0])
     out = ops.laplacian(topology, w, x)
     assert torch.equal(out, zero)
     grad_x, grad_w = torch.autograd.grad(out.sum(), [x, w])
@@ -280,3 +313,5 @@ def test_wrong_operands():
         ops.degree(topology, w[0])
     with pytest.raises(ValueError, match="'x' must have shape"):
         ops.endpoint_sum(topology, a)
+    with pytest.raises(ValueError, match="'distance' must have shape"):
+        ops.log_degree(topology, a)
