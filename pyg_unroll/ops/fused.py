@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,17 +29,23 @@ def topology_of(graph: list[Tensor], grid: list[int]) -> Topology:
 
 
 def differentiate(
-    outputs: tuple[Tensor, ...],
-    operands: tuple[Tensor | None, ...],
+    function: Callable[..., tuple[Tensor, ...]],
+    operands: Sequence[Tensor | None],
     grads: tuple[Tensor, ...],
 ) -> list[Tensor | None]:
     """Differentiable derivatives by those operands that need them."""
-    wanted = [v for v in operands if v is not None and v.requires_grad]
+
+    def alias(v: Tensor | None) -> Tensor | None:
+        # One operand may depend on another: only what is direct counts here.
+        return v.view_as(v) if v is not None and v.requires_grad else v
+
+    inputs = [alias(v) for v in operands]
+    wanted = [v for v in inputs if v is not None and v.requires_grad]
     values = torch.autograd.grad(
-        outputs, wanted, grads, create_graph=True, allow_unused=True
+        function(*inputs), wanted, grads, create_graph=True, allow_unused=True
     )
     found = dict(zip(map(id, wanted), values, strict=True))
-    return [found.get(id(v)) for v in operands]
+    return [found.get(id(v)) for v in inputs]
 
 
 def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

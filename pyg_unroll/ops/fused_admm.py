@@ -7,6 +7,7 @@ derivatives of higher order it is composed of the operators of
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -103,15 +104,27 @@ def _admm_backward(
             graph, ctx.grid, *operands, grad_b, grad_dual
         )
         return *none, *grads
-    topology = topology_of(graph, ctx.grid)
+    composed = partial(_composed_step, topology_of(graph, ctx.grid))
+    return *none, *differentiate(composed, operands, (grad_b, grad_dual))
+
+
+def _composed_step(
+    topology: Topology,
+    weight: Tensor,
+    x: Tensor,
+    dual: Tensor,
+    rho_previous: Tensor,
+    rho: Tensor,
+    relaxation: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The step one operator at a time."""
     flow = weight.unsqueeze(1) * gradient(topology, x)
     p = dual + rho_previous * flow
     scaled = flow + p / rho
     excess = scaled - scaled.clamp(-1 / rho, 1 / rho) - flow
     target = flow + relaxation * excess
     b = divergence(topology, weight.unsqueeze(1) * (target - p / rho))
-    outputs, grads = (b, p - rho * target), (grad_b, grad_dual)
-    return *none, *differentiate(outputs, operands, grads)
+    return b, p - rho * target
 
 
 _admm_step.register_autograd(_admm_backward, setup_context=_admm_setup)

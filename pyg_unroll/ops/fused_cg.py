@@ -9,6 +9,7 @@ composed of the operators of :mod:`.dispatch`.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -209,7 +210,8 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     if grad is None:
         return *none, *(None,) * 8
     if torch.is_grad_enabled():
-        return *none, *_composed_grads(graph, ctx.grid, operands, grad), None
+        composed = partial(_composed, topology_of(graph, ctx.grid))
+        return *none, *differentiate(composed, operands, (grad,)), None
     if not ctx.keep:
         kept = _cg_steps(graph, ctx.grid, *operands, True)[1]
     weight, diagonal, confidence, x, _, alpha, beta = operands
@@ -235,27 +237,28 @@ def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
 _cg_steps.register_autograd(_backward, setup_context=_setup)
 
 
-def _composed_grads(
-    graph: list[Tensor],
-    grid: list[int],
-    operands: tuple[Tensor | None, ...],
-    grad: Tensor,
-) -> list[Tensor | None]:
-    """Differentiable derivatives, by the steps one operator at a time."""
-    topology = topology_of(graph, grid)
-    weight, diagonal, confidence, x, b, alpha, beta = operands
-    assert weight is not None and diagonal is not None and x is not None
-    assert alpha is not None and beta is not None
+def _composed(
+    topology: Topology,
+    weight: Tensor,
+    diagonal: Tensor,
+    confidence: Tensor | None,
+    x: Tensor,
+    b: Tensor | None,
+    alpha: Tensor,
+    beta: Tensor,
+) -> tuple[Tensor]:
+    """The steps one operator at a time."""
 
     def apply(v: Tensor) -> Tensor:
         out = laplacian(topology, weight, v)
         return out if confidence is None else out + confidence * v
 
     residual = -apply(x) if b is None else b - apply(x)
-    out = composed_cg_steps(
-        apply, lambda r: r / diagonal, x, residual, alpha, beta
+    return (
+        composed_cg_steps(
+            apply, lambda r: r / diagonal, x, residual, alpha, beta
+        ),
     )
-    return differentiate((out,), operands, (grad,))
 
 
 def composed_cg_steps(

@@ -8,7 +8,10 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pyg_unroll.ops.samples import Samples
+
 Fidelity: TypeAlias = Literal['hard', 'soft']
+_ONE = Samples()
 
 
 @dataclass(frozen=True, eq=False)
@@ -17,17 +20,24 @@ class MaskedSignal:
 
     Attributes:
         x (torch.Tensor): Observations where known, elsewhere the current
-            estimate, :math:`(N, F, 1)`.
-        free (torch.Tensor or None): Boolean, the entries to be found;
-            :math:`(N, F, 1)` or :math:`(N, 1, 1)`. :obj:`None` if all are.
+            estimate, :math:`(N, F, 1)`; or, of several samples, what
+            :meth:`Samples.fold` gives.
+        free (torch.Tensor or None): Boolean, the entries to be found,
+            broadcastable to :obj:`x`. :obj:`None` if all are.
         confidence (torch.Tensor or None): Weight of each observation in the
-            squared error; zero where there is none. :math:`(N, F, 1)` or
-            :math:`(N, 1, 1)`. :obj:`None` if known entries are held.
+            squared error, broadcastable to :obj:`x`; zero where there is
+            none. :obj:`None` if known entries are held.
+        samples (Samples): How several samples are laid out.
     """
 
     x: Tensor
     free: Tensor | None
     confidence: Tensor | None
+    samples: Samples = _ONE
+
+    def tile(self, parameter: Tensor) -> Tensor:
+        """A layer's parameter per head, in the type of the signal."""
+        return self.samples.tile(parameter.to(self.x.dtype))
 
     @classmethod
     def read(
@@ -38,21 +48,24 @@ class MaskedSignal:
         fidelity: Fidelity,
         validate_args: bool = True,
         name: str = 'x',
+        samples: Samples = _ONE,
     ) -> MaskedSignal:
         r"""Checks the arguments of a layer or solver and brings them in shape.
 
         Without a mask, every entry is a noisy observation.
 
         Args:
-            x (torch.Tensor): Node signals :math:`(N, F)`.
+            x (torch.Tensor): Node signals :math:`(N, F)`, or of several
+                samples :math:`(B, N, F)`.
             mask (torch.Tensor or None): True where known, boolean
-                :math:`(N)` or :math:`(N, F)`.
+                :math:`(N)`, :math:`(N, F)` or :math:`(B, N, F)`.
             confidence (torch.Tensor or None): Non-negative weights of the
-                observations, :math:`(N)` or :math:`(N, F)`.
+                observations, of the shape of a mask.
             fidelity (str): :obj:`'hard'` or :obj:`'soft'`.
             validate_args (bool, optional): Check values, not only shapes.
                 (default: :obj:`True`)
             name (str, optional): Name of :obj:`x` in messages.
+            samples (Samples, optional): How to lay out several samples.
 
         Raises:
             ValueError: If a shape or type does not fit, known entries are not
@@ -65,9 +78,10 @@ class MaskedSignal:
                 f"(got '{type(x).__name__}'); the layers smooth a signal on "
                 f'one set of nodes, they have no bipartite form'
             )
-        if x.dim() != 2:
+        if x.dim() != (2 if samples.count is None else 3):
             raise ValueError(
-                f"'{name}' must have shape [num_nodes, features] (got "
+                f"'{name}' must have shape [num_nodes, features], or of "
+                f'several samples [samples, num_nodes, features] (got '
                 f"{list(x.shape)}); a single signal needs '.unsqueeze(-1)'"
             )
         if not x.is_floating_point():
@@ -89,17 +103,18 @@ class MaskedSignal:
             if confidence is not None:
                 _check_confidence(confidence)
 
-        x = x.unsqueeze(-1)
         if known is None:
             if confidence is None:
-                confidence = x.new_ones((x.size(0), 1, 1))
-            return cls(x, None, confidence)
-        if fidelity == 'hard':
-            return cls(x, ~known, None)
-        weight = known.to(x.dtype)
+                confidence = x.new_ones((x.size(-2), 1))
+            free = None
+        elif fidelity == 'hard':
+            free, confidence = samples.fold(~known), None
+        else:
+            free, weight = None, known.to(x.dtype)
+            confidence = weight if confidence is None else weight * confidence
         if confidence is not None:
-            weight = weight * confidence
-        return cls(x, None, weight)
+            confidence = samples.fold(confidence)
+        return cls(samples.fold(x), free, confidence, samples)
 
 
 def _read_mask(mask: Tensor, x: Tensor) -> Tensor:
@@ -108,33 +123,34 @@ def _read_mask(mask: Tensor, x: Tensor) -> Tensor:
             f"'mask' must be boolean, True where known (got {mask.dtype}); "
             f"convert it with 'mask.bool()' or compare, 'mask > 0'"
         )
-    if mask.shape not in (x.shape, x.shape[:1]):
+    return _per_entry('mask', mask, x)
+
+
+def _per_entry(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """Checks a shape; one value per node becomes `[N, 1]`."""
+    shapes = [x.shape[-2:-1], x.shape[-2:], x.shape][: x.dim()]
+    if value.shape not in shapes:
+        *others, last = (str(list(shape)) for shape in shapes)
         raise ValueError(
-            f"'mask' must have shape {list(x.shape[:1])} or {list(x.shape)} "
-            f'(got {list(mask.shape)})'
+            f"'{name}' must have shape {', '.join(others)} or {last} (got "
+            f'{list(value.shape)})'
         )
-    return _as_signal(mask)
-
-
-def _as_signal(value: Tensor) -> Tensor:
-    """One value per node or entry to `[N, 1, 1]` or `[N, F, 1]`."""
-    return value.reshape(*value.shape, *(1,) * (3 - value.dim()))
+    return value.unsqueeze(-1) if value.dim() == 1 else value
 
 
 def _read_confidence(confidence: Tensor, x: Tensor) -> Tensor:
-    if confidence.shape not in (x.shape, x.shape[:1]):
-        raise ValueError(
-            f"'confidence' must have shape {list(x.shape[:1])} or "
-            f'{list(x.shape)} (got {list(confidence.shape)})'
-        )
-    return _as_signal(confidence.to(x.dtype))
+    return _per_entry('confidence', confidence.to(x.dtype), x)
 
 
 def _check_values(x: Tensor, known: Tensor | None, name: str) -> None:
     if not bool(torch.isfinite(x).all()):
-        node, feature = (int(k) for k in (~torch.isfinite(x)).nonzero()[0])
-        here = f'{float(x[node, feature])} at node {node}, feature {feature}'
-        if known is None or bool(known.expand(*x.shape, 1)[node, feature]):
+        index = (~torch.isfinite(x)).nonzero()[0].tolist()
+        axes = ('sample', 'node', 'feature')[-x.dim() :]
+        where = ', '.join(
+            f'{axis} {k}' for axis, k in zip(axes, index, strict=True)
+        )
+        here = f'{float(x[tuple(index)])} at {where}'
+        if known is None or bool(known.expand_as(x)[tuple(index)]):
             raise ValueError(
                 f"'{name}' must be finite where it is known (got {here}); "
                 f"mark missing entries as False in 'mask'"
@@ -146,10 +162,11 @@ def _check_values(x: Tensor, known: Tensor | None, name: str) -> None:
         )
     if known is None or x.numel() == 0:
         return
-    per_column = known.any(0).view(-1)
+    per_column = known.any(-2)
     if not bool(per_column.all()):
-        column = int((~per_column).nonzero()[0])
-        where = '' if known.size(1) == 1 else f' in feature {column}'
+        column = (~per_column).nonzero()[0].tolist()
+        where = '' if known.size(-1) == 1 else f' in feature {column[-1]}'
+        where += f' of sample {column[0]}' if known.dim() == 3 else ''
         raise ValueError(
             f"'mask' has no known entry{where}: there is nothing to "
             f'interpolate from; mark the observed entries as True'
@@ -167,7 +184,7 @@ def _check_confidence(confidence: Tensor) -> None:
             f"'confidence' must be finite and non-negative (its range is "
             f'{float(confidence.min())} to {float(confidence.max())})'
         )
-    if not bool((confidence > 0).any(0).all()):
+    if not bool((confidence > 0).any(-2).all()):
         raise ValueError(
             "'confidence' is zero everywhere in a feature: there is nothing "
             'to interpolate from'

@@ -133,34 +133,26 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         r"""Distances :math:`d_{ij}`.
 
         Args:
-            features (torch.Tensor): Node features :math:`(N, C)`.
+            features (torch.Tensor): Node features :math:`(N, C)`, or of
+                several samples on one graph :math:`(B, N, C)`.
             topology (Topology): The graph.
 
         Returns:
-            One row per undirected edge, :math:`(E, H)`.
+            One row per undirected edge, :math:`(E, H)` or
+            :math:`(B, E, H)`.
         """
-        self._materialize(features)
-        if features.dim() != 2 or features.size(-1) != self.in_channels:
-            raise ValueError(
-                f"'features' must have shape [num_nodes, {self.in_channels}] "
-                f"(got {list(features.shape)}); set 'in_channels' accordingly"
-            )
-        weight = self.weight.to(features.dtype)
-        projected = torch.einsum('nc,hrc->nrh', features, weight)
-        if torch.is_autocast_enabled(features.device.type):
-            # Features in half precision, but a graph in that of the metric.
-            projected = projected.to(self.weight.dtype)
-        return edge_dot(topology, projected, projected)
+        return self._split(self._distances(features, topology), features)
 
     def edge_weights(self, features: Tensor, topology: Topology) -> Tensor:
         r"""Weights per undirected edge, for :obj:`'sym'` or no normalization.
 
         Args:
-            features (torch.Tensor): Node features :math:`(N, C)`.
+            features (torch.Tensor): Node features :math:`(N, C)`, or of
+                several samples on one graph :math:`(B, N, C)`.
             topology (Topology): The graph.
 
         Returns:
-            Weights :math:`(E, H)`.
+            Weights :math:`(E, H)` or :math:`(B, E, H)`.
 
         Raises:
             ValueError: If the normalization is :obj:`'row'`.
@@ -170,11 +162,37 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 "normalization='row' gives weights that differ by direction; "
                 "call the transform on 'data', or use 'sym'"
             )
-        distance = self.distances(features, topology)
-        if self.normalization is None:
-            return (-distance).exp()
-        both = endpoint_sum(topology, log_degree(topology, distance))
-        return torch.add(-distance, both, alpha=-0.5).exp()
+        exponent = -self._distances(features, topology)
+        if self.normalization == 'sym':
+            degree = log_degree(topology, -exponent)
+            exponent = torch.add(
+                exponent, endpoint_sum(topology, degree), alpha=-0.5
+            )
+        return self._split(exponent.exp(), features)
+
+    def _distances(self, features: Tensor, topology: Topology) -> Tensor:
+        """Distances with the samples among the heads, `[E, B * H]`."""
+        self._materialize(features)
+        channels = self.in_channels
+        if features.dim() not in (2, 3) or features.size(-1) != channels:
+            raise ValueError(
+                f"'features' must have shape [num_nodes, {channels}] or "
+                f'[samples, num_nodes, {channels}] (got '
+                f"{list(features.shape)}); set 'in_channels' accordingly"
+            )
+        weight = self.weight.to(features.dtype)
+        projected = torch.einsum('...nc,hrc->nr...h', features, weight)
+        if torch.is_autocast_enabled(features.device.type):
+            # Features in half precision, but a graph in that of the metric.
+            projected = projected.to(self.weight.dtype)
+        projected = projected.flatten(2)
+        return edge_dot(topology, projected, projected)
+
+    def _split(self, value: Tensor, features: Tensor) -> Tensor:
+        """Samples first again, if there are several."""
+        if features.dim() == 2:
+            return value
+        return value.unflatten(1, (features.size(0), -1)).movedim(1, 0)
 
     def forward(self, data: Data) -> Data:
         """Returns a shallow copy of the data with :obj:`edge_weight`."""

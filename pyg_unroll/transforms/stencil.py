@@ -71,14 +71,14 @@ class _Stencil:
 
     def topology(self, num_images: int) -> Topology:
         """Lists one image after the other."""
-        num_pixels, num_edges = self.height * self.width, self.first_edge[-1]
-        num_edges = int(num_edges)
+        num_pixels = self.height * self.width
+        num_edges = int(self.first_edge[-1])
         total = 2 * num_edges * num_images
         index = torch.int32 if total < 2**31 else torch.int64
         ends = torch.empty(2, num_edges, dtype=index, device=self.device)
         entries = ends.new_empty(2, 2 * num_edges)
-        sign = ends.new_empty(2 * num_edges, dtype=torch.float32)
-        entry = ends.new_empty(num_edges, 2, dtype=torch.long)
+        sign = ends.new_empty((2 * num_edges,), dtype=torch.float32)
+        entry = ends.new_empty((num_edges, 2), dtype=torch.long)
         lines = max(_PIXELS // self.width, 1)
         for top in range(0, self.height, lines):
             bottom = min(top + lines, self.height)
@@ -145,7 +145,7 @@ class _Stencil:
         above = max(top - max((row for row, _ in self.offsets), default=0), 0)
         first = self.first_edge[above * width : bottom * width]
         number = first.view(-1, width).clone()
-        out = number.new_zeros(bottom - top, width, 2 * size)
+        out = number.new_zeros((bottom - top, width, 2 * size))
         for k, (row, col) in enumerate(self.offsets):
             out[..., size + k] = number[top - above :]
             # Pixels whose predecessor by this offset is in the image.
@@ -169,6 +169,6 @@ def _starts(rows: Tensor, columns: Tensor) -> Tensor:
     """Running number of neighbours before each pixel, and in all."""
     # Small integers in floating point: matrix products of others are rare.
     count = (rows.float() @ columns.float().T).flatten()
-    start = count.new_zeros(count.numel() + 1, dtype=torch.long)
+    start = count.new_zeros((count.numel() + 1,), dtype=torch.long)
     torch.cumsum(count, 0, dtype=torch.long, out=start[1:])
     return start

@@ -80,14 +80,17 @@ class GLRConv(SmoothnessConv):
 
     Shapes:
         - **input:**
-          node signals :math:`(|\mathcal{V}|, F)`,
+          node signals :math:`(|\mathcal{V}|, F)` or, of several samples on
+          one graph, :math:`(B, |\mathcal{V}|, F)`,
           undirected edge indices :math:`(2, |\mathcal{E}|)` or any layout
           that :func:`~pyg_unroll.layouts.resolve_graph` takes,
           symmetric edge weights :math:`(|\mathcal{E}|)` or
-          :math:`(|\mathcal{E}|, H)` *(optional)*,
-          mask, True where known, :math:`(|\mathcal{V}|)` or
-          :math:`(|\mathcal{V}|, F)` *(optional)*
-        - **output:** node signals :math:`(|\mathcal{V}|, F)`
+          :math:`(|\mathcal{E}|, H)`, or of each sample
+          :math:`(B, |\mathcal{E}|, H)` *(optional)*,
+          mask, True where known, :math:`(|\mathcal{V}|)`,
+          :math:`(|\mathcal{V}|, F)` or :math:`(B, |\mathcal{V}|, F)`
+          *(optional)*
+        - **output:** node signals of the shape of the input
 
     Raises:
         ValueError: If an argument has a wrong shape, type or value; the
@@ -153,9 +156,9 @@ class GLRConv(SmoothnessConv):
         signal, topology, weight = self._read(
             x, edge_index, edge_weight, mask, confidence
         )
-        scale = None
+        tile, scale = signal.tile, None
         if signal.confidence is not None:
-            scale = signal.confidence * (-self.log_mu).exp().to(x.dtype)
+            scale = signal.confidence * tile((-self.log_mu).exp())
         system = LaplacianSystem.build(
             topology, weight, scale, signal.free, self.order
         )
@@ -163,8 +166,8 @@ class GLRConv(SmoothnessConv):
         out = system.iterate(
             out,
             None if scale is None else scale * signal.x,
-            self.alpha.to(x.dtype),
-            self.beta.to(x.dtype),
+            tile(self.alpha),
+            tile(self.beta),
             self.checkpoint,
         )
         return self._combine(out, signal)

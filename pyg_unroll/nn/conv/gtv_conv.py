@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, overload
 
 import torch
@@ -15,6 +17,7 @@ from pyg_unroll.nn.conv.smoothness_conv import (
 )
 from pyg_unroll.ops.admm import TotalVariation
 from pyg_unroll.ops.fused_admm import admm_step
+from pyg_unroll.ops.replay import DualReplay
 from pyg_unroll.ops.signal import Fidelity
 from pyg_unroll.ops.system import chebyshev_coefficients
 
@@ -82,16 +85,20 @@ class GTVConv(SmoothnessConv):
 
     Shapes:
         - **input:**
-          node signals :math:`(|\mathcal{V}|, F)`,
+          node signals :math:`(|\mathcal{V}|, F)` or, of several samples on
+          one graph, :math:`(B, |\mathcal{V}|, F)`,
           undirected edge indices :math:`(2, |\mathcal{E}|)` or any layout
           that :func:`~pyg_unroll.layouts.resolve_graph` takes,
           symmetric edge weights :math:`(|\mathcal{E}|)` or
-          :math:`(|\mathcal{E}|, H)` *(optional)*,
-          mask, True where known, :math:`(|\mathcal{V}|)` or
-          :math:`(|\mathcal{V}|, F)` *(optional)*
-        - **output:** node signals :math:`(|\mathcal{V}|, F)`, and with
+          :math:`(|\mathcal{E}|, H)`, or of each sample
+          :math:`(B, |\mathcal{E}|, H)` *(optional)*,
+          mask, True where known, :math:`(|\mathcal{V}|)`,
+          :math:`(|\mathcal{V}|, F)` or :math:`(B, |\mathcal{V}|, F)`
+          *(optional)*
+        - **output:** node signals of the shape of the input, and with
           :obj:`return_state=True` the dual variable
-          :math:`(|\mathcal{E}| / 2, F, H)`
+          :math:`(|\mathcal{E}| / 2, F, H)` or
+          :math:`(B, |\mathcal{E}| / 2, F, H)`
 
     Raises:
         ValueError: If an argument has a wrong shape, type or value; the
@@ -209,28 +216,32 @@ class GTVConv(SmoothnessConv):
         signal, topology, weight = self._read(
             x, edge_index, edge_weight, mask, confidence
         )
-        mu = self.log_mu.exp().to(x.dtype)
+        samples, tile = signal.samples, signal.tile
+        mu = tile(self.log_mu.exp())
         problem = TotalVariation(topology, weight, signal, mu)
         out = self._start(signal, warm_start)
-        shape = (topology.num_edges, *out.shape[1:])
+        shape = (*x.shape[:-2], topology.num_edges, x.size(-1), self.heads)
         if state is None:
-            dual = out.new_zeros(shape)
+            dual = out.new_zeros((topology.num_edges, *out.shape[1:]))
         elif state.shape == shape:
-            dual = state.to(x.dtype)
+            dual = samples.fold_edges(state.to(x.dtype))
         else:
             raise ValueError(
                 f"'state' must have shape {list(shape)}: undirected "
                 f'edges, features, heads (got {list(state.shape)})'
             )
-        rho = self.log_rho.exp().to(x.dtype)
-        relaxation = 2 * self.relaxation_logit.sigmoid().to(x.dtype)
-        alpha, beta = self.alpha.to(x.dtype), self.beta.to(x.dtype)
+        rho = tile(self.log_rho.exp())
+        relaxation = tile(2 * self.relaxation_logit.sigmoid())
+        alpha, beta = tile(self.alpha), tile(self.beta)
+        step: Callable[..., tuple[Tensor, Tensor]] = partial(
+            admm_step, topology, weight
+        )
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            step = DualReplay(topology, weight, dual).step
         # Between iterations, `dual` lacks the penalty times the new gradient.
         previous = torch.zeros_like(rho[0])
         for t in range(self.num_iters):
-            b, dual = admm_step(
-                topology, weight, out, dual, previous, rho[t], relaxation[t]
-            )
+            b, dual = step(out, dual, previous, rho[t], relaxation[t])
             system = problem.system(rho[t])
             if system.confidence is not None:
                 b = b + system.confidence * signal.x
@@ -239,7 +250,7 @@ class GTVConv(SmoothnessConv):
         if return_state:
             dual = dual + previous * problem.gradient(out)
         out = self._combine(out, signal)
-        return (out, dual) if return_state else out
+        return (out, samples.unfold_edges(dual)) if return_state else out
 
     def __repr__(self) -> str:
         return (

@@ -11,6 +11,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
+from pyg_unroll.ops.samples import Samples
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 
 
@@ -64,37 +65,52 @@ class SmoothnessConv(MessagePassing):
         mask: Tensor | None,
         confidence: Tensor | None,
     ) -> tuple[MaskedSignal, Topology, Tensor]:
-        """Returns the signal, the graph and weights `[E, H]`."""
+        """Returns the signal, the graph and weights `[E, H]`.
+
+        Of samples with weights of their own, `[E, B * H]`.
+        """
+        samples = _read_samples(x, edge_weight, self.heads)
         signal = MaskedSignal.read(
-            x, mask, confidence, self.fidelity, self.validate_args
+            x,
+            mask,
+            confidence,
+            self.fidelity,
+            self.validate_args,
+            samples=samples,
         )
+        if samples.own_weights and edge_weight is not None:
+            edge_weight = edge_weight.transpose(0, 1).flatten(1)
         topology, weight = resolve_graph(
-            edge_index, edge_weight, x.size(0), x.dtype, self.validate_args
+            edge_index, edge_weight, x.size(-2), x.dtype, self.validate_args
         )
-        if weight.size(1) not in (1, self.heads):
+        weight = weight.unflatten(1, (samples.num_groups, -1))
+        if weight.size(2) not in (1, self.heads):
             raise ValueError(
-                f"'edge_weight' has {weight.size(1)} heads, but the layer has "
-                f"{self.heads}; build it with 'heads={weight.size(1)}' or "
+                f"'edge_weight' has {weight.size(2)} heads, but the layer has "
+                f"{self.heads}; build it with 'heads={weight.size(2)}' or "
                 f'give weights of shape [num_edges]'
             )
-        return signal, topology, weight.expand(-1, self.heads)
+        return signal, topology, weight.expand(-1, -1, self.heads).flatten(1)
 
     def _start(self, signal: MaskedSignal, warm_start: Tensor | None) -> Tensor:
         """Returns the initial estimate `[N, F, H]`."""
-        x = signal.x
+        x, samples = signal.x, signal.samples
         if warm_start is not None:
-            if warm_start.shape != x.shape[:2]:
+            shape = samples.unfold(samples.first_heads(x)).shape
+            if warm_start.shape != shape:
                 raise ValueError(
                     f"'warm_start' must have the shape of 'x', "
-                    f'{list(x.shape[:2])} (got {list(warm_start.shape)})'
+                    f'{list(shape)} (got {list(warm_start.shape)})'
                 )
-            start = warm_start.to(x.dtype).unsqueeze(-1)
+            start = samples.fold(warm_start.to(x.dtype))
             free = signal.free
             x = start if free is None else torch.where(free, start, x)
-        return x.expand(-1, -1, self.heads)
+        return x.expand(-1, -1, samples.num_groups * self.heads)
 
     def _combine(self, out: Tensor, signal: MaskedSignal) -> Tensor:
         """Averages the heads and restores held entries bit for bit."""
+        samples = signal.samples
+        out = out.unflatten(2, (samples.num_groups, self.heads))
         if self.heads > 1:
             logits = self.head_logits.to(
                 torch.promote_types(out.dtype, self.head_logits.dtype)
@@ -102,9 +118,25 @@ class SmoothnessConv(MessagePassing):
             out = out @ logits.softmax(0).to(out.dtype)
         else:
             out = out.squeeze(-1)
-        if signal.free is None:
-            return out
-        return torch.where(signal.free.squeeze(-1), out, signal.x.squeeze(-1))
+        if signal.free is not None:
+            free, x = map(samples.first_heads, (signal.free, signal.x))
+            out = torch.where(free, out, x)
+        return samples.unfold(out)
+
+
+def _read_samples(x: Tensor, edge_weight: Tensor | None, heads: int) -> Samples:
+    is_batch = isinstance(x, Tensor) and x.dim() == 3
+    count = x.size(0) if is_batch else None
+    if edge_weight is None or edge_weight.dim() != 3:
+        return Samples(count, heads)
+    if edge_weight.size(0) != count:
+        raise ValueError(
+            f"'edge_weight' holds weights of {edge_weight.size(0)} samples, "
+            f"[samples, num_edges, heads]; 'x' must then have shape "
+            f'[{edge_weight.size(0)}, num_nodes, features] (got '
+            f'{list(x.shape)})'
+        )
+    return Samples(count, heads, own_weights=True)
 
 
 def check_positive(name: str, value: int) -> None:

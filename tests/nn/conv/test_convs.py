@@ -244,6 +244,7 @@ def test_stacking_goes_on_where_the_first_stopped(make):
     assert_same(twice, conv(x, edge_index, weight, mask, warm_start=once))
 
 
+@pytest.mark.usefixtures('each_backend')
 @parametrize_convs
 @pytest.mark.parametrize('fidelity', ['hard', 'soft'])
 @pytest.mark.parametrize('heads', [1, 2])
@@ -272,6 +273,17 @@ def test_gradients(make, fidelity, heads):
     )
     assert gradcheck(function, arguments)
     assert gradgradcheck(function, arguments, fast_mode=True)
+    # To be differentiated again, they are computed in another way.
+    first, second = (
+        torch.autograd.grad(
+            function(*arguments).sin().sum(),
+            arguments,
+            create_graph=create_graph,
+            materialize_grads=True,
+        )
+        for create_graph in (False, True)
+    )
+    assert_same(first, tuple(second))
 
 
 @parametrize_convs
@@ -479,7 +491,13 @@ def bad_inputs():
     nan = float('nan')
     return {
         'vector': (x[:, 0], edge_index, weight, mask, r'unsqueeze\(-1\)'),
-        '3d': (x[None], edge_index, weight, mask, r'shape \[num_nodes, f'),
+        '4d': (
+            x[None, None],
+            edge_index,
+            weight,
+            mask,
+            r'shape \[num_nodes, f.*\[samples, num_nodes, f',
+        ),
         'integers': (x.long(), edge_index, weight, mask, 'floating point'),
         'bytes': (
             x.to(torch.uint8),

@@ -1,9 +1,13 @@
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
 from pyg_unroll import GTVConv, Topology
+from pyg_unroll.nn.conv import gtv_conv
+from pyg_unroll.ops import replay
+from pyg_unroll.ops.fused_admm import admm_step
 from pyg_unroll.testing import assert_same
 from tests.oracles import (
     dual_gtv_proximal,
@@ -156,31 +160,82 @@ def test_relaxation_changes_the_way_not_the_aim():
         assert abs(value / optimum - 1) < 5e-3, relaxation
 
 
-def test_saves_a_bounded_number_of_edge_signals():
-    # ADMM's own states live on the edges; nothing else there is kept.
-    features, num_iters = 64, 3
-    graph = random_graph(12, 60)
-    topology = Topology.from_edge_index(graph.edge_index, 12)
+def training_input(num_nodes=12, features=64):
+    graph = random_graph(num_nodes, 5 * num_nodes)
+    topology = Topology.from_edge_index(graph.edge_index, num_nodes)
     weight = topology.undirected_weight(graph.edge_weight).requires_grad_()
-    x = torch.randn(12, features, requires_grad=True)
-    mask = torch.arange(12) < 4
-    sizes, edge_signal = {}, topology.num_edges * features
+    x = torch.randn(num_nodes, features, requires_grad=True)
+    return x, topology, weight, torch.arange(num_nodes) < 4
 
-    def pack(y):
-        if y.is_floating_point():
-            sizes[y.untyped_storage().data_ptr()] = y.numel()
-        return y
 
-    totals = []
-    for num_steps in (2, 6):
-        sizes.clear()
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda y: y):
-            out = GTVConv(num_iters, num_steps)(x, topology, weight, mask)
-        assert max(sizes.values()) <= edge_signal
-        totals.append(sum(n == edge_signal for n in sizes.values()))
+@pytest.mark.parametrize('checkpoint', [False, True])
+def test_keeps_no_edge_signals(monkeypatch, checkpoint):
+    # Neither per iteration nor per inner step.
+    x, topology, weight, mask = training_input()
+    edge_signal = topology.num_edges * x.size(1)
+    kept = {}
+
+    class Hooks(torch.autograd.graph.saved_tensors_hooks):
+        """Sees what other hooks keep, too."""
+
+        def __init__(self, pack, unpack):
+            def count(y):
+                packed = pack(y)
+                y = getattr(packed, 'tensor', packed)
+                if torch.is_tensor(y) and y.is_floating_point():
+                    kept[y.untyped_storage().data_ptr()] = y.numel()
+                return packed
+
+            super().__init__(count, unpack)
+
+    monkeypatch.setattr(torch.autograd.graph, 'saved_tensors_hooks', Hooks)
+    for num_iters, num_steps in ((3, 2), (3, 6), (9, 2)):
+        kept.clear()
+        conv = GTVConv(num_iters, num_steps, checkpoint=checkpoint)
+        with Hooks(lambda y: y, lambda y: y):
+            out = conv(x, topology, weight, mask)
+        assert kept
+        # The dual variable before the first iteration.
+        assert sum(n >= edge_signal for n in kept.values()) <= 1
         del out
-    assert totals[0] == totals[1]  # none per inner step
-    assert totals[0] <= 16 * num_iters
+
+
+@pytest.mark.parametrize('num_iters', [1, 2, 9])
+def test_replayed_gradients_are_the_same_bits(monkeypatch, num_iters):
+    x, topology, weight, mask = training_input(features=2)
+    state = torch.randn(topology.num_edges, 2, 1, requires_grad=True)
+    conv, steps = GTVConv(num_iters, 2), []
+
+    def counted(*operands):
+        steps.append(operands)
+        return admm_step(*operands)
+
+    class Plain:
+        def __init__(self, topology, weight, dual):
+            self.step = partial(admm_step, topology, weight)
+
+    leaves = x, weight, state, conv.log_rho, conv.alpha
+    monkeypatch.setattr(replay, 'admm_step', counted)
+    out = conv(x, topology, weight, mask, state=state)
+    run = partial(torch.autograd.grad, out, leaves, torch.ones_like(out))
+    grads = run(retain_graph=True)
+    assert all(map(torch.equal, grads, run(retain_graph=True)))
+    assert_close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-3)
+    assert_close(grads, run(create_graph=True))
+    assert len(steps) <= num_iters + 3 * num_iters * num_iters.bit_length()
+    monkeypatch.setattr(gtv_conv, 'DualReplay', Plain)
+    out = conv(x, topology, weight, mask, state=state)
+    plain = torch.autograd.grad(out, leaves, torch.ones_like(out))
+    assert all(map(torch.equal, grads, plain))
+
+
+def test_changes_in_place_are_noticed():
+    x, topology, weight, mask = training_input()
+    state = torch.zeros(topology.num_edges, x.size(1), 1)
+    out = GTVConv(2)(x, topology, weight, mask, state=state)
+    state.add_(1)
+    with pytest.raises(RuntimeError, match='changed in place'):
+        out.sum().backward()
 
 
 @pytest.mark.parametrize(
