@@ -115,7 +115,9 @@ class SmoothnessConv(MessagePassing):
             logits = self.head_logits.to(
                 torch.promote_types(out.dtype, self.head_logits.dtype)
             )
-            out = out @ logits.softmax(0).to(out.dtype)
+            # Autocast would take the product in half precision.
+            with torch.autocast(out.device.type, enabled=False):
+                out = out @ logits.softmax(0).to(out.dtype)
         else:
             out = out.squeeze(-1)
         if signal.free is not None:

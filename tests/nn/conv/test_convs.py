@@ -679,3 +679,13 @@ def test_checks_can_be_switched_off(make):
     x[0, 0] = float('nan')
     out = make(validate_args=False)(x, edge_index, weight, mask)
     assert bool(out.isnan().any())
+
+
+@parametrize_convs
+@pytest.mark.parametrize('heads', [1, 2])
+def test_autocast_leaves_the_solver_alone(make, heads, device):
+    x, edge_index, weight, mask = (v.to(device) for v in make_input(heads))
+    conv = make(heads=heads).to(device)
+    expected = conv(x, edge_index, weight, mask)
+    with torch.autocast(device.type, torch.bfloat16):
+        assert torch.equal(conv(x, edge_index, weight, mask), expected)

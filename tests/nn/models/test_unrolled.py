@@ -16,7 +16,12 @@ from pyg_unroll import (
     mosaic,
     points_to_data,
 )
-from pyg_unroll.testing import assert_batch_equals_loop, assert_same
+from pyg_unroll.testing import (
+    assert_batch_equals_loop,
+    assert_compiles,
+    assert_exports,
+    assert_same,
+)
 
 MODELS = {
     UnrolledGLR: {'num_steps': 3},
@@ -362,3 +367,57 @@ def test_repr_and_batch_of_one(cls):
     )
     data = make_data()
     assert_same(model(Batch.from_data_list([data])), model(data))
+
+
+@parametrize_models
+@parametrize_domains
+def test_compile(cls, domain):
+    model = make_model(cls, domain, guide=True)
+    data = make_data(domain)
+    data.edge_index = model.graph.topology(data)
+    assert_compiles(model, data, backend='aot_eager')
+    # The edges of a transform, which carry no topology, do as well.
+    data.edge_index = data.edge_index.edge_index
+    assert_compiles(model, data, backend='aot_eager')
+
+
+@parametrize_models
+@parametrize_domains
+def test_export(cls, domain):
+    model, data = make_model(cls, domain, guide=True), make_data(domain)
+    topology = model.graph.topology(data)
+
+    class OnTensors(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x, mask):
+            example = data.clone()
+            example.update({'x': x, 'mask': mask, 'edge_index': topology})
+            return self.model(example)
+
+    assert_exports(OnTensors(), data.x, data.mask)
+
+
+@parametrize_models
+@parametrize_domains
+def test_autocast(cls, domain, device):
+    model, data = make_model(cls, domain), make_data(domain).to(device)
+    model.to(device)
+    outs, grads = [], []
+    for enabled in (False, True):
+        with torch.autocast(device.type, torch.bfloat16, enabled=enabled):
+            out = model(data)
+        loss = (out - 0.5).square().mean()
+        wanted = list(model.parameters())
+        grads.append(torch.autograd.grad(loss, wanted, materialize_grads=True))
+        outs.append(out)
+    assert outs[1].dtype == torch.float32
+    assert torch.equal(outs[1][data.mask], data.x[data.mask])
+    assert not torch.equal(*outs)
+    # Only the feature nets compute in half precision.
+    torch.testing.assert_close(*outs, rtol=0.02, atol=0.02)
+    for full, half in zip(*grads, strict=True):
+        assert half.dtype == torch.float32
+        assert (half - full).norm() <= 0.2 * full.norm() + 1e-3
