@@ -6,11 +6,9 @@ alone, so that results do not depend on the number of threads.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Arrays
 from pyg_unroll.ops import cpu_kernels as kernels
-from pyg_unroll.ops import reference
+from pyg_unroll.ops import reference, threads
 from pyg_unroll.ops.reference import accumulate_type
 from pyg_unroll.ops.simd import Lanes
 
@@ -35,12 +33,6 @@ _Kernel = Callable[..., None]
 _NO_GRID = (np.zeros(5, np.int64), *(np.empty(0, np.int64),) * 2)
 
 
-@cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # Threads do not survive a fork, hence one pool for each process.
-    return ThreadPoolExecutor(threads, 'pyg_unroll')
-
-
 def _launch(
     kernel: _Kernel,
     rows: int,
@@ -53,25 +45,17 @@ def _launch(
     bounds = [*range(0, rows, step), rows]
     chunks = list(enumerate(pairwise(bounds)))
 
-    def work(mine: list[tuple[int, tuple[int, int]]]) -> None:
+    count = max(min(torch.get_num_threads(), len(chunks)), 1)
+
+    def work(k: int) -> None:
         scratch = np.empty(_SCRATCH, np.int64)
-        for k, chunk in mine:
-            last = () if partial is None else (partial[k],)
+        # Neighbouring chunks to one thread, for its caches.
+        mine = slice(*(len(chunks) * t // count for t in (k, k + 1)))
+        for number, chunk in chunks[mine]:
+            last = () if partial is None else (partial[number],)
             kernel(*chunk, scratch, *arguments, *last)
 
-    threads = min(torch.get_num_threads(), len(chunks))
-    if threads <= 1:
-        work(chunks)
-        return
-    # Neighbouring chunks to one thread, for its caches.
-    cuts = [len(chunks) * t // threads for t in range(threads + 1)]
-    pool = _pool(torch.get_num_threads(), os.getpid())
-    futures: list[Future[None]] = [
-        pool.submit(work, chunks[a:b]) for a, b in pairwise(cuts[1:])
-    ]
-    work(chunks[: cuts[1]])
-    for future in futures:
-        future.result()
+    threads.run(work, count)
 
 
 def _blocks(features: int, heads: int) -> list[tuple[Lanes, int, int]]:

@@ -1,0 +1,66 @@
+import multiprocessing
+from collections import Counter
+
+import pytest
+import torch
+
+from pyg_unroll import GridGraph, image_to_data
+from pyg_unroll.ops import threads
+from tests.backends import needs_numba
+
+
+@pytest.fixture(params=['openmp', 'pool'])
+def each_way(request, monkeypatch):
+    if request.param == 'pool':
+        monkeypatch.setattr(threads, '_openmp', lambda: None)
+    elif threads._openmp() is None:
+        pytest.skip("PyTorch does not use GNU's OpenMP here")
+
+
+@pytest.mark.parametrize('count', [0, 1, 2, 3, 40])
+def test_each_call_once(each_way, count):
+    calls = Counter()
+    threads.run(lambda k: calls.update([k]), count)
+    assert calls == Counter(range(count))
+
+
+@pytest.mark.parametrize('bad', [0, 1, 2])
+def test_errors_are_raised(each_way, bad):
+    def work(k):
+        if k == bad:
+            raise ZeroDivisionError(k)
+
+    with pytest.raises(ZeroDivisionError, match=str(bad)):
+        threads.run(work, 3)
+    threads.run(lambda k: None, 3)
+
+
+_OPERANDS = []
+
+
+def _laplacian(_):
+    from pyg_unroll.ops import cpu
+
+    return cpu.laplacian(*_OPERANDS).numpy()
+
+
+@needs_numba
+@pytest.mark.skipif(
+    'fork' not in multiprocessing.get_all_start_methods(),
+    reason='no fork on this system',
+)
+def test_in_a_forked_process():
+    # OpenMP's threads are lost there; those of the pool are made again.
+    data = image_to_data(torch.rand(4, 300, 300))
+    topology = GridGraph(8).topology(data)
+    weight = torch.rand(topology.num_edges, 1)
+    _OPERANDS[:] = topology.arrays, weight, data.x.unsqueeze(-1)
+    number = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = _laplacian(None)
+        with multiprocessing.get_context('fork').Pool(1) as pool:
+            out = pool.map_async(_laplacian, [None]).get(timeout=120)[0]
+    finally:
+        torch.set_num_threads(number)
+    assert (out == expected).all()
