@@ -1,4 +1,4 @@
-"""The CPU backend: kernels of :mod:`.cpu_kernels` on all of PyTorch's threads.
+"""The CPU backend: numba's kernels on all of PyTorch's threads.
 
 Half precision is computed in float32. Work is cut by the size of the problem
 alone, so that results do not depend on the number of threads.
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Arrays
 from pyg_unroll.ops import cpu_kernels as kernels
+from pyg_unroll.ops import cpu_steps as steps
 from pyg_unroll.ops import reference, threads
 from pyg_unroll.ops.reference import accumulate_type
 from pyg_unroll.ops.simd import Lanes
@@ -223,7 +224,7 @@ def cg_step(
     )
     for first, width in _row_blocks(graph, weight, x.shape):
         rest = (*first, *arrays, *last)
-        _launch(kernels.cg_step, x.size(0), width, *rest)
+        _launch(steps.cg_step, x.size(0), width, *rest)
     return out
 
 
@@ -263,7 +264,7 @@ def cg_step_backward(
     partial = _partial(q, 2)
     for first, width in _row_blocks(graph, weight, q.shape):
         _launch(
-            kernels.cg_step_backward,
+            steps.cg_step_backward,
             q.size(0),
             width,
             *first,
@@ -289,7 +290,7 @@ def admm_step(
     coefficients = torch.stack([rho_previous, rho, 1 / rho, relaxation])
     arrays = _flat(weight, x, dual, coefficients, b, new_dual)
     for first, width in _row_blocks(graph, weight, x.shape, False):
-        _launch(kernels.admm_step, x.size(0), width, *first, *arrays)
+        _launch(steps.admm_step, x.size(0), width, *first, *arrays)
     return b, new_dual
 
 
@@ -313,7 +314,7 @@ def admm_step_backward(
     partial = _partial(x, 3)
     for first, width in _row_blocks(graph, weight, x.shape, False):
         _launch(
-            kernels.admm_step_backward,
+            steps.admm_step_backward,
             x.size(0),
             width,
             *first,

@@ -1,4 +1,5 @@
-"""The CUDA backend: Triton kernels of :mod:`.cuda_kernels`.
+"""The CUDA backend: Triton kernels of :mod:`.cuda_kernels` and
+:mod:`.cuda_steps`.
 
 The kernels also run on CPU tensors in Triton's interpreter, for tests, if
 :obj:`TRITON_INTERPRET=1` is in the environment before Triton is imported.
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Arrays
 from pyg_unroll.ops import cuda_kernels as kernels
+from pyg_unroll.ops import cuda_steps as steps
 
 # Numbers of a tile: a few for each of the 128 threads of four warps.
 _TILE = 1024
@@ -195,7 +197,7 @@ def cg_step(
     scalars = _contiguous(alpha, beta, alpha_next)
     arrays = (weight, *diagonals, x, residual, direction, out, *scalars)
     launch = _Launch(*x.shape, x, weight)
-    launch(kernels.cg_step, *_csr(graph), *arrays, **meta)
+    launch(steps.cg_step, *_csr(graph), *arrays, **meta)
     return out
 
 
@@ -223,7 +225,7 @@ def cg_step_backward(
     previous = None if previous is None else previous.contiguous()
     out = torch.empty_like(q)
     dots = _Launch(*q.shape, q, weight).sums(
-        kernels.cg_step_backward,
+        steps.cg_step_backward,
         2,
         *_csr(graph),
         weight,
@@ -260,7 +262,7 @@ def admm_step(
     residual, new_dual = torch.empty_like(x), torch.empty_like(dual)
     launch = _Launch(*x.shape, x, dual)
     arrays = (weight, x, dual, *scalars, residual, new_dual)
-    launch(kernels.admm_step, *_csr(graph), *arrays)
+    launch(steps.admm_step, *_csr(graph), *arrays)
     return residual, new_dual
 
 
@@ -285,7 +287,7 @@ def admm_step_backward(
     grad_weight = torch.zeros_like(weight, dtype=launch.accumulate)
     out = (grad_x, grad_weight, grad_old_dual)
     arrays = (weight, x, dual, *scalars, *grads, *out)
-    kernel = kernels.admm_step_backward
+    kernel = steps.admm_step_backward
     sums = launch.sums(kernel, 3, *_csr(graph), *arrays).to(rho.dtype)
     grad_weight = grad_weight.to(weight.dtype)
     return grad_x, grad_weight, grad_old_dual, sums[0], sums[1], sums[2]
