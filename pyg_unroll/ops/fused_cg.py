@@ -137,8 +137,8 @@ def _cg_steps_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Derivatives by weight, diagonal, confidence, x, b, alpha and beta."""
     ops, edges = backend(grad), arrays(graph, grid)
-    weight, diagonal, alpha, beta, grad_out, start = numbers(
-        weight, diagonal, alpha, beta, grad, x
+    weight, diagonal, alpha, beta, grad_out = numbers(
+        weight, diagonal, alpha, beta, grad
     )
     sum_confidence = None
     if confidence is not None:
@@ -147,41 +147,46 @@ def _cg_steps_backward(
     grad_weight, sum_diagonal = map(torch.zeros_like, (weight, grad_out))
     grad_alpha, grad_beta = map(torch.zeros_like, (alpha, beta))
     grad_direction, q = map(torch.zeros_like, (grad_out, grad_out))
-    one, zero = torch.ones_like(alpha[0]), torch.zeros_like(alpha[0])
-    for k in range(alpha.size(0) - 1, -2, -1):
-        # The last one is the step along x that gave the first residual.
-        grad_b = q
-        q, dot_alpha, dot_beta = ops.cg_step_backward(
+    zero = torch.zeros_like(alpha[0])
+    for k in range(alpha.size(0) - 1, -1, -1):
+        q, grad_alpha[k], dot_beta = ops.cg_step_backward(
             edges,
             weight,
             diagonal,
             confidence,
             q,
-            directions[k] if k >= 0 else start,
-            directions[k - 1] if k > 0 else (None if k == 0 else start),
+            directions[k],
+            directions[k - 1] if k > 0 else None,
             grad_direction,
             grad_out,
-            alpha[k] if k >= 0 else one,
-            beta[k] if 0 <= k < beta.size(0) else zero,
-            beta[k - 1] if k > 0 else (zero if k == 0 else one),
+            alpha[k],
+            beta[k] if k < beta.size(0) else zero,
+            beta[k - 1] if k > 0 else zero,
             grad_weight,
             sum_diagonal,
             sum_confidence,
         )
-        if k >= 0:
-            grad_alpha[k] = dot_alpha
         if k > 0:
             grad_beta[k - 1] = dot_beta
-    grad_diagonal = -(sum_diagonal / diagonal).sum_to_size(diagonal.shape)
+    # What is done with goes before more is made: this is the peak.
+    del grad_direction
+    grad_diagonal = sum_diagonal.div_(diagonal).neg_()
+    grad_diagonal = grad_diagonal.sum_to_size(diagonal.shape)
+    # The first residual was b - A x.
+    (start,) = numbers(x)
+    grad_x = ops.laplacian(edges, weight, q).neg_().add_(grad_out)
+    grad_weight -= ops.edge_dot(edges, q, start)
     grad_confidence = grad_out.new_empty(0)
     if confidence is not None and sum_confidence is not None:
+        grad_x -= confidence * q
+        sum_confidence -= q * start
         grad_confidence = sum_confidence.sum_to_size(confidence.shape)
     return (
         grad_weight.to(grad.dtype),
         grad_diagonal.to(grad.dtype),
         grad_confidence.to(grad.dtype),
-        grad_direction.to(grad.dtype),
-        grad_b.to(grad.dtype),
+        grad_x.to(grad.dtype),
+        q.to(grad.dtype),
         grad_alpha.to(grad.dtype),
         grad_beta.to(grad.dtype),
     )
