@@ -174,13 +174,15 @@ def _cg_steps_backward(
     grad_diagonal = grad_diagonal.sum_to_size(diagonal.shape)
     # The first residual was b - A x.
     (start,) = numbers(x)
-    grad_x = ops.laplacian(edges, weight, q).neg_().add_(grad_out)
     grad_weight -= ops.edge_dot(edges, q, start)
     grad_confidence = grad_out.new_empty(0)
     if confidence is not None and sum_confidence is not None:
-        grad_x -= confidence * q
         sum_confidence -= q * start
         grad_confidence = sum_confidence.sum_to_size(confidence.shape)
+    del start
+    grad_x = ops.laplacian(edges, weight, q).neg_().add_(grad_out)
+    if confidence is not None:
+        grad_x -= confidence * q
     return (
         grad_weight.to(grad.dtype),
         grad_diagonal.to(grad.dtype),
