@@ -78,7 +78,9 @@ class GTVConv(SmoothnessConv):
             (default: :math:`(1 / \max(K, 2), 2)`)
         checkpoint (bool, optional): Keep nothing of the inner steps but
             their start, and run them again instead: less memory for more
-            time. (default: :obj:`False`)
+            time. The dual variable is never kept for the derivative, but
+            computed again (see :class:`~pyg_unroll.ops.replay.DualReplay`).
+            (default: :obj:`False`)
         validate_args (bool, optional): Check the values of the inputs: finite
             signal, non-negative and symmetric weights. Costs a pass over the
             edges and, on CUDA, a synchronisation. (default: :obj:`True`)

@@ -170,6 +170,9 @@ class UnrolledNet(torch.nn.Module):
 
         Returns:
             The signal :math:`(N, C)`.
+
+        Under :meth:`torch.compile`, :obj:`data.edge_index` must be there:
+        edges, or what :obj:`model.graph.topology(data)` gives.
         """
         x, mask = data.x, data.get('mask')
         MaskedSignal.read(x, mask, None, self.fidelity, name='data.x')
