@@ -32,7 +32,11 @@ def _openmp() -> ctypes.CDLL | None:
     try:
         with open('/proc/self/maps') as maps:
             paths = {line.split()[-1] for line in maps if 'libgomp' in line}
-        (path,) = paths  # with two copies, one cannot tell
+        # Other packages may bring copies of their own.
+        own = {
+            p for p in paths if p.startswith(os.path.dirname(torch.__file__))
+        }
+        (path,) = own or paths
         library = ctypes.CDLL(path)
         library.GOMP_parallel.argtypes = (
             _Body,

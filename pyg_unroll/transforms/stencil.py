@@ -167,8 +167,9 @@ def _inside(position: Tensor, size: int) -> Tensor:
 
 def _starts(rows: Tensor, columns: Tensor) -> Tensor:
     """Running number of neighbours before each pixel, and in all."""
-    # Small integers in floating point: matrix products of others are rare.
-    count = (rows.float() @ columns.float().T).flatten()
+    # In floating point, as devices have no product of integer matrices; in
+    # double precision, which autocast leaves alone.
+    count = (rows.double() @ columns.double().T).flatten()
     start = count.new_zeros((count.numel() + 1,), dtype=torch.long)
     torch.cumsum(count, 0, dtype=torch.long, out=start[1:])
     return start

@@ -10,6 +10,8 @@ from torch_geometric.data.datapipes import functional_transform
 from pyg_unroll import GridGraph, Topology, image_to_data
 from pyg_unroll.layouts import _CACHE, resolve_graph
 from pyg_unroll.testing import assert_batch_equals_loop
+from pyg_unroll.transforms import grid_graph, stencil
+from pyg_unroll.transforms.grid_graph import _half_offsets
 
 BOX = list(product(range(-2, 3), repeat=2))
 OFFSETS = {
@@ -54,6 +56,42 @@ def test_grid_graph(window, size):
     assert 'edge_index' not in data
     assert torch.equal(out.x, data.x)
     Topology.from_edge_index(out.edge_index, data.num_nodes)
+
+
+@pytest.mark.parametrize('window', [4, 8, 24, LIST, [(0, 3)], [(4, 0)]])
+@pytest.mark.parametrize('size', [(6, 5), (1, 9), (9, 1), (2, 3)])
+@pytest.mark.parametrize('pixels', [1, 12, 1000])
+def test_topology_equals_sorted_one(window, size, pixels, monkeypatch):
+    # However many lines are listed at once; several images, too.
+    monkeypatch.setattr(stencil, '_PIXELS', pixels)
+    offsets = _half_offsets(window)
+    for count in (1, 3):
+        out = stencil.stencil_topology(
+            count, *size, offsets, torch.device('cpu')
+        )
+        parts = [
+            torch.tensor(
+                brute_force(*size, [*offsets, *((-r, -c) for r, c in offsets)]),
+                dtype=torch.long,
+            )
+            .view(-1, 2)
+            .T
+            + k * size[0] * size[1]
+            for k in range(count)
+        ]
+        edge_index = torch.cat(parts, dim=1)
+        expected = Topology.from_edge_index(edge_index, out.num_nodes)
+        assert torch.equal(out.edge_index, edge_index)
+        for name in ('src', 'dst', 'rowptr', 'col', 'edge_id', 'sign', 'entry'):
+            one, other = getattr(out, name), getattr(expected, name)
+            assert one.dtype == other.dtype and torch.equal(one, other), name
+
+
+def test_large_graphs_are_not_remembered(monkeypatch):
+    data = make(5, 6)
+    assert GridGraph(8).topology(data) is GridGraph(8).topology(data)
+    monkeypatch.setattr(grid_graph, '_LARGE', 29)
+    assert GridGraph(8).topology(data) is not GridGraph(8).topology(data)
 
 
 def test_window_24_is_number_of_inner_neighbours():
