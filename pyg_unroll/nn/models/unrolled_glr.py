@@ -26,8 +26,11 @@ class UnrolledGLR(UnrolledNet):
     Args:
         in_channels (int): Number of signal channels :math:`C`.
         domain (str, optional): :obj:`'image'` (3 x 3 convolutions on a pixel
-            grid) or :obj:`'points'` (perceptron on signal and position,
-            nearest neighbours). (default: :obj:`'image'`)
+            grid), :obj:`'points'` (perceptron on signal and position,
+            nearest neighbours) or :obj:`'mosaic'` (Bayer mosaics of
+            :func:`~pyg_unroll.data.mosaic`: residual convolutions on 2 x 2
+            cells of the pixel grid, started by directional filters).
+            (default: :obj:`'image'`)
         pos_channels (int, optional): Number of coordinates of a point, best
             scaled to unit size (:class:`~torch_geometric.transforms.
             NormalizeScale`). (default: :obj:`2`)
@@ -46,9 +49,16 @@ class UnrolledGLR(UnrolledNet):
             (default: :obj:`8`)
         guide (bool, optional): Let the feature net predict a guide
             :math:`\mathbf{u}`, too, and interpolate :math:`\mathbf{x} -
-            \mathbf{u}`. (default: :obj:`False`)
+            \mathbf{u}`; without it, colours of a mosaic are interpolated as
+            differences to green, and green stays as it was started.
+            (default: :obj:`False`)
         fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`.
             (default: :obj:`'hard'`)
+        num_layers (int, optional): Layers of each feature net;
+            :obj:`None` is 6 for mosaics, else 3. (default: :obj:`None`)
+        max_pixels (int, optional): Larger mosaics are worked on in tiles of
+            about this size; the result is the same.
+            (default: :obj:`2_000_000`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -63,6 +73,8 @@ class UnrolledGLR(UnrolledNet):
             value; the message says how to mend it.
     """
 
+    short_name = 'uglr'
+
     def __init__(
         self,
         in_channels: int,
@@ -76,6 +88,8 @@ class UnrolledGLR(UnrolledNet):
         neighbors: int = 8,
         guide: bool = False,
         fidelity: Fidelity = 'hard',
+        num_layers: int | None = None,
+        max_pixels: int = 2_000_000,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -88,8 +102,14 @@ class UnrolledGLR(UnrolledNet):
             neighbors=neighbors,
             guide=guide,
             fidelity=fidelity,
+            num_layers=num_layers,
+            max_pixels=max_pixels,
             num_steps=num_steps,
         )
+
+    @property
+    def _hops(self) -> int:
+        return int(self.config['num_steps'])
 
     def _make_conv(self) -> SmoothnessConv:
         return GLRConv(

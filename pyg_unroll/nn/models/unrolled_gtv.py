@@ -26,8 +26,11 @@ class UnrolledGTV(UnrolledNet):
     Args:
         in_channels (int): Number of signal channels :math:`C`.
         domain (str, optional): :obj:`'image'` (3 x 3 convolutions on a pixel
-            grid) or :obj:`'points'` (perceptron on signal and position,
-            nearest neighbours). (default: :obj:`'image'`)
+            grid), :obj:`'points'` (perceptron on signal and position,
+            nearest neighbours) or :obj:`'mosaic'` (Bayer mosaics of
+            :func:`~pyg_unroll.data.mosaic`: residual convolutions on 2 x 2
+            cells of the pixel grid, started by directional filters).
+            (default: :obj:`'image'`)
         pos_channels (int, optional): Number of coordinates of a point, best
             scaled to unit size (:class:`~torch_geometric.transforms.
             NormalizeScale`). (default: :obj:`2`)
@@ -48,9 +51,16 @@ class UnrolledGTV(UnrolledNet):
             (default: :obj:`8`)
         guide (bool, optional): Let the feature net predict a guide
             :math:`\mathbf{u}`, too, and interpolate :math:`\mathbf{x} -
-            \mathbf{u}`. (default: :obj:`False`)
+            \mathbf{u}`; without it, colours of a mosaic are interpolated as
+            differences to green, and green stays as it was started.
+            (default: :obj:`False`)
         fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`.
             (default: :obj:`'hard'`)
+        num_layers (int, optional): Layers of each feature net;
+            :obj:`None` is 6 for mosaics, else 3. (default: :obj:`None`)
+        max_pixels (int, optional): Larger mosaics are worked on in tiles of
+            about this size; the result is the same.
+            (default: :obj:`2_000_000`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -64,6 +74,8 @@ class UnrolledGTV(UnrolledNet):
         ValueError: If an argument or the data has a wrong shape, type or
             value; the message says how to mend it.
     """
+
+    short_name = 'ugtv'
 
     def __init__(
         self,
@@ -79,6 +91,8 @@ class UnrolledGTV(UnrolledNet):
         neighbors: int = 8,
         guide: bool = False,
         fidelity: Fidelity = 'hard',
+        num_layers: int | None = None,
+        max_pixels: int = 2_000_000,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -91,19 +105,28 @@ class UnrolledGTV(UnrolledNet):
             neighbors=neighbors,
             guide=guide,
             fidelity=fidelity,
+            num_layers=num_layers,
+            max_pixels=max_pixels,
             num_iters=num_iters,
             num_steps=num_steps,
         )
 
+    @property
+    def _hops(self) -> int:
+        # Differences are taken, shrunk and summed before each solve.
+        return self.config['num_iters'] * (self.config['num_steps'] + 2)
+
     def _make_conv(self) -> SmoothnessConv:
         # Symmetric normalisation makes weights as small as one over the number
-        # of neighbours; the penalty follows the weighted differences.
+        # of neighbours; the penalty follows the weighted differences. What a
+        # guide leaves of a mosaic varies by some hundredths.
+        scale = 100.0 if self.domain == 'mosaic' else 2.0
         return GTVConv(
             self.config['num_iters'],
             self.config['num_steps'],
             heads=self.heads,
             fidelity=self.fidelity,
-            rho=2.0 * self.config['neighbors'],
+            rho=scale * self.config['neighbors'],
             validate_args=False,  # the model checks its input once
         )
 

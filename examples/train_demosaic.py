@@ -1,0 +1,519 @@
+"""Trains uGLR or uGTV to demosaic Bayer sensors, on a folder of photographs.
+
+    python examples/train_demosaic.py PHOTOS --val OTHERS --budget-minutes 60
+    torchrun --nproc-per-node 2 examples/train_demosaic.py PHOTOS
+    python examples/train_demosaic.py PHOTOS --resume     # after a kill
+
+Patches of the photographs lose two of their three colours; the net puts them
+back. Every --save-minutes a checkpoint is written beside --out, whole or not
+at all, from which --resume goes on with the same patches as if nothing had
+happened. The averaged weights and all options go to one safetensors file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import csv
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from tqdm import tqdm
+from utils import load_image
+
+from pyg_unroll import UnrolledGLR, UnrolledGTV
+from pyg_unroll.data import cfa_mask
+
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff')
+Models = UnrolledGLR | UnrolledGTV
+
+
+class Loss(torch.nn.Module):
+    """The Charbonnier loss of all blocks' estimates, as one module for DDP.
+
+    Args:
+        model (UnrolledGLR or UnrolledGTV): The net.
+        early (float): Weight of the estimates before the last.
+        crop (int): Pixels left out at the border of a patch.
+    """
+
+    def __init__(self, model: Models, early: float, crop: int) -> None:
+        super().__init__()
+        self.model = model
+        self.early = early
+        self.crop = crop
+
+    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Returns the loss of patches `[B, 3, H, W]`."""
+        outs = self.model.estimates(torch.where(mask, image, 0), mask)
+        inner = slice(self.crop, -self.crop or None)
+        losses = []
+        for out in outs:
+            error = (out - image)[..., inner, inner]
+            losses.append((error.square() + 1e-6).sqrt().mean())
+        return losses[-1] + self.early * sum(losses[:-1])
+
+
+class Patches:
+    """Random patches; those of a step depend on seed, step and rank only.
+
+    Args:
+        images (list[torch.Tensor]): Photographs `[3, H, W]`, 8 or 16 bits.
+        side (int): Side of a patch, even.
+        count (int): Patches per step.
+        hard (int): Of so many candidates each, the one with most detail is
+            taken, half of the time.
+        subsampled (float): Share of patches with chroma at half resolution.
+        seed (int): Seed.
+    """
+
+    def __init__(
+        self,
+        images: list[Tensor],
+        side: int,
+        count: int,
+        hard: int,
+        subsampled: float,
+        seed: int,
+    ) -> None:
+        self.images = images
+        self.side = side
+        self.count = count
+        self.hard = hard
+        self.subsampled = subsampled
+        self.seed = seed
+
+    def draw(self, step: int, rank: int) -> Tensor:
+        """Patches `[B, 3, side, side]` in `[0, 1]`."""
+        generator = np.random.default_rng((self.seed, rank, step))
+
+        def below(bound: int) -> int:
+            return int(generator.integers(bound))
+
+        chosen = []
+        for _ in range(self.count):
+            candidates = []
+            for _ in range(self.hard if below(2) else 1):
+                image = self.images[below(len(self.images))]
+                row = below(image.size(1) - self.side + 1)
+                col = below(image.size(2) - self.side + 1)
+                patch = image[:, row : row + self.side, col : col + self.side]
+                candidates.append(patch.float() / _largest(image))
+            patch = max(candidates, key=_detail)
+            if generator.random() < self.subsampled:
+                patch = subsample_chroma(patch)
+            # Flips and transposes also change which colour is where.
+            patch = patch.flip(1) if below(2) else patch
+            patch = patch.flip(2) if below(2) else patch
+            chosen.append(patch.mT if below(2) else patch)
+        return torch.stack(chosen)
+
+
+def subsample_chroma(image: Tensor) -> Tensor:
+    """Halves the resolution of what is left of an image without its luma."""
+    luma = image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    grey = (luma * image).sum(0, keepdim=True)
+    small = F.avg_pool2d((image - grey)[None], 2)
+    chroma = F.interpolate(small, image.shape[1:], mode='bilinear')[0]
+    return (grey + chroma).clamp(0, 1)
+
+
+def _largest(image: Tensor) -> float:
+    return 255.0 if image.dtype == torch.uint8 else 65535.0
+
+
+def _detail(patch: Tensor) -> float:
+    """Mean absolute second difference."""
+    rows, cols = patch.diff(n=2, dim=1), patch.diff(n=2, dim=2)
+    return float(rows.abs().mean() + cols.abs().mean())
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line and refuses values that make no sense."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n\n')[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add('folder', type=Path, help='photographs to train on')
+    add('--val', type=Path, help='photographs to score, never trained on')
+    add('--prior', choices=('glr', 'gtv'), default='glr')
+    add('--budget-minutes', type=float, default=60.0, help='training time')
+    add('--batch', type=int, default=8, help='patches per step and process')
+    add('--patch', type=int, default=64, help='side of a patch, even')
+    add('--hard', type=int, default=2, help='candidates for a hard patch')
+    add(
+        '--subsampled',
+        type=float,
+        default=0.3,
+        help='share of patches whose chroma is halved first, as most JPEG '
+        'files have it: the net must tell such photographs from others',
+    )
+    add('--lr', type=float, default=1e-3, help='largest learning rate')
+    add('--warm-up', type=int, default=100, help='steps of rising rate')
+    add('--weight-decay', type=float, default=1e-4)
+    add('--clip', type=float, default=0.2, help='largest gradient norm')
+    add('--ema', type=float, default=0.998, help='decay of averaged weights')
+    add('--early', type=float, default=0.3, help='loss weight of early blocks')
+    add('--blocks', type=int, default=2, help='feature net, graph and layer')
+    add('--layers', type=int, default=6, help='convolutions of a feature net')
+    add('--hidden', type=int, default=32, help='width of the feature nets')
+    add('--features', type=int, default=4, help='features of a pixel')
+    add('--heads', type=int, default=2, help='graphs learned in parallel')
+    add('--neighbors', type=int, default=8, help='neighbours of a pixel')
+    add('--steps', type=int, default=5, help='solver steps of a GLR layer')
+    add('--iters', type=int, default=3, help='iterations of a GTV layer')
+    add('--inner', type=int, default=2, help='solver steps of an iteration')
+    add('--init', type=Path, help='weights to start from, same options')
+    add('--max-images', type=int, default=10000, help='images in memory')
+    add('--max-val', type=int, default=8, help='images to score')
+    add('--val-minutes', type=float, default=15.0, help='between scores')
+    add('--save-minutes', type=float, default=2.0, help='between checkpoints')
+    add('--seed', type=int, default=0)
+    add('--threads', type=int, default=0, help="0 keeps PyTorch's choice")
+    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    add('--no-amp', action='store_true', help='no bfloat16 in feature nets')
+    add('--resume', action='store_true', help='go on from the checkpoint')
+    add('--out', type=Path, default=Path('demosaic.safetensors'))
+    args = parser.parse_args()
+    for name, value in vars(args).items():
+        flag = f'--{name.replace("_", "-")}'
+        if name not in _MAY_BE_ZERO and isinstance(value, (int, float)):
+            if not isinstance(value, bool) and not value > 0:
+                parser.error(f'{flag} must be positive (got {value})')
+    if args.patch < 32 or args.patch % 2:
+        parser.error(f'--patch must be even and at least 32 ({args.patch})')
+    for folder in (args.folder, args.val, args.out.parent):
+        if folder is not None and not folder.is_dir():
+            parser.error(f"'{folder}' is not a folder")
+    if args.init is not None and not args.init.is_file():
+        parser.error(f"--init: there is no file '{args.init}'")
+    return args
+
+
+_MAY_BE_ZERO = ('seed', 'threads', 'early', 'weight_decay', 'subsampled')
+
+
+def read_images(folder: Path, limit: int) -> list[Tensor]:
+    """Reads photographs `[3, H, W]` and keeps them as small integers."""
+    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    # Evenly over the folder, whose names may be sorted by kind.
+    count = min(limit, len(paths))
+    images = []
+    for k in tqdm(range(count), desc=f'reading {folder}', disable=None):
+        image = load_image(paths[k * len(paths) // count]).expand(3, -1, -1)
+        eight = (image * 255).round()
+        if torch.allclose(eight / 255, image, atol=1e-6):
+            images.append(eight.to(torch.uint8))
+        else:
+            images.append((image * 65535).round().to(torch.uint16))
+    return images
+
+
+def make_model(args: argparse.Namespace) -> Models:
+    """Builds the model that the arguments describe."""
+    options: dict[str, Any] = {
+        'domain': 'mosaic',
+        'guide': True,
+        'num_blocks': args.blocks,
+        'num_layers': args.layers,
+        'hidden_channels': args.hidden,
+        'feature_channels': args.features,
+        'heads': args.heads,
+        'neighbors': args.neighbors,
+    }
+    if args.prior == 'glr':
+        return UnrolledGLR(3, num_steps=args.steps, **options)
+    return UnrolledGTV(3, num_iters=args.iters, num_steps=args.inner, **options)
+
+
+class Training:
+    """Everything that a checkpoint holds, and the steps.
+
+    Args:
+        args (argparse.Namespace): The command line.
+        images (list[torch.Tensor]): Photographs.
+        rank (int): This process among :obj:`world`.
+        world (int): Number of processes.
+    """
+
+    def __init__(
+        self,
+        args: argparse.Namespace,
+        images: list[Tensor],
+        rank: int,
+        world: int,
+    ) -> None:
+        self.args = args
+        self.rank = rank
+        torch.manual_seed(args.seed)
+        self.model = make_model(args).to(args.device)
+        if args.init is not None:
+            start = type(self.model).load(args.init)
+            self.model.load_state_dict(start.state_dict())
+        self.model.to(memory_format=torch.channels_last)
+        self.average = AveragedModel(
+            self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)
+        )
+        self.loss: torch.nn.Module = Loss(self.model, args.early, crop=8)
+        if world > 1:
+            # Which parameters matter depends on the options.
+            self.loss = DistributedDataParallel(
+                self.loss, find_unused_parameters=True
+            )
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=args.lr,
+            betas=(0.9, 0.99),
+            weight_decay=args.weight_decay,
+        )
+        self.patches = Patches(
+            images,
+            args.patch,
+            args.batch,
+            args.hard,
+            args.subsampled,
+            args.seed,
+        )
+        self.mask = cfa_mask('RGGB', args.patch, args.patch, args.device)[None]
+        self.step = 0
+        self.skipped = 0
+        self.seconds = 0.0
+        self.checkpoint = args.out.with_suffix('.checkpoint')
+
+    def advance(self) -> float:
+        """Takes one step; returns its loss."""
+        args = self.args
+        progress = min(self.seconds / (60 * args.budget_minutes), 1.0)
+        rate = 0.5 * (1 + math.cos(math.pi * progress))
+        rate *= min(1.0, (self.step + 1) / args.warm_up)
+        self.optimizer.param_groups[0]['lr'] = args.lr * max(rate, 1e-3)
+        image = self.patches.draw(self.step, self.rank).to(args.device)
+        kind = torch.device(args.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=not args.no_amp):
+            loss = self.loss(image, self.mask)
+        self.optimizer.zero_grad()
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(
+            self.model.parameters(), args.clip
+        )
+        self.step += 1
+        if not torch.isfinite(norm):
+            # One bad batch must not spoil the net.
+            self.skipped += 1
+            if self.skipped > 20 + self.step // 100:
+                raise SystemExit('error: training diverged; try a smaller --lr')
+            return math.nan
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        return loss.item()
+
+    def save(self) -> None:
+        """Writes the checkpoint, whole or not at all."""
+        state = {
+            'options': _options(self.args),
+            'model': self.model.state_dict(),
+            'average': self.average.state_dict(),
+            'optimizer': self.optimizer.state_dict(),
+            'step': self.step,
+            'skipped': self.skipped,
+            'seconds': self.seconds,
+        }
+        part = self.checkpoint.with_suffix('.part')
+        torch.save(state, part)
+        os.replace(part, self.checkpoint)
+
+    def load(self) -> None:
+        """Goes on from the checkpoint."""
+        if not self.checkpoint.is_file():
+            raise SystemExit(f"error: no checkpoint '{self.checkpoint}'")
+        state = torch.load(
+            self.checkpoint, map_location=self.args.device, weights_only=True
+        )
+        now, then = _options(self.args), state['options']
+        changed = [key for key in now if now[key] != then.get(key)]
+        if changed:
+            raise SystemExit(
+                f"error: '{self.checkpoint}' was made with other options: "
+                + ', '.join(f'--{k} {then.get(k)}' for k in changed)
+            )
+        for name in ('model', 'average', 'optimizer'):
+            getattr(self, name).load_state_dict(state[name])
+        for name in ('step', 'skipped', 'seconds'):
+            setattr(self, name, state[name])
+
+    def result(self) -> Models:
+        """The model with averaged weights."""
+        return copy.deepcopy(self.average.module).eval()
+
+    def write(self) -> None:
+        """Writes the result and how it was made."""
+        notes = {
+            'training': json.dumps(
+                _options(self.args)
+                | {'steps_taken': self.step, 'minutes': self.seconds / 60}
+            )
+        }
+        self.result().save(self.args.out, notes)
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What must not change on the way; folders by name only."""
+    skipped = (
+        *('resume', 'device', 'threads', 'out', 'val', 'max_val'),
+        *('val_minutes', 'save_minutes'),
+    )
+    return {
+        name: value.name if isinstance(value, Path) else value
+        for name, value in vars(args).items()
+        if name not in skipped
+    }
+
+
+@torch.no_grad()
+def score(model: Models, images: list[Tensor]) -> float:
+    """Mean PSNR (dB) of whole images rounded to 8 bits."""
+    device = next(model.parameters()).device
+    total = 0.0
+    for image in images:
+        truth = (image.float() / _largest(image)).to(device)
+        mask = cfa_mask('RGGB', *truth.shape[1:], truth.device)
+        out = model.restore(torch.where(mask, truth, 0)[None], mask[None])[0]
+        error = (out.clamp(0, 1) * 255).round() / 255 - truth
+        total -= 10 * math.log10(float(error.square().mean()) + 1e-12)
+    return total / len(images)
+
+
+@contextlib.contextmanager
+def process_group() -> Iterator[tuple[int, int]]:
+    """Rank and number of processes; joins those of `torchrun`, if any."""
+    world = int(os.environ.get('WORLD_SIZE', 1))
+    if world == 1:
+        yield 0, 1
+        return
+    dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
+    try:
+        yield dist.get_rank(), world
+    finally:
+        dist.destroy_process_group()
+
+
+def same_clock(seconds: float, world: int) -> float:
+    """The first process's clock, so that all stop at the same step."""
+    if world == 1:
+        return seconds
+    clock = torch.tensor(seconds, dtype=torch.float64)
+    if torch.cuda.is_available():
+        clock = clock.cuda()
+    dist.broadcast(clock, 0)
+    return float(clock)
+
+
+def run(args: argparse.Namespace, rank: int, world: int) -> None:
+    """Trains until the budget is spent."""
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if torch.device(args.device).type == 'cuda' and world > 1:
+        args.device = f'cuda:{os.environ["LOCAL_RANK"]}'
+        torch.cuda.set_device(args.device)
+    try:
+        images = read_images(args.folder, args.max_images)
+        tests = read_images(args.val, args.max_val) if args.val else []
+    except ValueError as error:
+        raise SystemExit(f'error: {error}') from error
+    images = [image for image in images if min(image.shape[1:]) >= args.patch]
+    if not images:
+        raise SystemExit(
+            f"error: no image of '{args.folder}' is as large as --patch"
+        )
+    training = Training(args, images, rank, world)
+    if args.resume:
+        training.load()
+    chief = rank == 0
+    if chief:
+        count = sum(p.numel() for p in training.model.parameters())
+        print(f'{training.model}: {count} parameters, {len(images)} images')
+        print(json.dumps(_options(args)))
+    log_path = args.out.with_suffix('.csv')
+    fresh = not (args.resume and log_path.is_file())
+    log = log_path.open('w' if fresh else 'a', newline='') if chief else None
+    rows = csv.writer(log) if log else None
+    if rows and fresh:
+        rows.writerow(('minutes', 'step', 'loss', 'psnr_val_db'))
+    budget = 60 * args.budget_minutes
+    bar = tqdm(
+        total=round(budget),
+        initial=round(training.seconds),
+        unit='s',
+        disable=None if chief else True,
+        bar_format='training |{bar:30}| {n_fmt}/{total_fmt} s, {postfix}',
+    )
+    begun = time.perf_counter() - training.seconds
+    saved = scored = training.seconds
+    losses: list[float] = []
+    psnr = ''
+    while training.seconds < budget:
+        losses.append(training.advance())
+        training.seconds = same_clock(time.perf_counter() - begun, world)
+        over = training.seconds >= budget
+        if not chief:
+            continue
+        recent = [loss for loss in losses[-100:] if loss == loss]
+        mean = sum(recent) / max(len(recent), 1)
+        bar.set_postfix_str(
+            f'step {training.step}, loss {mean:.5f}', refresh=False
+        )
+        bar.update(min(round(training.seconds), bar.total) - bar.n)
+        if over or training.seconds - saved > 60 * args.save_minutes:
+            saved = training.seconds
+            training.save()
+            training.write()
+            psnr = ''
+            if tests and (
+                over or training.seconds - scored > 60 * args.val_minutes
+            ):
+                scored = training.seconds
+                psnr = f'{score(training.result(), tests):.3f}'
+                if not over:  # scoring is not training time
+                    begun = time.perf_counter() - training.seconds
+            minutes = f'{training.seconds / 60:.2f}'
+            assert rows is not None and log is not None
+            rows.writerow((minutes, training.step, f'{mean:.6f}', psnr))
+            log.flush()
+    bar.close()
+    if chief:
+        assert log is not None
+        log.close()
+        print(f"{training.step} steps; wrote '{args.out}' and '{log_path}'")
+        if psnr:
+            print(f'{len(tests)} images of --val: {psnr} dB')
+        if training.skipped:
+            print(f'skipped {training.skipped} steps: gradient not finite')
+
+
+def main() -> None:
+    """Runs the example."""
+    args = parse_args()
+    with process_group() as (rank, world):
+        run(args, rank, world)
+
+
+if __name__ == '__main__':
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit(130)

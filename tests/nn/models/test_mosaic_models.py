@@ -1,0 +1,230 @@
+"""Stacks on Bayer mosaics: `domain='mosaic'`."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from skimage.data import astronaut
+from torch_geometric.data import Batch
+
+from pyg_unroll import UnrolledGLR, UnrolledGTV, data_to_image, mosaic
+from pyg_unroll.nn.models import local_interpolation
+from pyg_unroll.nn.models.tiling import _cut, run_in_tiles
+
+BAYER = ('RGGB', 'GRBG', 'GBRG', 'BGGR')
+MODELS = (UnrolledGLR, UnrolledGTV)
+
+
+@pytest.fixture(scope='module')
+def photo():
+    pixels = torch.from_numpy(astronaut()[96:192, 160:260])
+    return pixels.permute(2, 0, 1).float() / 255
+
+
+def make(cls=UnrolledGLR, seed=0, dtype=torch.float32, **options):
+    torch.manual_seed(seed)
+    model = cls(
+        3,
+        domain='mosaic',
+        guide=True,
+        hidden_channels=8,
+        feature_channels=4,
+        **options,
+    ).to(dtype)
+    with torch.no_grad():
+        for block in model.blocks:
+            # As strong as a trained net.
+            block.features.head.weight.mul_(20)
+    return model.eval()
+
+
+def psnr(out, image):
+    return float(-10 * (out - image).square().mean().log10())
+
+
+@pytest.mark.parametrize('cls', MODELS)
+@pytest.mark.parametrize('pattern', BAYER)
+def test_phases(cls, pattern, photo):
+    data = mosaic(photo[:, :51, :48], pattern)
+    with torch.no_grad():
+        out = make(cls)(data)
+    assert out.shape == data.x.shape
+    assert torch.equal(out[data.mask], data.x[data.mask])
+    assert torch.isfinite(out).all()
+
+
+def test_a_shifted_sensor_gives_a_shifted_image(photo):
+    model = make(dtype=torch.float64, num_layers=2, num_blocks=1)
+    photo = photo.double()
+    with torch.no_grad():
+        whole = data_to_image(d := mosaic(photo, 'RGGB'), model(d))[:, 1:, 1:]
+        part = data_to_image(d := mosaic(photo[:, 1:, 1:], 'BGGR'), model(d))
+    inner = slice(model.receptive_field, -model.receptive_field)
+    assert part[:, inner, inner].numel() > 1000
+    torch.testing.assert_close(part[:, inner, inner], whole[:, inner, inner])
+
+
+@pytest.mark.parametrize('cls', MODELS)
+def test_a_small_net_starts_above_bilinear(cls, photo):
+    torch.manual_seed(0)
+    model = cls(3, domain='mosaic', guide=True, hidden_channels=8)
+    data = mosaic(photo)
+    with torch.no_grad():
+        out = data_to_image(data, model(data))
+    known = data_to_image(data, data.mask)[None]
+    bilinear = local_interpolation(data_to_image(data)[None], known)[0]
+    assert psnr(out, photo) > psnr(bilinear, photo) + 3
+
+
+@pytest.mark.parametrize('cls', MODELS)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_tiles_equal_the_whole(cls, dtype):
+    torch.manual_seed(1)
+    image = torch.rand(3, 301, 391, dtype=dtype)
+    options = {'num_layers': 2, 'num_blocks': 1}
+    if cls is UnrolledGTV:
+        options |= {'num_iters': 2, 'num_steps': 2}
+    model = make(cls, dtype=dtype, **options)
+    data = mosaic(image, 'GRBG')
+    with torch.no_grad():
+        whole = model(data)
+        model.max_pixels = 1
+        tiled = model(data)
+        assert 4 * model.receptive_field < 301
+    atol = 2e-6 if dtype == torch.float32 else 1e-12
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=atol)
+
+
+def test_reach_ends_at_the_receptive_field():
+    model = make(dtype=torch.float64, num_layers=2, num_blocks=1)
+    reach = model.receptive_field
+    image = torch.rand(3, 2 * reach + 21, 40, dtype=torch.float64)
+    changed = image.clone()
+    changed[:, :10] = torch.rand_like(changed[:, :10])
+    with torch.no_grad():
+        first, second = (
+            data_to_image(d := mosaic(i), model(d)) for i in (image, changed)
+        )
+    assert torch.equal(first[:, 10 + reach :], second[:, 10 + reach :])
+    assert not torch.equal(first[:, 10:20], second[:, 10:20])
+
+
+@pytest.mark.parametrize(
+    'size,tile,halo', [(10, 20, 2), (100, 30, 4), (64, 62, 10), (97, 18, 4)]
+)
+def test_cuts_cover_once(size, tile, halo):
+    cuts = _cut(size, tile, halo)
+    assert cuts[0][1] == 0
+    assert cuts[-1][2] == size
+    for before, after in pairwise(cuts):
+        assert before[2] == after[1]
+    for start, first, last in cuts:
+        assert first == 0 or first - start >= halo
+        assert last == size or start + tile - last >= halo
+        assert start % 2 == size % 2 * (start + tile == size)
+
+
+def test_run_in_tiles_of_a_blur():
+    image = torch.rand(2, 3, 70, 94)
+
+    def blur(part):
+        return torch.nn.functional.avg_pool2d(part, 5, 1, 2)
+
+    whole = run_in_tiles(blur, (image,), 10**6, 2)
+    tiled = run_in_tiles(blur, (image,), 400, 2)
+    torch.testing.assert_close(tiled, whole)
+
+
+def test_batch_equals_loop(photo):
+    parts = [mosaic(photo[:, :40, :44], 'BGGR'), mosaic(photo[:, :31, :50])]
+    model = make()
+    with torch.no_grad():
+        out = model(Batch.from_data_list(parts))
+        loop = torch.cat([model(part) for part in parts])
+    assert torch.equal(out, loop)
+
+
+@pytest.mark.parametrize('cls', MODELS)
+def test_estimates_are_those_of_a_loop(cls, photo):
+    image = torch.stack([photo[:, :32, :36], photo[:, 40:72, 20:56]])
+    mask = data_to_image(d := mosaic(image[0]), d.mask)[None]
+    image = torch.where(mask, image, 0)
+    model = make(cls)
+    with torch.no_grad():
+        both = model.estimates(image, mask)
+        assert len(both) == model.num_blocks
+        for k in range(2):
+            one = model.estimates(image[k : k + 1], mask)
+            torch.testing.assert_close(one[-1][0], both[-1][k])
+
+
+@pytest.mark.parametrize('cls', MODELS)
+@pytest.mark.parametrize('guide', [True, False])
+def test_gradients_reach_everything_that_matters(cls, guide, photo):
+    torch.manual_seed(0)
+    model = cls(3, domain='mosaic', guide=guide, hidden_channels=8)
+    image = photo[None, :, :32, :32]
+    mask = data_to_image(d := mosaic(image[0]), d.mask)[None]
+    out = model.estimates(torch.where(mask, image, 0), mask)[-1]
+    (out - image).square().mean().backward()
+    silent = {
+        name
+        for name, value in model.named_parameters()
+        if value.grad is None or not value.grad.abs().sum() > 0
+    }
+    assert all('log_mu' in name for name in silent)
+
+
+def test_autocast_trains_as_well(photo):
+    model = make()
+    image = photo[None, :, :32, :32]
+    mask = data_to_image(d := mosaic(image[0]), d.mask)[None]
+    with torch.no_grad():
+        exact = model.estimates(torch.where(mask, image, 0), mask)[-1]
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            out = model.estimates(torch.where(mask, image, 0), mask)[-1]
+    assert out.dtype == torch.float32
+    assert (out - exact).abs().mean() < 0.01
+
+
+def test_wrong_data(photo):
+    model = make()
+    with pytest.raises(ValueError, match='GraphDemosaic'):
+        model(mosaic(photo, 'X-Trans'))
+    with pytest.raises(ValueError, match='at least 2 x 2'):
+        model.restore(photo[None, :, :1, :9], photo[None, :, :1, :9] > 0)
+    data = mosaic(photo)
+    data.mask = data.mask[:, 0]
+    with pytest.raises(ValueError, match='num_pixels, 3'):
+        model(data)
+    with pytest.raises(ValueError, match="domain='mosaic'"):
+        UnrolledGLR(3).restore(photo[None], photo[None] > 0)
+    for options in ({'in_channels': 1}, {'fidelity': 'soft'}):
+        with pytest.raises(ValueError, match="'in_channels' must be 3"):
+            UnrolledGLR(**{'in_channels': 3, 'domain': 'mosaic', **options})
+    with pytest.raises(ValueError, match="'num_layers' must be even"):
+        UnrolledGLR(3, domain='mosaic', num_layers=5)
+
+
+def test_smallest_images():
+    model = make()
+    for size in ((2, 2), (3, 2), (5, 8)):
+        data = mosaic(torch.rand(3, *size))
+        with torch.no_grad():
+            out = model(data)
+        assert torch.isfinite(out).all()
+
+
+def test_save_and_load(tmp_path, photo):
+    model = make(UnrolledGTV, num_blocks=1, num_layers=4)
+    model.save(tmp_path / 'm.safetensors', {'note': 'trained on nothing'})
+    data = mosaic(photo[:, :24, :24])
+    with torch.no_grad():
+        again = UnrolledGTV.load(tmp_path / 'm.safetensors')(data)
+        assert torch.equal(model(data), again)
+
+
+@pytest.mark.parametrize('cls', MODELS)
+def test_unknown_pretrained(cls):
+    with pytest.raises(ValueError, match="'name' must be one of"):
+        cls.from_pretrained('demosaic-nothing')
