@@ -1,7 +1,7 @@
 """Demosaicing: quality, time and parameters, against classical methods.
 
     python benchmarks/image_quality.py --folder FOLDER
-    python benchmarks/image_quality.py --folder FOLDER --noise 20 --picture A.png
+    python benchmarks/image_quality.py --folder FOLDER --noise 20
 
 Bayer RGGB mosaics of the 8-bit images of a folder; output clipped and rounded
 to 8 bits; PSNR over all pixels and colours, no border cut, then the mean over
