@@ -1,7 +1,8 @@
-"""Demosaics a photograph with graph layers, and shows how well.
+"""Demosaics a photograph with trained graph layers, and shows how well.
 
     python examples/demosaic.py                      # a bundled photograph
-    python examples/demosaic.py PHOTO --pattern GBRG --prior gtv --out OUT.png
+    python examples/demosaic.py PHOTO --pattern GBRG --out OUT.png
+    python examples/demosaic.py PHOTO --untrained --prior gtv
     python examples/demosaic.py FOLDER --menon       # scores of all images
 
 It keeps of each pixel the one colour that a camera's sensor would measure,
@@ -25,12 +26,19 @@ from torch import Tensor
 from tqdm import tqdm
 from utils import load_image
 
-from pyg_unroll import GraphDemosaic, data_to_image, mosaic
+from pyg_unroll import (
+    GraphDemosaic,
+    UnrolledGLR,
+    UnrolledGTV,
+    data_to_image,
+    mosaic,
+)
 from pyg_unroll.data import CFA_PATTERNS
 from pyg_unroll.nn.models import local_interpolation
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
 ZOOM = 96
+WEIGHTS = 'demosaic-bayer'
 
 Method = Callable[[Tensor, str], Tensor]
 
@@ -51,7 +59,23 @@ def menon(image: Tensor, pattern: str) -> Tensor:
     return torch.from_numpy(np.moveaxis(out, -1, 0)).float()
 
 
-def graph_method(model: GraphDemosaic) -> Method:
+def make_model(
+    prior: str, pattern: str, untrained: bool
+) -> tuple[str, torch.nn.Module]:
+    """The trained net where there is one, and its name."""
+    cls = UnrolledGLR if prior == 'glr' else UnrolledGTV
+    if not untrained:
+        if pattern != 'X-Trans' and WEIGHTS in cls.pretrained_names():
+            return f'{cls.__name__}, trained', cls.from_pretrained(WEIGHTS)
+        print(
+            f'note: no trained weights for {cls.__name__} and {pattern}; '
+            f'using untrained layers',
+            file=sys.stderr,
+        )
+    return f'{prior.upper()}, untrained', GraphDemosaic(prior)
+
+
+def graph_method(model: torch.nn.Module) -> Method:
     """Wraps the model as a function of an image and a pattern."""
 
     def run(image: Tensor, pattern: str) -> Tensor:
@@ -203,6 +227,11 @@ def parse() -> argparse.Namespace:
         help='smoothness prior (default: %(default)s)',
     )
     parser.add_argument(
+        '--untrained',
+        action='store_true',
+        help='layers with fixed parameters instead of the trained net',
+    )
+    parser.add_argument(
         '--out',
         type=Path,
         default=Path('demosaic.png'),
@@ -238,8 +267,7 @@ def main() -> None:
         sys.exit(f"error: there is no folder '{args.out.parent}' for --out")
     if args.menon and args.pattern == 'X-Trans':
         sys.exit('error: --menon needs a Bayer pattern')
-    model = GraphDemosaic(args.prior)
-    ours = f'pyg_unroll ({args.prior.upper()})'
+    ours, model = make_model(args.prior, args.pattern, args.untrained)
     methods = {'bilinear': bilinear, ours: graph_method(model)}
     if args.menon:
         methods['Menon 2007'] = menon

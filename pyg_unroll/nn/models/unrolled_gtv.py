@@ -60,7 +60,7 @@ class UnrolledGTV(UnrolledNet):
             :obj:`None` is 6 for mosaics, else 3. (default: :obj:`None`)
         max_pixels (int, optional): Larger mosaics are worked on in tiles of
             about this size; the result is the same.
-            (default: :obj:`2_000_000`)
+            (default: :obj:`1_000_000`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -92,7 +92,7 @@ class UnrolledGTV(UnrolledNet):
         guide: bool = False,
         fidelity: Fidelity = 'hard',
         num_layers: int | None = None,
-        max_pixels: int = 2_000_000,
+        max_pixels: int = 1_000_000,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
