@@ -111,15 +111,15 @@ def directional_green(mosaic: Tensor, green: Tensor) -> Tensor:
     second = [-0.25, 0.5, 0.5, 0.5, -0.25]
     sign = 2.0 * green.to(mosaic.dtype) - 1.0
     after = [0.0] * 4 + [tap / sum(_TAPS) for tap in _TAPS]
+    ahead = [0.0] * 4 + [1.0]
     total = weight = torch.zeros_like(mosaic)
     for dim in (-1, -2):
         difference = sign * (mosaic - correlate(mosaic, second, dim))
         change = correlate(difference, [-1.0, 0.0, 1.0], dim).abs()
         variation = 25 * box(change, 2)
-        for taps, step in ((after, -2), (after[::-1], 2)):
-            # The window of the variation lies on the side of the mean. What
-            # `roll` wraps around lies in the callers' margin.
-            side = (variation.roll(step, dim) + _FLOOR) ** -_POWER
+        for taps, shift in ((after, ahead), (after[::-1], ahead[::-1])):
+            # The window of the variation lies on the side of the mean.
+            side = (correlate(variation, shift, dim) + _FLOOR) ** -_POWER
             total = total + side * correlate(difference, taps, dim)
             weight = weight + side
     return torch.where(green, mosaic, mosaic + total / weight)
