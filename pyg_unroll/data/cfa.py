@@ -103,3 +103,21 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
     data.mask = mask.permute(1, 2, 0).reshape(-1, 3)
     data.pattern = pattern
     return data
+
+
+def check_mosaic(data: Data) -> Tensor:
+    """Returns the mask of :func:`mosaic` data.
+
+    Args:
+        data (Data): What :func:`mosaic` returns.
+
+    Raises:
+        ValueError: If the data is not a mosaic of three colours.
+    """
+    mask = data.get('mask')
+    if data.x.size(1) != 3 or mask is None or mask.shape != data.x.shape:
+        raise ValueError(
+            "'data' must be a mosaic with 'x' and 'mask' of shape "
+            "[num_pixels, 3]; make it with 'pyg_unroll.mosaic'"
+        )
+    return mask

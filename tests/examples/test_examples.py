@@ -90,8 +90,7 @@ def test_demosaic_quality(folder, least):
     [
         'demosaic.py',
         'interpolate_points.py',
-        'train_demosaic.py',
-        'train_interpolation.py',
+        'train.py',
     ],
 )
 def test_help(script):

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll.data import data_to_image, image_to_data
+from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.conv import GLRConv, GTVConv
 from pyg_unroll.nn.conv.smoothness_conv import check_positive
 from pyg_unroll.nn.models.directional_green import (
@@ -18,6 +19,7 @@ from pyg_unroll.nn.models.directional_green import (
     reflect,
     smooth,
 )
+from pyg_unroll.nn.models.tiling import run_in_tiles
 from pyg_unroll.transforms import GridGraph, MahalanobisGraph
 
 Prior: TypeAlias = Literal['glr', 'gtv']
@@ -26,7 +28,7 @@ Prior: TypeAlias = Literal['glr', 'gtv']
 # filters, and enough for the layers to forget the border.
 _MARGIN = 12
 
-# Rows of context between strips, more than the receptive field.
+# Pixels of context between tiles, more than the receptive field.
 _HALO = 64
 
 
@@ -58,7 +60,7 @@ class GraphDemosaic(torch.nn.Module):
         prior (str, optional): :obj:`'glr'`
             (:class:`~pyg_unroll.nn.GLRConv`) or :obj:`'gtv'`
             (:class:`~pyg_unroll.nn.GTVConv`). (default: :obj:`'glr'`)
-        max_pixels (int, optional): Larger images are worked on in strips of
+        max_pixels (int, optional): Larger images are worked on in tiles of
             about this size, which overlap by the receptive field, so that
             the result is the same. (default: :obj:`2_000_000`)
 
@@ -116,31 +118,19 @@ class GraphDemosaic(torch.nn.Module):
 
     def forward(self, data: Data) -> Tensor:
         """Reconstructs the missing colours."""
-        x, mask = data.x, data.get('mask')
-        if x.size(1) != 3 or mask is None or mask.shape != x.shape:
-            raise ValueError(
-                "'data' must be a mosaic with 'x' and 'mask' of shape "
-                "[num_pixels, 3]; make it with 'pyg_unroll.mosaic'"
-            )
+        mask = check_mosaic(data)
         if isinstance(data, Batch):
             parts = [self(part) for part in data.to_data_list()]
             return torch.cat(parts)
-        known = data_to_image(data, mask)
-        image = data_to_image(data)
-        height, width = image.shape[-2:]
-        image = reflect(image[None], _MARGIN)
-        known = reflect(known[None], _MARGIN)
-        step = max(1, self.max_pixels // width)
-        strips = []
-        for first in range(0, height, step):
-            last = min(first + step, height)
-            top = max(first - _HALO, 0)
-            rows = slice(top, last + 2 * _MARGIN + _HALO)
-            out = self._reconstruct(image[..., rows, :], known[..., rows, :])
-            start = first - top + _MARGIN
-            strips.append(out[0, :, start : start + last - first])
-        out = torch.cat(strips, dim=1)[..., _MARGIN:-_MARGIN]
-        return torch.where(mask, x, image_to_data(out).x)
+        image, known = (
+            reflect(data_to_image(data, x)[None], _MARGIN)
+            for x in (data.x, mask)
+        )
+        out = run_in_tiles(
+            self._reconstruct, (image, known), self.max_pixels, _HALO
+        )
+        out = out[0, :, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
+        return torch.where(mask, data.x, image_to_data(out).x)
 
     def _reconstruct(self, image: Tensor, known: Tensor) -> Tensor:
         """Works on `[1, 3, H, W]`, margin included."""

@@ -4,16 +4,25 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch_geometric.data import Data
 
 from pyg_unroll.data import cfa_mask
+from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.models.directional_green import (
+    box,
     correlate,
     directional_green,
     local_interpolation,
+    reflect,
+    smooth,
 )
+
+SceneDomain: TypeAlias = Literal['mosaic', 'inpainting']
 
 
 @dataclass
@@ -38,11 +47,19 @@ class SceneReader(ABC):
 
     Attributes:
         num_context: Number of context channels :math:`K`.
-        radius: How many pixels away a known value can matter.
+        radius: How many pixels away a value can matter for :meth:`read`.
     """
 
     num_context: int
     radius: int
+
+    @abstractmethod
+    def mask(self, data: Data) -> Tensor:
+        """The mask of data, True where known, :math:`(N, C)`.
+
+        Raises:
+            ValueError: If the data is not what the reader is for.
+        """
 
     @abstractmethod
     def offset(self, mask: Tensor) -> tuple[int, int]:
@@ -57,19 +74,34 @@ class SceneReader(ABC):
         """
 
     @abstractmethod
+    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Fills in what can only be seen from afar, on whole images."""
+
+    @abstractmethod
     def read(self, image: Tensor, mask: Tensor) -> Scene:
-        """Makes the scene of images with cells in phase, both
+        """Makes the scene of filled images with cells in phase, both
         :math:`(B, C, H, W)`; the mask may have :math:`B = 1`.
         """
+
+    @abstractmethod
+    def base(self, estimate: Tensor) -> Tensor:
+        """What signals are interpolated relative to if nets give no guide."""
+
+    @abstractmethod
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Estimates the standard deviation of the noise, :math:`(B)`."""
 
 
 class MosaicReader(SceneReader):
     """Bayer mosaics: green along edges, then colour differences."""
 
     num_context = 2
-    # Differences (2), their variation (1 + 2) on one side (2), twice one more
-    # for the colour differences.
+    # Differences (2), their variation (1 + 2) on one side (4).
     radius = 10
+
+    def mask(self, data: Data) -> Tensor:
+        """See the base class."""
+        return check_mosaic(data)
 
     def offset(self, mask: Tensor) -> tuple[int, int]:
         """See the base class."""
@@ -85,9 +117,13 @@ class MosaicReader(SceneReader):
             f"filter arrays, there is 'pyg_unroll.GraphDemosaic'"
         )
 
+    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See the base class; a mosaic has no large holes."""
+        return image
+
     def read(self, image: Tensor, mask: Tensor) -> Scene:
         """See the base class."""
-        sensor = torch.where(mask, image, 0).sum(1, keepdim=True)
+        sensor = _sensor(image, mask)
         green = directional_green(sensor, mask[:, 1:2].expand_as(sensor))
         chroma = local_interpolation(
             (sensor - green).expand(-1, 2, -1, -1), mask[:, ::2]
@@ -103,6 +139,113 @@ class MosaicReader(SceneReader):
             reference=sensor,
         )
 
+    def base(self, estimate: Tensor) -> Tensor:
+        """See the base class; differences to green are smooth in colours."""
+        return estimate[:, 1:2].expand_as(estimate)
+
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        r"""See the base class.
+
+        The median absolute diagonal detail of each colour plane's Haar
+        wavelet over 0.6745 (Donoho and Johnstone, 1994); fine texture counts
+        as noise.
+        """
+        if min(image.shape[-2:]) < 4:
+            raise ValueError(
+                'a mosaic of less than 4 x 4 pixels does not show its noise; '
+                "set 'data.noise_std'"
+            )
+        planes = F.pixel_unshuffle(_crop(_sensor(image, mask), 4), 2)
+        rows = planes[..., ::2, :] - planes[..., 1::2, :]
+        detail = (rows[..., ::2] - rows[..., 1::2]) / 2
+        return detail.abs().flatten(1).median(1).values / 0.6745
+
+
+class InpaintingReader(SceneReader):
+    """Images of which some pixels are known: push and pull through a pyramid
+    of coarser images (Gortler et al., 1996), smoothed on each level.
+    """
+
+    num_context = 2
+    radius = 4
+
+    def mask(self, data: Data) -> Tensor:
+        """See the base class."""
+        x, mask = data.x, data.get('mask')
+        shapes = (x.shape, x.shape[:1], (x.size(0), 1))
+        if mask is None or mask.shape not in shapes:
+            raise ValueError(
+                f"'data' must have a 'mask', True where known, of shape "
+                f'[{x.size(0)}] or {list(x.shape)} '
+                f'(got {None if mask is None else list(mask.shape)})'
+            )
+        return mask.view(x.size(0), -1).expand_as(x)
+
+    def offset(self, mask: Tensor) -> tuple[int, int]:
+        """See the base class; any mask will do."""
+        return 0, 0
+
+    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See the base class."""
+        share = mask.to(image.dtype).expand_as(image)
+        levels = [(torch.where(mask, image, 0), share)]
+        while max(levels[-1][0].shape[-2:]) > 1:
+            value, share = (
+                F.avg_pool2d(part, 2, ceil_mode=True, count_include_pad=False)
+                for part in levels[-1]
+            )
+            levels.append((value, share))
+        value, share = levels[-1]
+        out = value / share.clamp(min=_TINY)
+        for value, share in reversed(levels):
+            out = F.interpolate(out, value.shape[-2:], mode='bilinear')
+            known = value / share.clamp(min=_TINY)
+            # A few known pixels are enough to set the mean of a cell.
+            trust = share / (share + 0.1 * (1 - share))
+            out = torch.lerp(out, known, trust)
+            for _ in range(_SWEEPS):
+                near = smooth(reflect(out, 1), (0.25, 0.5, 0.25))
+                out = torch.lerp(near[..., 1:-1, 1:-1], known, trust)
+        return torch.where(mask, image, out)
+
+    def read(self, image: Tensor, mask: Tensor) -> Scene:
+        """See the base class."""
+        share = mask.to(image.dtype).mean(1, keepdim=True)
+        grey = box(image.mean(1, keepdim=True), self.radius)
+        return Scene(
+            estimate=image,
+            context=torch.cat([share.expand_as(grey), grey], dim=1),
+            reference=grey,
+        )
+
+    def base(self, estimate: Tensor) -> Tensor:
+        """See the base class."""
+        return torch.zeros_like(estimate)
+
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        """See the base class; scattered pixels do not show their noise."""
+        raise ValueError("'data.noise_std' must be given for this model")
+
+
+READERS: dict[SceneDomain, type[SceneReader]] = {
+    'mosaic': MosaicReader,
+    'inpainting': InpaintingReader,
+}
 
 # Rows and columns to add before each pattern to make it start as RGGB does.
 _PHASES = {'RGGB': (0, 0), 'GRBG': (0, 1), 'GBRG': (1, 0), 'BGGR': (1, 1)}
+
+# Smoothing steps on each level of the pyramid.
+_SWEEPS = 3
+_TINY = 1e-12
+
+
+def _sensor(image: Tensor, mask: Tensor) -> Tensor:
+    """The one value of each pixel that is known."""
+    return torch.where(mask, image, 0).sum(1, keepdim=True)
+
+
+def _crop(image: Tensor, unit: int) -> Tensor:
+    """Cuts off what exceeds a multiple of `unit` pixels."""
+    height, width = (size // unit * unit for size in image.shape[-2:])
+    return image[..., :height, :width]

@@ -21,8 +21,8 @@ def run_in_tiles(
     Args:
         function (callable): Takes the images, or the same tile of each, and
             returns images of that height and width.
-        images (tuple[torch.Tensor]): Images :math:`(B, C, H, W)`, :math:`H`
-            and :math:`W` even.
+        images (tuple[torch.Tensor]): Images :math:`(B, C, H, W)`; tiles of
+            images of even size start at even rows and columns.
         max_pixels (int): Pixels of a tile; images up to this size are not
             cut. Tiles are always larger than their halo.
         halo (int): Even number of pixels that a tile overlaps the part of the

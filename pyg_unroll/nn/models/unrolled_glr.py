@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv import GLRConv
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
 from pyg_unroll.nn.models.unrolled import Domain, UnrolledNet
@@ -27,9 +28,11 @@ class UnrolledGLR(UnrolledNet):
         in_channels (int): Number of signal channels :math:`C`.
         domain (str, optional): :obj:`'image'` (3 x 3 convolutions on a pixel
             grid), :obj:`'points'` (perceptron on signal and position,
-            nearest neighbours) or :obj:`'mosaic'` (Bayer mosaics of
+            nearest neighbours), :obj:`'mosaic'` (Bayer mosaics of
             :func:`~pyg_unroll.data.mosaic`: residual convolutions on 2 x 2
-            cells of the pixel grid, started by directional filters).
+            cells of the pixel grid, started by directional filters) or
+            :obj:`'inpainting'` (likewise, on images of which some pixels are
+            known, started by a pyramid).
             (default: :obj:`'image'`)
         pos_channels (int, optional): Number of coordinates of a point, best
             scaled to unit size (:class:`~torch_geometric.transforms.
@@ -52,12 +55,15 @@ class UnrolledGLR(UnrolledNet):
             \mathbf{u}`; without it, colours of a mosaic are interpolated as
             differences to green, and green stays as it was started.
             (default: :obj:`False`)
-        fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`.
+        fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`; the nets of
+            the last two domains then see the level of the noise,
+            :obj:`data.noise_std`, and predict how far to trust each pixel.
             (default: :obj:`'hard'`)
         num_layers (int, optional): Layers of each feature net;
-            :obj:`None` is 6 for mosaics, else 3. (default: :obj:`None`)
-        max_pixels (int, optional): Larger mosaics are worked on in tiles of
-            about this size; the result is the same.
+            :obj:`None` is 6 for the last two domains, else 3.
+            (default: :obj:`None`)
+        max_pixels (int, optional): Larger images of the last two domains are
+            worked on in tiles of about this size; the result is the same.
             (default: :obj:`1_000_000`)
 
     Shapes:
@@ -120,6 +126,12 @@ class UnrolledGLR(UnrolledNet):
         )
 
     def _run_conv(
-        self, conv: SmoothnessConv, state: Any, *args: Any, **kwargs: Any
+        self,
+        conv: SmoothnessConv,
+        state: Any,
+        x: Tensor,
+        topology: Topology,
+        weight: Tensor,
+        **kwargs: Tensor | None,
     ) -> tuple[Tensor, Any]:
-        return conv(*args, **kwargs), None
+        return conv(x, topology, weight, **kwargs), None

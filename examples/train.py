@@ -1,13 +1,15 @@
-"""Trains uGLR or uGTV to demosaic Bayer sensors, on a folder of photographs.
+"""Trains uGLR or uGTV to demosaic or fill in images, on a folder of them.
 
-    python examples/train_demosaic.py PHOTOS --val OTHERS --budget-minutes 60
-    torchrun --nproc-per-node 2 examples/train_demosaic.py PHOTOS
-    python examples/train_demosaic.py PHOTOS --resume     # after a kill
+    python examples/train.py PHOTOS --val OTHERS --budget-minutes 60
+    python examples/train.py PHOTOS --task inpaint --prior gtv
+    torchrun --nproc-per-node 2 examples/train.py PHOTOS
+    python examples/train.py PHOTOS --resume     # after a kill
 
-Patches of the photographs lose two of their three colours; the net puts them
-back. Every --save-minutes a checkpoint is written beside --out, whole or not
-at all, from which --resume goes on with the same patches as if nothing had
-happened. The averaged weights and all options go to one safetensors file.
+Patches of the photographs lose two of their three colours, or most of their
+pixels; the net puts them back. Every --save-minutes a checkpoint is written
+beside --out, whole or not at all, from which --resume goes on with the same
+patches as if nothing had happened. The averaged weights and all options go to
+one safetensors file.
 """
 
 from __future__ import annotations
@@ -28,17 +30,15 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
-from utils import load_image
+from training_data import Patches, Sample, Task, largest, read_images
 
 from pyg_unroll import UnrolledGLR, UnrolledGTV
-from pyg_unroll.data import cfa_mask
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff')
 Models = UnrolledGLR | UnrolledGTV
 
 
@@ -48,98 +48,28 @@ class Loss(torch.nn.Module):
     Args:
         model (UnrolledGLR or UnrolledGTV): The net.
         early (float): Weight of the estimates before the last.
+        knee (float): Error from which on the loss is linear.
         crop (int): Pixels left out at the border of a patch.
     """
 
-    def __init__(self, model: Models, early: float, crop: int) -> None:
+    def __init__(
+        self, model: Models, early: float, knee: float, crop: int = 8
+    ) -> None:
         super().__init__()
         self.model = model
         self.early = early
+        self.knee = knee
         self.crop = crop
 
-    def forward(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Returns the loss of patches `[B, 3, H, W]`."""
-        outs = self.model.estimates(torch.where(mask, image, 0), mask)
+    def forward(self, sample: Sample) -> Tensor:
+        """Returns the loss of patches."""
+        outs = self.model.estimates(sample.image, sample.mask, sample.noise_std)
         inner = slice(self.crop, -self.crop or None)
         losses = []
         for out in outs:
-            error = (out - image)[..., inner, inner]
-            losses.append((error.square() + 1e-6).sqrt().mean())
+            error = (out - sample.truth)[..., inner, inner]
+            losses.append((error.square() + self.knee**2).sqrt().mean())
         return losses[-1] + self.early * sum(losses[:-1])
-
-
-class Patches:
-    """Random patches; those of a step depend on seed, step and rank only.
-
-    Args:
-        images (list[torch.Tensor]): Photographs `[3, H, W]`, 8 or 16 bits.
-        side (int): Side of a patch, even.
-        count (int): Patches per step.
-        hard (int): Of so many candidates each, the one with most detail is
-            taken, half of the time.
-        subsampled (float): Share of patches with chroma at half resolution.
-        seed (int): Seed.
-    """
-
-    def __init__(
-        self,
-        images: list[Tensor],
-        side: int,
-        count: int,
-        hard: int,
-        subsampled: float,
-        seed: int,
-    ) -> None:
-        self.images = images
-        self.side = side
-        self.count = count
-        self.hard = hard
-        self.subsampled = subsampled
-        self.seed = seed
-
-    def draw(self, step: int, rank: int) -> Tensor:
-        """Patches `[B, 3, side, side]` in `[0, 1]`."""
-        generator = np.random.default_rng((self.seed, rank, step))
-
-        def below(bound: int) -> int:
-            return int(generator.integers(bound))
-
-        chosen = []
-        for _ in range(self.count):
-            candidates = []
-            for _ in range(self.hard if below(2) else 1):
-                image = self.images[below(len(self.images))]
-                row = below(image.size(1) - self.side + 1)
-                col = below(image.size(2) - self.side + 1)
-                patch = image[:, row : row + self.side, col : col + self.side]
-                candidates.append(patch.float() / _largest(image))
-            patch = max(candidates, key=_detail)
-            if generator.random() < self.subsampled:
-                patch = subsample_chroma(patch)
-            # Flips and transposes also change which colour is where.
-            patch = patch.flip(1) if below(2) else patch
-            patch = patch.flip(2) if below(2) else patch
-            chosen.append(patch.mT if below(2) else patch)
-        return torch.stack(chosen)
-
-
-def subsample_chroma(image: Tensor) -> Tensor:
-    """Halves the resolution of what is left of an image without its luma."""
-    luma = image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    grey = (luma * image).sum(0, keepdim=True)
-    small = F.avg_pool2d((image - grey)[None], 2)
-    chroma = F.interpolate(small, image.shape[1:], mode='bilinear')[0]
-    return (grey + chroma).clamp(0, 1)
-
-
-def _largest(image: Tensor) -> float:
-    return 255.0 if image.dtype == torch.uint8 else 65535.0
-
-
-def _detail(patch: Tensor) -> float:
-    """Mean absolute second difference."""
-    rows, cols = patch.diff(n=2, dim=1), patch.diff(n=2, dim=2)
-    return float(rows.abs().mean() + cols.abs().mean())
 
 
 def parse_args() -> argparse.Namespace:
@@ -151,6 +81,7 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('folder', type=Path, help='photographs to train on')
     add('--val', type=Path, help='photographs to score, never trained on')
+    add('--task', choices=Task.NAMES, default='demosaic')
     add('--prior', choices=('glr', 'gtv'), default='glr')
     add('--budget-minutes', type=float, default=60.0, help='training time')
     add('--batch', type=int, default=8, help='patches per step and process')
@@ -163,6 +94,8 @@ def parse_args() -> argparse.Namespace:
         help='share of patches whose chroma is halved first, as most JPEG '
         'files have it: the net must tell such photographs from others',
     )
+    add('--num-patches', type=int, default=0, help='0 for no limit')
+    add('--knee', type=float, default=1e-3, help='linear loss from here on')
     add('--lr', type=float, default=1e-3, help='largest learning rate')
     add('--warm-up', type=int, default=100, help='steps of rising rate')
     add('--weight-decay', type=float, default=1e-4)
@@ -178,7 +111,11 @@ def parse_args() -> argparse.Namespace:
     add('--steps', type=int, default=5, help='solver steps of a GLR layer')
     add('--iters', type=int, default=3, help='iterations of a GTV layer')
     add('--inner', type=int, default=2, help='solver steps of an iteration')
-    add('--init', type=Path, help='weights to start from, same options')
+    add(
+        '--init',
+        type=Path,
+        help='weights to start from, of a net that may be smaller',
+    )
     add('--max-images', type=int, default=10000, help='images in memory')
     add('--max-val', type=int, default=8, help='images to score')
     add('--val-minutes', type=float, default=15.0, help='between scores')
@@ -205,29 +142,18 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-_MAY_BE_ZERO = ('seed', 'threads', 'early', 'weight_decay', 'subsampled')
-
-
-def read_images(folder: Path, limit: int) -> list[Tensor]:
-    """Reads photographs `[3, H, W]` and keeps them as small integers."""
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
-    # Evenly over the folder, whose names may be sorted by kind.
-    count = min(limit, len(paths))
-    images = []
-    for k in tqdm(range(count), desc=f'reading {folder}', disable=None):
-        image = load_image(paths[k * len(paths) // count]).expand(3, -1, -1)
-        eight = (image * 255).round()
-        if torch.allclose(eight / 255, image, atol=1e-6):
-            images.append(eight.to(torch.uint8))
-        else:
-            images.append((image * 65535).round().to(torch.uint16))
-    return images
+_MAY_BE_ZERO = (
+    *('seed', 'threads', 'early', 'weight_decay', 'subsampled'),
+    'num_patches',
+)
 
 
 def make_model(args: argparse.Namespace) -> Models:
     """Builds the model that the arguments describe."""
+    task = Task(args.task)
     options: dict[str, Any] = {
-        'domain': 'mosaic',
+        'domain': task.domain,
+        'fidelity': task.fidelity,
         'guide': True,
         'num_blocks': args.blocks,
         'num_layers': args.layers,
@@ -239,6 +165,27 @@ def make_model(args: argparse.Namespace) -> Models:
     if args.prior == 'glr':
         return UnrolledGLR(3, num_steps=args.steps, **options)
     return UnrolledGTV(3, num_iters=args.iters, num_steps=args.inner, **options)
+
+
+def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
+    """Copies weights into a model that may have more channels or another
+    solver layer: new channels get zeros, and what there is no weight for stays.
+    """
+    known = []
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            given = state.get(name)
+            if given is None or given.dim() != value.dim():
+                continue
+            if any(
+                g > v for g, v in zip(given.shape, value.shape, strict=True)
+            ):
+                continue
+            known.append(name)
+            value.zero_()
+            value[tuple(slice(size) for size in given.shape)] = given
+    if not known:
+        raise SystemExit('error: --init has no weights for this model')
 
 
 class Training:
@@ -263,13 +210,13 @@ class Training:
         torch.manual_seed(args.seed)
         self.model = make_model(args).to(args.device)
         if args.init is not None:
-            start = type(self.model).load(args.init)
-            self.model.load_state_dict(start.state_dict())
+            transfer(load_file(args.init), self.model)
         self.model.to(memory_format=torch.channels_last)
         self.average = AveragedModel(
             self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)
         )
-        self.loss: torch.nn.Module = Loss(self.model, args.early, crop=8)
+        self.task = Task(args.task)
+        self.loss: torch.nn.Module = Loss(self.model, args.early, args.knee)
         if world > 1:
             # Which parameters matter depends on the options.
             self.loss = DistributedDataParallel(
@@ -283,13 +230,14 @@ class Training:
         )
         self.patches = Patches(
             images,
+            self.task,
             args.patch,
             args.batch,
             args.hard,
             args.subsampled,
+            args.num_patches,
             args.seed,
         )
-        self.mask = cfa_mask('RGGB', args.patch, args.patch, args.device)[None]
         self.step = 0
         self.skipped = 0
         self.seconds = 0.0
@@ -302,10 +250,10 @@ class Training:
         rate = 0.5 * (1 + math.cos(math.pi * progress))
         rate *= min(1.0, (self.step + 1) / args.warm_up)
         self.optimizer.param_groups[0]['lr'] = args.lr * max(rate, 1e-3)
-        image = self.patches.draw(self.step, self.rank).to(args.device)
+        sample = self.patches.draw(self.step, self.rank).to(args.device)
         kind = torch.device(args.device).type
         with torch.autocast(kind, torch.bfloat16, enabled=not args.no_amp):
-            loss = self.loss(image, self.mask)
+            loss = self.loss(sample)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(
@@ -385,15 +333,18 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def score(model: Models, images: list[Tensor]) -> float:
-    """Mean PSNR (dB) of whole images rounded to 8 bits."""
+def score(model: Models, task: Task, images: list[Tensor]) -> float:
+    """Mean PSNR (dB) of whole images rounded to 8 bits; of a task that varies,
+    at noise of 20/255 or 30 % known pixels.
+    """
     device = next(model.parameters()).device
     total = 0.0
-    for image in images:
-        truth = (image.float() / _largest(image)).to(device)
-        mask = cfa_mask('RGGB', *truth.shape[1:], truth.device)
-        out = model.restore(torch.where(mask, truth, 0)[None], mask[None])[0]
-        error = (out.clamp(0, 1) * 255).round() / 255 - truth
+    for k, image in enumerate(images):
+        truth = (image.float() / largest(image))[None]
+        chance = np.random.default_rng(k)
+        sample = task.hide(truth, chance, 20 / 255, 0.3).to(str(device))
+        out = model.restore(sample.image, sample.mask, sample.noise_std)
+        error = (out.clamp(0, 1) * 255).round() / 255 - sample.truth
         total -= 10 * math.log10(float(error.square().mean()) + 1e-12)
     return total / len(images)
 
@@ -487,7 +438,7 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
                 over or training.seconds - scored > 60 * args.val_minutes
             ):
                 scored = training.seconds
-                psnr = f'{score(training.result(), tests):.3f}'
+                psnr = f'{score(training.result(), training.task, tests):.3f}'
                 if not over:  # scoring is not training time
                     begun = time.perf_counter() - training.seconds
             minutes = f'{training.seconds / 60:.2f}'

@@ -1,0 +1,298 @@
+"""What stacks do with images that are worked on as scenes."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from pyg_unroll.data import data_to_image, image_to_data
+from pyg_unroll.graph import Topology
+from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
+from pyg_unroll.nn.models.directional_green import reflect
+from pyg_unroll.nn.models.features import (
+    CellFeatures,
+    CNNFeatures,
+    MLPFeatures,
+)
+from pyg_unroll.nn.models.scene import SceneReader
+from pyg_unroll.nn.models.storage import Storage
+from pyg_unroll.nn.models.tiling import run_in_tiles
+from pyg_unroll.ops.signal import Fidelity, MaskedSignal
+from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
+
+# Pixels mirrored around an image, even: room for the layers to forget that
+# convolutions see zeros outside.
+_MARGIN = 18
+
+# Units of a net's outputs and of noise: first outputs are small corrections,
+# features are far enough apart to tell pixels from each other.
+_GUIDE_SCALE = 0.1
+_FEATURE_SCALE = 3.0
+_NOISE_SCALE = 10.0
+
+
+class UnrolledBlock(torch.nn.Module):
+    """A feature net, the graph learned from it, and a solver layer."""
+
+    def __init__(
+        self,
+        features: CNNFeatures | MLPFeatures | CellFeatures,
+        metric: MahalanobisGraph,
+        conv: SmoothnessConv,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.metric = metric
+        self.conv = conv
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        self.features.reset_parameters()
+        self.metric.reset_parameters()
+        self.conv.reset_parameters()
+
+
+class ImageRestoration(Storage):
+    """Restores images that a :class:`SceneReader` prepares: the part of the
+    stacks that the domains :obj:`'mosaic'` and :obj:`'inpainting'` need.
+    """
+
+    reader: SceneReader | None
+    blocks: torch.nn.ModuleList
+    graph: GridGraph | KNNGraph
+    domain: str
+    guide: bool
+    fidelity: Fidelity
+    in_channels: int
+    num_blocks: int
+    feature_channels: int
+    max_pixels: int
+
+    @property
+    @abstractmethod
+    def _hops(self) -> int:
+        """How many edges away a layer looks."""
+
+    @abstractmethod
+    def _run_conv(
+        self,
+        conv: SmoothnessConv,
+        state: Any,
+        x: Tensor,
+        topology: Topology,
+        weight: Tensor,
+        **kwargs: Tensor | None,
+    ) -> tuple[Tensor, Any]:
+        """Runs the layer; returns the estimate and what to pass on."""
+
+    def _blocks(self) -> list[UnrolledBlock]:
+        return cast(list[UnrolledBlock], list(self.blocks))
+
+    def _scene_reader(self) -> SceneReader:
+        if self.reader is None:
+            raise ValueError(
+                f'the model was built with domain={self.domain!r}; whole '
+                f"images need domain='mosaic' or domain='inpainting'"
+            )
+        return self.reader
+
+    def _output_sizes(self) -> list[int]:
+        """Channels of a net's output: guide, features, confidence."""
+        guide = self.in_channels if self.guide else 0
+        return [guide, self.feature_channels, int(self.fidelity == 'soft')]
+
+    def _forward_scene(self, data: Data) -> Tensor:
+        reader = self._scene_reader()
+        mask = reader.mask(data)
+        MaskedSignal.read(data.x, mask, None, self.fidelity, name='data.x')
+        if isinstance(data, Batch):
+            parts = data.to_data_list()
+            if data.get('noise_std') is not None:
+                # One for each image, or one set on the batch for all.
+                std = torch.as_tensor(data.noise_std).view(-1)
+                for part, value in zip(
+                    parts, std.expand(len(parts)), strict=True
+                ):
+                    part.noise_std = value
+            return torch.cat([self(part) for part in parts])
+        out = self.restore(
+            data_to_image(data)[None],
+            data_to_image(data, mask)[None],
+            data.get('noise_std'),
+        )
+        return image_to_data(out[0]).x
+
+    def restore(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        noise_std: Tensor | float | None = None,
+    ) -> Tensor:
+        r"""Restores images, for :obj:`domain='mosaic'` and
+        :obj:`domain='inpainting'`.
+
+        Images are mirrored at the border. Images of more than
+        :obj:`max_pixels` are worked on in tiles that overlap by the receptive
+        field, so that the result is the same to rounding.
+
+        Args:
+            image (torch.Tensor): Images :math:`(B, C, H, W)`, measured
+                samples where known.
+            mask (torch.Tensor): True where known, boolean,
+                :math:`(B, C, H, W)` or :math:`(1, C, H, W)`.
+            noise_std (torch.Tensor or float, optional): Standard deviation of
+                the noise, in the unit of the image, of each image
+                :math:`(B)` or of all; for :obj:`fidelity='soft'` only, and
+                estimated if :obj:`None`. (default: :obj:`None`)
+
+        Returns:
+            Images :math:`(B, C, H, W)`; under hard fidelity, known samples
+            are unchanged.
+
+        Raises:
+            ValueError: If the mask is not what the model is for, the noise is
+                negative or not asked for, or the model has another domain.
+        """
+        reader = self._scene_reader()
+        top, left = reader.offset(mask)
+        noise_std = self._noise_std(image, mask, noise_std)
+        padded, known = (
+            reflect(part, _MARGIN)[..., top:, left:]
+            for part in (reader.fill(image, mask), mask)
+        )
+        height, width = (size // 2 * 2 for size in padded.shape[-2:])
+        out = run_in_tiles(
+            lambda part, seen: self._estimates(part, seen, noise_std)[-1],
+            (padded[..., :height, :width], known[..., :height, :width]),
+            self.max_pixels,
+            self.receptive_field,
+        )
+        out = out[..., _MARGIN - top :, _MARGIN - left :]
+        out = out[..., : image.size(-2), : image.size(-1)]
+        return torch.where(mask, image, out) if self.fidelity == 'hard' else out
+
+    def _noise_std(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> Tensor | None:
+        """The noise of each image, `[B, 1, 1, 1]`; None under hard fidelity."""
+        if self.fidelity == 'hard':
+            if noise_std is not None:
+                raise ValueError(
+                    f"'noise_std' was given (got {noise_std}), but the model "
+                    f"holds known entries; use one with fidelity='soft'"
+                )
+            return None
+        if noise_std is None:
+            noise_std = self._scene_reader().noise_std(image, mask)
+        noise = torch.as_tensor(
+            noise_std, dtype=image.dtype, device=image.device
+        )
+        if noise.numel() not in (1, image.size(0)) or not bool(
+            (noise.isfinite() & (noise >= 0)).all()
+        ):
+            raise ValueError(
+                f"'noise_std' must be finite and non-negative, one value or "
+                f'one for each of {image.size(0)} image(s) (got {noise_std})'
+            )
+        return noise.view(-1, 1, 1, 1)
+
+    @property
+    def receptive_field(self) -> int:
+        """How many pixels away a sample can matter, even, for
+        :obj:`domain='mosaic'`; for :obj:`'inpainting'` after the fill.
+        """
+        # The weight of an edge depends on the degrees at its ends.
+        block = cast(CellFeatures, self._blocks()[0].features).radius
+        radius = self._scene_reader().radius
+        radius += self.num_blocks * (block + self._hops + 2)
+        return radius + radius % 2
+
+    def estimates(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        noise_std: Tensor | float | None = None,
+    ) -> list[Tensor]:
+        r"""Runs the blocks on images as they are, to train on them.
+
+        Args:
+            image (torch.Tensor): Images :math:`(B, C, H, W)` of even size; of
+                a mosaic, red at the top left.
+            mask (torch.Tensor): The mask, :math:`(B, C, H, W)` or
+                :math:`(1, C, H, W)`.
+            noise_std (torch.Tensor or float, optional): See :meth:`restore`.
+                (default: :obj:`None`)
+
+        Returns:
+            The estimate of each block, :math:`(B, C, H, W)`; about
+            :attr:`receptive_field` pixels along the border are worse.
+        """
+        reader = self._scene_reader()
+        noise_std = self._noise_std(image, mask, noise_std)
+        with torch.autocast(image.device.type, enabled=False):
+            filled = reader.fill(image, mask)
+        return self._estimates(filled, mask, noise_std)
+
+    def _estimates(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | None
+    ) -> list[Tensor]:
+        """The estimates of filled images."""
+        reader = self._scene_reader()
+        with torch.autocast(image.device.type, enabled=False):
+            # Nothing to learn here, and half precision would spoil it.
+            scene = reader.read(image, mask)
+        estimate, state = scene.estimate, None
+        grid = Data(x=image[0, 0].reshape(-1, 1))
+        grid.height, grid.width = image.shape[-2:]
+        topology = self.graph.topology(grid)
+        known = _to_nodes(mask)
+        known = known[0] if known.size(0) == 1 else known
+        extra = []
+        if noise_std is not None:
+            extra.append((_NOISE_SCALE * noise_std).expand_as(scene.reference))
+        results = []
+        for block in self._blocks():
+            shown = [scene.context, estimate - scene.reference, *extra]
+            out = block.features(torch.cat(shown, 1)).to(image.dtype)
+            guide, features, trust = out.split(self._output_sizes(), 1)
+            base = reader.base(estimate)
+            if self.guide:
+                base = estimate + _GUIDE_SCALE * guide
+            start = torch.zeros_like(base) if self.guide else estimate - base
+            confidence = None
+            if noise_std is not None:
+                # One at first, at every known sample.
+                confidence = F.softplus(_to_nodes(trust) + _SOFTPLUS_ONE)
+                confidence = confidence.expand(-1, -1, self.in_channels)
+            weight = block.metric.edge_weights(
+                _to_nodes(_FEATURE_SCALE * features), topology
+            )
+            rest, state = self._run_conv(
+                block.conv,
+                state,
+                _to_nodes(image - base),
+                topology,
+                weight,
+                mask=known,
+                confidence=confidence,
+                warm_start=_to_nodes(start),
+            )
+            estimate = base + rest.mT.reshape(base.shape)
+            if noise_std is None:
+                estimate = torch.where(mask, image, estimate)
+            results.append(estimate)
+        return results
+
+
+# Where softplus is one.
+_SOFTPLUS_ONE = 0.5413248546
+
+
+def _to_nodes(images: Tensor) -> Tensor:
+    """Images `[B, C, H, W]` to node signals `[B, H * W, C]`."""
+    return images.flatten(2).mT
