@@ -1,12 +1,16 @@
-"""Demosaicing: quality, time and parameters, against classical methods.
+"""Demosaicing and inpainting: quality and time, against classical methods.
 
     python benchmarks/image_quality.py --folder FOLDER
     python benchmarks/image_quality.py --folder FOLDER --noise 20
+    python benchmarks/image_quality.py --folder FOLDER --known 0.3
+    python benchmarks/image_quality.py --folder FOLDER --grid 2
 
-Bayer RGGB mosaics of the 8-bit images of a folder; output clipped and rounded
-to 8 bits; PSNR over all pixels and colours, no border cut, then the mean over
-the images; SSIM of scikit-image. Noise is Gaussian with a standard deviation
-in units of 1/255, added to the mosaic, not clipped, the same for all methods.
+The 8-bit images of a folder become Bayer RGGB mosaics, or lose all pixels but a
+random share or a regular grid; output clipped and rounded to 8 bits; PSNR over
+all pixels and colours, no border cut, then the mean over the images; SSIM of
+scikit-image. Noise is Gaussian with a standard deviation in units of 1/255,
+added to the mosaic, not clipped, the same for all methods; the models for noise
+are told its level.
 """
 
 from __future__ import annotations
@@ -14,12 +18,16 @@ from __future__ import annotations
 import importlib.util
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.interpolate import griddata
+from scipy.ndimage import map_coordinates
 from skimage.io import imread
 from skimage.metrics import structural_similarity
+from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
 from tqdm import tqdm
 from utils import Row, parse_args, report
@@ -29,31 +37,57 @@ from pyg_unroll import (
     UnrolledGLR,
     UnrolledGTV,
     data_to_image,
-    mosaic,
+    image_to_data,
 )
+from pyg_unroll.data import cfa_mask
 from pyg_unroll.nn.models import local_interpolation
 
 SUFFIXES = ('.png', '.webp', '.tif', '.tiff', '.bmp', '.jpg', '.jpeg')
-WEIGHTS = 'demosaic-bayer'
-Method = Callable[[Tensor], Tensor]
+
+
+@dataclass
+class Problem:
+    """What methods are given.
+
+    Args:
+        image (torch.Tensor): Image `[3, H, W]`, zero where unknown.
+        mask (torch.Tensor): True where known, `[3, H, W]`.
+        noise (float): Standard deviation of the noise.
+        grid (int): Distance of known pixels on a regular grid, or 0.
+    """
+
+    image: Tensor
+    mask: Tensor
+    noise: float
+    grid: int
+
+    @property
+    def sensor(self) -> np.ndarray:
+        """The one value of each pixel of a mosaic, `[H, W]`."""
+        return self.image.sum(0).numpy()
+
+
+Method = Callable[[Problem], Tensor]
 
 
 def ours(model: torch.nn.Module) -> Method:
-    """A model as a function of the sensor's values `[1, H, W]`."""
+    """A model as a method."""
+    soft = getattr(model, 'fidelity', 'hard') == 'soft'
 
-    def run(sensor: Tensor) -> Tensor:
-        data = mosaic(sensor)
+    def run(problem: Problem) -> Tensor:
+        data = image_to_data(problem.image)
+        data.mask = image_to_data(problem.mask).x
+        if soft:
+            data.noise_std = problem.noise
         with torch.no_grad():
             return data_to_image(data, model(data))
 
     return run
 
 
-def bilinear(sensor: Tensor) -> Tensor:
+def bilinear(problem: Problem) -> Tensor:
     """Each colour on its own."""
-    data = mosaic(sensor)
-    known = data_to_image(data, data.mask)[None]
-    return local_interpolation(data_to_image(data)[None], known)[0]
+    return local_interpolation(problem.image[None], problem.mask[None])[0]
 
 
 def colour_demosaicing(name: str) -> Method:
@@ -62,43 +96,130 @@ def colour_demosaicing(name: str) -> Method:
 
     function = getattr(package, f'demosaicing_CFA_Bayer_{name}')
 
-    def run(sensor: Tensor) -> Tensor:
-        out = function(sensor[0].double().numpy(), 'RGGB')
+    def run(problem: Problem) -> Tensor:
+        out = function(problem.sensor.astype(np.float64), 'RGGB')
         return torch.from_numpy(np.moveaxis(np.asarray(out), -1, 0)).float()
 
     return run
 
 
-def opencv(code: str) -> Method:
+def opencv_demosaicing(code: str) -> Method:
     """A method of OpenCV, which takes 8 bits; its names shift the pattern."""
     import cv2
 
-    def run(sensor: Tensor) -> Tensor:
-        pixels = (sensor[0].clamp(0, 1) * 255).round().byte().numpy()
+    def run(problem: Problem) -> Tensor:
+        pixels = (problem.sensor.clip(0, 1) * 255).round().astype(np.uint8)
         out = cv2.demosaicing(pixels, getattr(cv2, code))
         return torch.from_numpy(out).permute(2, 0, 1) / 255
 
     return run
 
 
-def make_methods() -> dict[str, tuple[Method, int]]:
+def opencv_inpainting(code: str) -> Method:
+    """A method of OpenCV, which takes 8 bits."""
+    import cv2
+
+    def run(problem: Problem) -> Tensor:
+        pixels = (problem.image * 255).round().byte().permute(1, 2, 0).numpy()
+        holes = (~problem.mask[0]).byte().numpy()
+        out = cv2.inpaint(pixels, holes, 3, getattr(cv2, code))
+        return torch.from_numpy(out).permute(2, 0, 1) / 255
+
+    return run
+
+
+def biharmonic(problem: Problem) -> Tensor:
+    """Biharmonic inpainting of scikit-image."""
+    out = inpaint_biharmonic(
+        problem.image.numpy(), ~problem.mask[0].numpy(), channel_axis=0
+    )
+    return torch.from_numpy(out).float()
+
+
+def triangles(problem: Problem) -> Tensor:
+    """Linear interpolation of SciPy on triangles, nearest outside."""
+    mask, out = problem.mask[0], problem.image.clone()
+    known, unknown = mask.nonzero().numpy(), (~mask).nonzero().numpy()
+    values = problem.image[:, mask].T.numpy()
+    filled = griddata(known, values, unknown, method='linear')
+    nearest = griddata(known, values, unknown, method='nearest')
+    filled = np.where(np.isnan(filled), nearest, filled)
+    out[:, ~mask] = torch.from_numpy(filled.T).float()
+    return out
+
+
+def bicubic(problem: Problem) -> Tensor:
+    """Cubic splines of SciPy through the pixels of a regular grid."""
+    step, (height, width) = problem.grid, problem.image.shape[1:]
+    small = problem.image[:, ::step, ::step].numpy()
+    rows, cols = np.mgrid[:height, :width] / step
+    out = [
+        map_coordinates(part, (rows, cols), order=3, mode='mirror')
+        for part in small
+    ]
+    return torch.from_numpy(np.stack(out)).float()
+
+
+def demosaicing_methods(noise: float) -> dict[str, tuple[Method, int]]:
     """All methods that are installed, with their numbers of parameters."""
     methods: dict[str, tuple[Method, int]] = {'bilinear': (bilinear, 0)}
     if importlib.util.find_spec('cv2'):
-        methods['OpenCV VNG'] = (opencv('COLOR_BayerBG2RGB_VNG'), 0)
-        methods['OpenCV edge-aware'] = (opencv('COLOR_BayerBG2RGB_EA'), 0)
+        for name, code in (('VNG', 'VNG'), ('edge-aware', 'EA')):
+            method = opencv_demosaicing(f'COLOR_BayerBG2RGB_{code}')
+            methods[f'OpenCV {name}'] = (method, 0)
     if importlib.util.find_spec('colour_demosaicing'):
         for name in ('Malvar2004', 'Menon2007'):
             label = f'{name[:-4]} {name[-4:]}'
             methods[label] = (colour_demosaicing(name), 0)
-    models: dict[str, torch.nn.Module] = {'GraphDemosaic': GraphDemosaic()}
+    methods['GraphDemosaic'] = (ours(GraphDemosaic()), 0)
+    names = ['demosaic-bayer', 'demosaic-bayer-noisy']
+    return methods | trained(names if noise else names[:1])
+
+
+def inpainting_methods(grid: int) -> dict[str, tuple[Method, int]]:
+    """All methods that are installed, with their numbers of parameters."""
+    methods: dict[str, tuple[Method, int]] = {
+        'linear (SciPy)': (triangles, 0),
+        'biharmonic (scikit-image)': (biharmonic, 0),
+    }
+    if importlib.util.find_spec('cv2'):
+        for name, code in (('Telea', 'TELEA'), ('Navier-Stokes', 'NS')):
+            method = opencv_inpainting(f'INPAINT_{code}')
+            methods[f'OpenCV {name}'] = (method, 0)
+    if grid:
+        methods['bicubic (SciPy)'] = (bicubic, 0)
+    return methods | trained(['inpaint-random'])
+
+
+def trained(names: list[str]) -> dict[str, tuple[Method, int]]:
+    """Our models of these names, with their numbers of parameters."""
+    methods: dict[str, tuple[Method, int]] = {}
     for cls in (UnrolledGLR, UnrolledGTV):
-        if WEIGHTS in cls.pretrained_names():
-            models[cls.__name__] = cls.from_pretrained(WEIGHTS)
-    for name, model in models.items():
-        count = sum(p.numel() for p in model.parameters())
-        methods[name] = (ours(model), count)
+        for name in names:
+            if name in cls.pretrained_names():
+                model = cls.from_pretrained(name)
+                count = sum(p.numel() for p in model.parameters())
+                methods[f'{cls.__name__} {name}'] = (ours(model), count)
     return methods
+
+
+def make_problem(
+    image: Tensor, seed: int, noise: float, known: float, grid: int
+) -> Problem:
+    """Hides part of an image `[3, H, W]`."""
+    generator = torch.Generator().manual_seed(seed)
+    if known or grid:
+        mask = torch.zeros(image.shape[1:], dtype=torch.bool)
+        if grid:
+            mask[::grid, ::grid] = True
+        else:
+            mask = torch.rand(mask.shape, generator=generator) < known
+        mask = mask.expand_as(image)
+    else:
+        mask = cfa_mask('RGGB', *image.shape[1:])
+        grain = torch.randn((1, *image.shape[1:]), generator=generator)
+        image = image + noise * grain
+    return Problem(torch.where(mask, image, 0), mask, noise, grid)
 
 
 def quality(out: Tensor, image: Tensor) -> tuple[float, float]:
@@ -116,14 +237,17 @@ def quality(out: Tensor, image: Tensor) -> tuple[float, float]:
 def crops(
     pictures: dict[str, Tensor], scores: dict[str, float], path: Path
 ) -> None:
-    """Writes crops of one image side by side, where bilinear fails most."""
+    """Writes crops of one image side by side, where the first
+    method fails most.
+    """
     import matplotlib
 
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    truth, size = pictures['original'], 80
-    error = (pictures['bilinear'] - truth).square().mean(0)[None, None]
+    truth, first, *_ = pictures.values()
+    size = min(80, *truth.shape[1:])
+    error = (first - truth).square().mean(0)[None, None]
     local = torch.nn.functional.avg_pool2d(error, size, stride=4)[0, 0]
     row, col = (4 * k for k in divmod(int(local.argmax()), local.size(1)))
     columns = (len(pictures) + 1) // 2
@@ -147,6 +271,8 @@ def main() -> None:
         __doc__,
         folder=('', 'images'),
         noise=(0.0, 'standard deviation of the noise, of 255'),
+        known=(0.0, 'inpainting: share of known pixels'),
+        grid=(0, 'inpainting: distance of known pixels'),
         limit=(10000, 'images at most, evenly over the folder'),
         picture=('', 'PNG of crops of the hardest image'),
         name=('quality', 'marker in RESULTS.md and name of the JSON file'),
@@ -158,30 +284,35 @@ def main() -> None:
     files = files[:: max(1, -(-len(files) // args.limit))]
     if not files:
         raise SystemExit(f"error: no images in '{args.folder}'")
-    methods = make_methods()
+    inpainting = bool(args.known or args.grid)
+    if args.noise < 0 or not 0 <= args.known < 1 or args.grid < 0:
+        raise SystemExit('error: --noise, --known or --grid is out of range')
+    if inpainting:
+        methods = inpainting_methods(args.grid)
+    else:
+        methods = demosaicing_methods(args.noise)
+    baseline = next(iter(methods))
     results: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
     hardest = float('inf')
     for k, file in enumerate(tqdm(files, disable=None)):
         image = torch.from_numpy(imread(file)[..., :3].copy())
         image = image.permute(2, 0, 1).float() / 255
-        known = mosaic(image)
-        sensor = known.x.sum(1).view(1, *image.shape[1:])
-        generator = torch.Generator().manual_seed(k)
-        noise = torch.randn(sensor.shape, generator=generator)
-        sensor = sensor + args.noise / 255 * noise
+        problem = make_problem(
+            image, k, args.noise / 255, args.known, args.grid
+        )
         pictures, scores = {'original': image}, {}
         for name, (method, _) in methods.items():
             if k == 0:
-                method(sensor)  # what is compiled or built once
+                method(problem)  # what is compiled or built once
             begin = time.perf_counter()
-            out = method(sensor)
+            out = method(problem)
             seconds = time.perf_counter() - begin
             psnr, ssim = quality(out, image)
             pictures[name], scores[name] = out, psnr
-            per_megapixel = seconds / (sensor.numel() / 1e6)
+            per_megapixel = seconds / (problem.mask[0].numel() / 1e6)
             results[name].append((psnr, ssim, per_megapixel))
-        if args.picture and scores['bilinear'] < hardest:
-            hardest = scores['bilinear']
+        if args.picture and scores[baseline] < hardest:
+            hardest = scores[baseline]
             crops(pictures, scores, Path(args.picture))
     rows: list[Row] = []
     for name, (_, count) in methods.items():
@@ -196,7 +327,11 @@ def main() -> None:
                 'parameters': count,
             }
         )
-    print(f'{len(files)} images, noise {args.noise:g}/255')
+    what = f'mosaics, noise {args.noise:g}/255'
+    if inpainting:
+        what = f'every {args.grid} pixels known'
+        what = what if args.grid else f'{args.known:.0%} known'
+    print(f'{len(files)} images, {what}')
     report(args.name, rows, args.device, args.write)
 
 

@@ -3,10 +3,14 @@
     python examples/demosaic.py                      # a bundled photograph
     python examples/demosaic.py PHOTO --pattern GBRG --out OUT.png
     python examples/demosaic.py PHOTO --untrained --prior gtv
+    python examples/demosaic.py PHOTO --noise 20     # adds noise first
     python examples/demosaic.py FOLDER --menon       # scores of all images
+    python examples/demosaic.py CAMERA.dng --out OUT.tif
 
 It keeps of each pixel the one colour that a camera's sensor would measure,
-reconstructs the other two, and compares with the original.
+reconstructs the other two, and compares with the original. A camera file has no
+original: black level, white balance, pattern, colours and orientation are taken
+from it, and the result is written as TIFF of 16 bits.
 """
 
 from __future__ import annotations
@@ -21,10 +25,13 @@ import matplotlib
 import numpy as np
 import skimage.data
 import torch
+from photos import load_image
+from raw import SUFFIXES as RAW
+from raw import read_raw, write_tiff
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor
+from torch_geometric.data import Data
 from tqdm import tqdm
-from utils import load_image
 
 from pyg_unroll import (
     GraphDemosaic,
@@ -38,48 +45,50 @@ from pyg_unroll.nn.models import local_interpolation
 
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
 ZOOM = 96
-WEIGHTS = 'demosaic-bayer'
 
-Method = Callable[[Tensor, str], Tensor]
+Method = Callable[[Data], Tensor]
 
 
-def bilinear(image: Tensor, pattern: str) -> Tensor:
+def bilinear(data: Data) -> Tensor:
     """Interpolates each colour on its own, `[3, H, W]`."""
-    data = mosaic(image, pattern)
     mask = data_to_image(data, data.mask)
     return local_interpolation(data_to_image(data)[None], mask[None])[0]
 
 
-def menon(image: Tensor, pattern: str) -> Tensor:
+def menon(data: Data) -> Tensor:
     """Menon's method as the package colour-demosaicing has it."""
     from colour_demosaicing import demosaicing_CFA_Bayer_Menon2007
 
-    sensor = mosaic(image, pattern).x.sum(1).view(image.shape[1:])
-    out = demosaicing_CFA_Bayer_Menon2007(sensor.double().numpy(), pattern)
+    sensor = data_to_image(data).sum(0).double().numpy()
+    out = demosaicing_CFA_Bayer_Menon2007(sensor, data.pattern)
     return torch.from_numpy(np.moveaxis(out, -1, 0)).float()
 
 
 def make_model(
-    prior: str, pattern: str, untrained: bool
+    prior: str, is_bayer: bool, noisy: bool, untrained: bool
 ) -> tuple[str, torch.nn.Module]:
     """The trained net where there is one, and its name."""
     cls = UnrolledGLR if prior == 'glr' else UnrolledGTV
+    if not untrained and is_bayer:
+        weights = ['demosaic-bayer-noisy'] if noisy else []
+        for name in (*weights, 'demosaic-bayer'):
+            if name in cls.pretrained_names():
+                return f'{cls.__name__}, trained', cls.from_pretrained(name)
     if not untrained:
-        if pattern != 'X-Trans' and WEIGHTS in cls.pretrained_names():
-            return f'{cls.__name__}, trained', cls.from_pretrained(WEIGHTS)
         print(
-            f'note: no trained weights for {cls.__name__} and {pattern}; '
+            f'note: no trained weights for {cls.__name__} and this sensor; '
             f'using untrained layers',
             file=sys.stderr,
         )
     return f'{prior.upper()}, untrained', GraphDemosaic(prior)
 
 
-def graph_method(model: torch.nn.Module) -> Method:
-    """Wraps the model as a function of an image and a pattern."""
+def graph_method(model: torch.nn.Module, noise: float | None) -> Method:
+    """Wraps the model as a function of a mosaic; tells it the noise."""
 
-    def run(image: Tensor, pattern: str) -> Tensor:
-        data = mosaic(image, pattern)
+    def run(data: Data) -> Tensor:
+        if getattr(model, 'fidelity', 'hard') == 'soft' and noise is not None:
+            data.noise_std = noise
         with torch.no_grad():
             return data_to_image(data, model(data))
 
@@ -120,13 +129,13 @@ def score(out: Tensor, image: Tensor) -> tuple[float, float]:
 
 
 def evaluate(
-    image: Tensor, pattern: str, methods: dict[str, Method]
+    image: Tensor, data: Data, methods: dict[str, Method]
 ) -> dict[str, tuple[Tensor, float, float, float]]:
     """Returns output, PSNR, SSIM and seconds of each method."""
     results = {}
     for name, method in methods.items():
         start = time.perf_counter()
-        out = method(image, pattern)
+        out = method(data)
         seconds = time.perf_counter() - start
         out = quantize(out, image)
         results[name] = (out, *score(out, image), seconds)
@@ -144,7 +153,7 @@ def worst_region(out: Tensor, image: Tensor) -> tuple[slice, slice]:
 
 def plot(
     image: Tensor,
-    pattern: str,
+    data: Data,
     results: dict[str, tuple[Tensor, float, float, float]],
     ours: str,
     path: Path,
@@ -154,10 +163,9 @@ def plot(
     import matplotlib.pyplot as plt
 
     rows, cols = worst_region(results['bilinear'][0], image)
-    data = mosaic(image, pattern)
     crops = {
         'original': image,
-        f'mosaic ({pattern})': data_to_image(data),
+        f'mosaic ({data.pattern})': data_to_image(data),
         'bilinear': results['bilinear'][0],
         ours: results[ours][0],
     }
@@ -234,8 +242,14 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         '--out',
         type=Path,
-        default=Path('demosaic.png'),
-        help='figure to write for a single image (default: %(default)s)',
+        default=None,
+        help='figure, or TIFF of a camera file (default: demosaic.png or .tif)',
+    )
+    parser.add_argument(
+        '--noise',
+        type=float,
+        help='standard deviation of noise to add, of 255; of a camera file, '
+        'of the noise that is there, 0 to estimate it',
     )
     parser.add_argument(
         '--menon',
@@ -260,24 +274,66 @@ def read_images(path: Path | None) -> list[tuple[str, Callable[[], Tensor]]]:
     return [(file.name, lambda file=file: read_colour(file)) for file in files]
 
 
+def develop(args: argparse.Namespace, out: Path) -> None:
+    """Demosaics a camera file."""
+    photo = read_raw(args.image)
+    noisy = args.noise is not None
+    name, model = make_model(args.prior, photo.is_bayer, noisy, args.untrained)
+    start = time.perf_counter()
+    image = graph_method(model, args.noise / 255 if args.noise else None)(
+        photo.data
+    )
+    seconds = time.perf_counter() - start
+    write_tiff(photo.finish(image), out)
+    megapixels = image[0].numel() / 1e6
+    print(f'{name}: {megapixels:.1f} megapixels in {seconds:.1f} s')
+    print(f'Wrote {out}')
+
+
+def add_noise(data: Data, std: float, seed: int) -> Data:
+    """Adds Gaussian noise to what is known."""
+    generator = torch.Generator().manual_seed(seed)
+    grain = torch.randn((len(data.x), 1), generator=generator)
+    data.x = torch.where(data.mask, data.x + std * grain, 0)
+    return data
+
+
 def main() -> None:
     """Runs the example."""
     args = parse()
-    if not args.out.parent.is_dir():
-        sys.exit(f"error: there is no folder '{args.out.parent}' for --out")
+    is_raw = args.image is not None and args.image.suffix.lower() in RAW
+    out = args.out or Path('demosaic.tif' if is_raw else 'demosaic.png')
+    if not out.parent.is_dir():
+        sys.exit(f"error: there is no folder '{out.parent}' for --out")
     if args.menon and args.pattern == 'X-Trans':
         sys.exit('error: --menon needs a Bayer pattern')
-    ours, model = make_model(args.prior, args.pattern, args.untrained)
-    methods = {'bilinear': bilinear, ours: graph_method(model)}
+    if args.noise is not None and not 0 <= args.noise <= 255:
+        sys.exit(f'error: --noise must lie in [0, 255] (got {args.noise})')
+    if is_raw:
+        if out.suffix.lower() not in ('.tif', '.tiff'):
+            sys.exit(
+                f"error: --out of a camera file must be .tif (got '{out}')"
+            )
+        try:
+            develop(args, out)
+        except ValueError as error:
+            sys.exit(f'error: {error}')
+        return
+    noise = (args.noise or 0) / 255
+    ours, model = make_model(
+        args.prior, args.pattern != 'X-Trans', noise > 0, args.untrained
+    )
+    methods = {'bilinear': bilinear, ours: graph_method(model, noise)}
     if args.menon:
         methods['Menon 2007'] = menon
     try:
         images = read_images(args.image)
         scores: dict[str, list[tuple[float, ...]]] = {m: [] for m in methods}
         progress = tqdm(images, disable=len(images) == 1, unit='image')
-        for name, read in progress:
+        for k, (name, read) in enumerate(progress):
             image = read()
-            results = evaluate(image, args.pattern, methods)
+            data = add_noise(mosaic(image, args.pattern), noise, k)
+            results = evaluate(image, data, methods)
             for method, (_, *numbers) in results.items():
                 scores[method].append(tuple(numbers))
             line = ', '.join(f'{m} {r[1]:.2f} dB' for m, r in results.items())
@@ -295,8 +351,8 @@ def main() -> None:
             number = sum(p.numel() for p in model.parameters())
         print(f'{method:22}{psnr:9.2f}{ssim:9.4f}{seconds:9.2f}{number:12d}')
     if len(images) == 1:
-        plot(image, args.pattern, results, ours, args.out)
-        print(f'Wrote {args.out}')
+        plot(image, data, results, ours, out)
+        print(f'Wrote {out}')
 
 
 if __name__ == '__main__':

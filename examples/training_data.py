@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from photos import load_image
 from torch import Tensor
 from tqdm import tqdm
-from utils import load_image
 
 from pyg_unroll.data import cfa_mask
 

@@ -99,22 +99,30 @@ def log_degree(
     """
     d = distance.to(accumulate_type(distance.dtype))
     total = add(graph, d.neg().exp_(), False)
-    if bool((total >= _LEAST_SUM).all()):
-        return total.log_().to(distance.dtype)
-    out = _shifted_log_degree(graph, d)
-    isolated = graph.rowptr.diff() == 0
-    return out.masked_fill_(isolated.unsqueeze(1), 0).to(distance.dtype)
+    out = total.log()
+    low = (total < _LEAST_SUM).any(1).nonzero().squeeze(1)
+    if low.numel() > 0:
+        out[low] = _shifted_log_degree(graph, d, low)
+    return out.to(distance.dtype)
 
 
-def _shifted_log_degree(graph: Arrays, d: Tensor) -> Tensor:
-    """In the logarithm, large distances cannot underflow to degree zero."""
-    num_nodes = graph.rowptr.size(0) - 1
-    node = torch.cat([graph.src, graph.dst]).long().unsqueeze(1)
-    node, both = node.expand(-1, d.size(1)), torch.cat([d, d])
-    shift = d.new_full((num_nodes, d.size(1)), float('inf'))
-    shift.scatter_reduce_(0, node, both, 'amin')
-    terms = torch.exp(shift.gather(0, node) - both)
-    return torch.zeros_like(shift).scatter_add_(0, node, terms).log() - shift
+def _shifted_log_degree(graph: Arrays, d: Tensor, nodes: Tensor) -> Tensor:
+    """The same at some nodes, without underflow: shifted by the smallest
+    distance.
+    """
+    first, last = graph.rowptr[nodes].long(), graph.rowptr[nodes + 1].long()
+    count = last - first
+    row = torch.arange(len(nodes), device=d.device).repeat_interleave(count)
+    entry = torch.arange(row.size(0), device=d.device)
+    entry += (first - count.cumsum(0) + count)[row]
+    distance = d[graph.edge_id[entry].long()]
+    row = row.unsqueeze(1).expand_as(distance)
+    shift = d.new_full((len(nodes), d.size(1)), float('inf'))
+    shift.scatter_reduce_(0, row, distance, 'amin')
+    terms = torch.exp(shift.gather(0, row) - distance)
+    total = torch.zeros_like(shift).scatter_add_(0, row, terms)
+    isolated = (count == 0).unsqueeze(1)
+    return (total.log() - shift).masked_fill_(isolated, 0)
 
 
 def log_degree_backward(

@@ -1,0 +1,132 @@
+"""Camera files: a DNG file made here, read by LibRaw."""
+
+import numpy as np
+import pytest
+import skimage.data
+import tifffile
+import torch
+from PIL import Image
+
+from tests.examples.test_examples import EXAMPLES, run
+
+rawpy = pytest.importorskip('rawpy', reason='needs the extra raw')
+
+BLACK, WHITE = 512, 15360
+NEUTRAL = np.array([0.5, 1.0, 0.625])  # what white looks like to the sensor
+# Camera colours of XYZ, rows that differ.
+MATRIX = np.array([[0.9, -0.2, -0.1], [-0.4, 1.3, 0.1], [-0.1, 0.2, 0.7]])
+XYZ = np.array(
+    [
+        [0.4124, 0.3576, 0.1805],
+        [0.2126, 0.7152, 0.0722],
+        [0.0193, 0.1192, 0.9505],
+    ]
+)
+
+
+def rational(values):
+    return tuple(n for v in np.ravel(values) for n in (round(v * 10000), 10000))
+
+
+def decode(x):
+    return np.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
+
+
+def write_dng(path, image, pattern='RGGB', orientation=1):
+    """Writes what a camera would have seen of an sRGB image `[H, W, 3]`."""
+    forward = MATRIX @ XYZ
+    forward /= forward.sum(1, keepdims=True)
+    camera = decode(image) @ forward.T * NEUTRAL
+    colour = ['RGB'.index(c) for c in pattern]
+    height, width = image.shape[:2]
+    tile = np.array(colour).reshape(2, 2)
+    number = np.tile(tile, (height // 2 + 1, width // 2 + 1))[:height, :width]
+    sensor = np.take_along_axis(camera, number[..., None], 2)[..., 0]
+    sensor = (BLACK + sensor * (WHITE - BLACK)).round().astype(np.uint16)
+    tags = [
+        (50706, 'B', 4, (1, 4, 0, 0), False),  # DNGVersion
+        (50708, 's', 0, 'Test Camera', False),
+        (33421, 'H', 2, (2, 2), False),
+        (33422, 'B', 4, tuple(colour), False),
+        (274, 'H', 1, orientation, False),
+        (50714, 'H', 1, BLACK, False),
+        (50717, 'H', 1, WHITE, False),
+        (50721, '2i', 9, rational(MATRIX), False),
+        (50728, '2I', 3, rational(NEUTRAL), False),
+        (50778, 'H', 1, 21, False),  # D65
+    ]
+    tifffile.imwrite(
+        path, sensor, photometric=32803, extratags=tags, metadata=None
+    )
+
+
+@pytest.fixture(scope='module')
+def photo():
+    # Camera colours outside the sensor's range would be clipped.
+    return 0.1 + 0.6 * skimage.data.astronaut()[180:280, 60:164] / 255
+
+
+def psnr(path, truth):
+    pixels = tifffile.imread(path)
+    assert pixels.dtype == np.uint16
+    assert pixels.shape == truth.shape
+    return -10 * np.log10(np.mean((pixels / 65535 - truth) ** 2))
+
+
+@pytest.mark.parametrize('pattern', ['RGGB', 'GBRG'])
+def test_colours_come_back(pattern, photo, tmp_path):
+    write_dng(tmp_path / 'photo.dng', photo, pattern)
+    out = tmp_path / 'photo.tif'
+    done = run('demosaic.py', tmp_path / 'photo.dng', '--out', out)
+    assert done.returncode == 0, done.stderr
+    assert 'UnrolledGLR, trained' in done.stdout
+    assert psnr(out, photo) > 34
+
+
+def test_orientation(photo, tmp_path):
+    turned = np.rot90(photo)
+    write_dng(tmp_path / 'photo.dng', turned, orientation=6)
+    out = tmp_path / 'photo.tif'
+    done = run('demosaic.py', tmp_path / 'photo.dng', '--out', out)
+    assert done.returncode == 0, done.stderr
+    assert psnr(out, photo) > 34
+
+
+def test_noise(photo, tmp_path):
+    write_dng(tmp_path / 'photo.dng', photo)
+    out = tmp_path / 'photo.tif'
+    for noise in (0, 5):
+        done = run(
+            *('demosaic.py', tmp_path / 'photo.dng', '--out', out),
+            *('--noise', noise),
+        )
+        assert done.returncode == 0, done.stderr
+        assert psnr(out, photo) > 28
+
+
+def test_curve(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from raw import decode, encode
+
+    x = torch.linspace(-0.1, 1, 1001, dtype=torch.float64)
+    torch.testing.assert_close(decode(encode(x)), x, atol=1e-6, rtol=0)
+    assert float(encode(torch.tensor(0.5))) == pytest.approx(0.7354, abs=1e-4)
+    assert (encode(x).diff() > 0).all()
+
+
+def test_errors(photo, tmp_path):
+    write_dng(tmp_path / 'photo.dng', photo)
+    (tmp_path / 'broken.dng').write_bytes(b'no camera wrote this')
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / 'p.tif')
+    (tmp_path / 'p.tif').rename(tmp_path / 'flat.dng')
+    for arguments, problem in (
+        ((tmp_path / 'nowhere.dng',), 'no such file'),
+        ((tmp_path / 'broken.dng',), 'cannot read'),
+        ((tmp_path / 'flat.dng',), 'cannot read'),
+        ((tmp_path / 'photo.dng', '--out', tmp_path / 'x.png'), 'must be .tif'),
+        ((tmp_path / 'photo.dng', '--noise', -1), '--noise must lie'),
+    ):
+        done = run('demosaic.py', *arguments)
+        assert done.returncode == 1
+        assert problem in done.stderr
+        assert 'Traceback' not in done.stderr
