@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from skimage.data import astronaut
+from skimage.restoration import inpaint_biharmonic
 
 import pyg_unroll.nn.models as models
 from pyg_unroll import (
@@ -12,6 +13,7 @@ from pyg_unroll import (
     UnrolledGLR,
     UnrolledGTV,
     data_to_image,
+    image_to_data,
     mosaic,
 )
 
@@ -41,14 +43,15 @@ def test_files(cls, name):
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 
+@pytest.mark.parametrize('cls', [UnrolledGLR, UnrolledGTV])
 @pytest.mark.parametrize('pattern', ['RGGB', 'GRBG', 'GBRG', 'BGGR'])
-def test_demosaic_bayer(pattern):
+def test_demosaic_bayer(cls, pattern):
     pixels = torch.from_numpy(astronaut()[140:281, 60:203])
     image = pixels.permute(2, 0, 1).float() / 255
     data = mosaic(image, pattern)
     scores = []
     for model in (
-        UnrolledGLR.from_pretrained('demosaic-bayer'),
+        cls.from_pretrained('demosaic-bayer'),
         GraphDemosaic(),
     ):
         with torch.no_grad():
@@ -57,6 +60,51 @@ def test_demosaic_bayer(pattern):
         error = data_to_image(data, out) - image
         scores.append(float(-10 * error.square().mean().log10()))
     assert scores[0] > scores[1] + 0.2
+
+
+def psnr(out, image):
+    error = (out.clamp(0, 1) - image).square().mean()
+    return float(-10 * error.log10())
+
+
+@pytest.mark.parametrize(('sigma', 'gain'), [(10, 2), (20, 4), (50, 6)])
+def test_demosaic_bayer_noisy(sigma, gain):
+    pixels = torch.from_numpy(astronaut()[140:281, 60:203])
+    image = pixels.permute(2, 0, 1).float() / 255
+    torch.manual_seed(sigma)
+    data = mosaic(image + sigma / 255 * torch.randn_like(image))
+    plain, noisy = (
+        UnrolledGLR.from_pretrained(name)
+        for name in ('demosaic-bayer', 'demosaic-bayer-noisy')
+    )
+    with torch.no_grad():
+        before = psnr(data_to_image(data, plain(data)), image)
+        estimated = psnr(data_to_image(data, noisy(data)), image)
+        data.noise_std = sigma / 255
+        given = psnr(data_to_image(data, noisy(data)), image)
+    assert given > before + gain
+    assert estimated > given - 0.5
+
+
+@pytest.mark.parametrize('cls', [UnrolledGLR, UnrolledGTV])
+@pytest.mark.parametrize('share', [0.3, 0.5, 0.8])
+def test_inpaint_random(cls, share):
+    if 'inpaint-random' not in cls.pretrained_names():
+        pytest.skip('no such weights')
+    pixels = torch.from_numpy(astronaut()[140:281, 60:203])
+    image = pixels.permute(2, 0, 1).float() / 255
+    torch.manual_seed(0)
+    mask = torch.rand(image.shape[1:]) < share
+    data = image_to_data(torch.where(mask, image, 0))
+    data.mask = mask.flatten()
+    model = cls.from_pretrained('inpaint-random')
+    with torch.no_grad():
+        out = data_to_image(data, model(data))
+    peer = inpaint_biharmonic(
+        data_to_image(data).numpy(), ~mask.numpy(), channel_axis=0
+    )
+    assert torch.equal(out[:, mask], image[:, mask])
+    assert psnr(out, image) > psnr(torch.from_numpy(peer), image) + 0.3
 
 
 @pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
