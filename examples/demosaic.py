@@ -171,7 +171,7 @@ def plot(
     }
     figure, axes = plt.subplots(2, 4, figsize=(13, 7.2), layout='constrained')
     for axis, (name, picture) in zip(axes[0], crops.items(), strict=True):
-        crop = picture[:, rows, cols].permute(1, 2, 0).numpy()
+        crop = picture[:, rows, cols].clamp(0, 1).permute(1, 2, 0).numpy()
         axis.imshow(crop, interpolation='nearest', vmin=0, vmax=1)
         title = name
         if name in results:
