@@ -48,6 +48,20 @@ def test_demosaic_odd_image(tmp_path, photo):
     assert min(Image.open(out).size) > 500
 
 
+def test_demosaic_noise(tmp_path, photo):
+    Image.fromarray(photo).save(tmp_path / 'photo.png')
+    out = tmp_path / 'figure.png'
+    done = run(
+        'demosaic.py', tmp_path / 'photo.png', '--noise', 20, '--out', out
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ''
+    ours, bilinear = (
+        figures(done.stdout, m)[0] for m in ('UnrolledGLR', 'bilinear')
+    )
+    assert ours > bilinear + 3
+
+
 def test_demosaic_folder_with_grey_and_deep_images(tmp_path, photo):
     grey = photo.mean(-1).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / 'grey.png')
