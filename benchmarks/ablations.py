@@ -44,7 +44,9 @@ PATCH, BATCH, RATE = 48, 4, 2e-3
 class WithoutGraph(UnrolledGLR):
     """The same net whose layers pass their input on: a CNN."""
 
-    def _run_conv(self, conv: Any, state: Any, x: Tensor, *_: Any, **__: Any):
+    def _run_conv(
+        self, conv: Any, state: Any, x: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, None]:
         return torch.zeros_like(x), None
 
 

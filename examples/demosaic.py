@@ -25,7 +25,7 @@ import matplotlib
 import numpy as np
 import skimage.data
 import torch
-from photos import load_image
+from photos import SUFFIXES, load_image
 from raw import SUFFIXES as RAW
 from raw import read_raw, write_tiff
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -43,7 +43,6 @@ from pyg_unroll import (
 from pyg_unroll.data import CFA_PATTERNS
 from pyg_unroll.nn.models import local_interpolation
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
 ZOOM = 96
 
 Method = Callable[[Data], Tensor]

@@ -14,6 +14,9 @@ from torch import Tensor
 
 from pyg_unroll.data import to_unit_range
 
+# What folders are searched for.
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
+
 
 def load_image(path: str | Path) -> Tensor:
     r"""Reads an image of 8 or 16 bits, or of floating point, at full depth.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
@@ -94,7 +95,7 @@ def read_raw(path: Path) -> RawPhoto:
         raise ValueError(f"cannot read '{path}': {error}") from error
 
 
-def _read(raw: object) -> RawPhoto:
+def _read(raw: Any) -> RawPhoto:
     names = raw.color_desc.decode()
     number = raw.raw_colors_visible
     # A camera may have two greens with settings of their own.

@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from photos import load_image
+from photos import SUFFIXES, load_image
 from torch import Tensor
 from tqdm import tqdm
 
 from pyg_unroll.data import cfa_mask
-
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff')
 
 
 @dataclass

@@ -7,6 +7,7 @@ from torch_geometric.data import Batch
 
 from pyg_unroll import UnrolledGLR, UnrolledGTV, data_to_image, image_to_data
 from pyg_unroll.nn.models.scene import InpaintingReader
+from tests.nn.models.utils import psnr, silent_parameters
 
 MODELS = (UnrolledGLR, UnrolledGTV)
 SMALL = {
@@ -30,10 +31,6 @@ def hide(image, share=0.3, seed=0):
     data = image_to_data(torch.where(mask, image, 0))
     data.mask = mask.flatten()
     return data
-
-
-def psnr(out, image):
-    return float(-10 * (out - image).square().mean().log10())
 
 
 @pytest.mark.parametrize('cls', MODELS)
@@ -138,11 +135,7 @@ def test_gradients_reach_everything_that_matters(cls, photo):
     mask = torch.rand(1, 1, 32, 32).expand_as(image) < 0.4
     out = model.estimates(torch.where(mask, image, 0), mask)[-1]
     (out - image).square().mean().backward()
-    silent = {
-        name
-        for name, value in model.named_parameters()
-        if value.grad is None or not value.grad.abs().sum() > 0
-    }
+    silent = silent_parameters(model)
     assert all('log_mu' in name for name in silent)
 
 

@@ -10,6 +10,7 @@ from torch_geometric.data import Batch
 from pyg_unroll import UnrolledGLR, UnrolledGTV, data_to_image, mosaic
 from pyg_unroll.nn.models import local_interpolation
 from pyg_unroll.nn.models.tiling import _cut, run_in_tiles
+from tests.nn.models.utils import psnr, silent_parameters
 
 BAYER = ('RGGB', 'GRBG', 'GBRG', 'BGGR')
 MODELS = (UnrolledGLR, UnrolledGTV)
@@ -36,10 +37,6 @@ def make(cls=UnrolledGLR, seed=0, dtype=torch.float32, **options):
             # As strong as a trained net.
             block.features.head.weight.mul_(20)
     return model.eval()
-
-
-def psnr(out, image):
-    return float(-10 * (out - image).square().mean().log10())
 
 
 @pytest.mark.parametrize('cls', MODELS)
@@ -170,11 +167,7 @@ def test_gradients_reach_everything_that_matters(cls, guide, fidelity, photo):
     mask = data_to_image(d := mosaic(image[0]), d.mask)[None]
     out = model.estimates(torch.where(mask, image, 0), mask)[-1]
     (out - image).square().mean().backward()
-    silent = {
-        name
-        for name, value in model.named_parameters()
-        if value.grad is None or not value.grad.abs().sum() > 0
-    }
+    silent = silent_parameters(model)
     assert all('log_mu' in n and fidelity == 'hard' for n in silent)
 
 
