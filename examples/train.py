@@ -169,7 +169,10 @@ def make_model(args: argparse.Namespace) -> Models:
 
 def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
     """Copies weights into a model that may have more channels or another
-    solver layer: new channels get zeros, and what there is no weight for stays.
+    solver layer: what there is no weight for stays.
+
+    New channels start as they were made, but nothing that was there before
+    looks at them yet: a wider net starts as the same function.
     """
     known = []
     with torch.no_grad():
@@ -182,7 +185,7 @@ def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
             ):
                 continue
             known.append(name)
-            value.zero_()
+            value[: given.size(0)] = 0
             value[tuple(slice(size) for size in given.shape)] = given
     if not known:
         raise SystemExit('error: --init has no weights for this model')

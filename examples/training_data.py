@@ -76,7 +76,8 @@ class Task:
         noise_std = None
         image = truth
         if self.fidelity == 'soft':
-            std = generator.uniform(0, 50 / 255, count)
+            # Little noise is as common as much, on a scale of decibels.
+            std = 50 / 255 * generator.uniform(size=count) ** 2
             std = std if noise is None else np.full(count, noise)
             noise_std = torch.tensor(std, dtype=torch.float32)
             grain = generator.standard_normal(truth.shape, dtype=np.float32)

@@ -191,7 +191,13 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
 
 def log_degree(graph: Arrays, distance: Tensor) -> Tensor:
     """See :func:`.reference.log_degree`."""
-    return reference.log_degree(graph, distance, to_nodes)
+    (values,) = _numbers(distance)
+    out = to_nodes(graph, values.neg().exp_(), False).log_()
+    num_nodes, heads = out.shape
+    index = tuple(_flat(graph.rowptr, graph.col, graph.edge_id))
+    rest = (index, heads, reference.LEAST_LOG, *_flat(values, out))
+    _launch(kernels.shifted_log_degree, num_nodes, max(heads, 1), *rest)
+    return out.to(distance.dtype)
 
 
 def log_degree_backward(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from pyg_unroll.ops.cpu_rows import (
@@ -110,3 +112,29 @@ def to_nodes(first, last, base, index, sign, shape, lanes, z, out):
             else:
                 total = add(total, block)
         store(out, i * stride + offset, total)
+
+
+@kernel
+def shifted_log_degree(first, last, base, index, heads, bound, d, out):
+    """Corrects the logarithms of sums of exp(-d) that underflow, as they are
+    below a bound: sums again, shifted by the node's smallest d.
+    """
+    rowptr, _, edge_id = index
+    infinity = d.dtype.type(np.inf)
+    for i in range(first, last):
+        begin, end = rowptr[i], rowptr[i + 1]
+        for h in range(heads):
+            if out[i * heads + h] >= bound:
+                continue
+            if end == begin:
+                out[i * heads + h] = 0
+                continue
+            least = infinity
+            for entry in range(begin, end):
+                value = d[np.int64(edge_id[entry]) * heads + h]
+                least = min(least, value)
+            total = d.dtype.type(0)
+            for entry in range(begin, end):
+                value = d[np.int64(edge_id[entry]) * heads + h]
+                total += math.exp(least - value)
+            out[i * heads + h] = math.log(total) - least

@@ -78,8 +78,8 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
     return (da * db).sum(1).to(a.dtype)
 
 
-# Sums of exponentials below this are computed again with a shift.
-_LEAST_SUM = 1e-30
+# Sums of exponentials with a logarithm below this are computed again, shifted.
+LEAST_LOG = math.log(1e-30)
 
 
 def log_degree(
@@ -98,9 +98,8 @@ def log_degree(
         One value per node and head, :math:`(N, H)`.
     """
     d = distance.to(accumulate_type(distance.dtype))
-    total = add(graph, d.neg().exp_(), False)
-    out = total.log()
-    low = (total < _LEAST_SUM).any(1).nonzero().squeeze(1)
+    out = add(graph, d.neg().exp_(), False).log_()
+    low = (out < LEAST_LOG).any(1).nonzero().squeeze(1)
     if low.numel() > 0:
         out[low] = _shifted_log_degree(graph, d, low)
     return out.to(distance.dtype)
@@ -147,7 +146,7 @@ def log_degree_backward(
     """
     dtype = accumulate_type(distance.dtype)
     d, degree, g = (v.to(dtype) for v in (distance, log_degree, grad))
-    if not bool((degree < math.log(_LEAST_SUM)).any()):
+    if not bool((degree < LEAST_LOG).any()):
         out = spread(graph, -g * torch.exp(-degree), False)
         return out.mul_(d.neg().exp_()).to(distance.dtype)
     out = torch.zeros_like(d)

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from pyg_unroll import UnrolledGLR, UnrolledGTV
+from pyg_unroll import UnrolledGLR, UnrolledGTV, mosaic
 from tests.examples.test_examples import EXAMPLES, run
 
 SMALL = (
@@ -159,7 +159,14 @@ def test_transfer(monkeypatch):
     before = small.blocks[1].features.head.weight
     after = large.blocks[1].features.head.weight
     assert torch.equal(after[: before.size(0), :8], before)
-    assert not after[before.size(0) :].any() and not after[:, 8:].any()
+    assert not after[: before.size(0), 8:].any()
+    wider = UnrolledGLR(3, 'mosaic', guide=True, hidden_channels=12)
+    transfer(small.state_dict(), wider)
+    data = mosaic(torch.rand(3, 12, 12))
+    torch.testing.assert_close(wider(data), small(data))
+    wider(data).square().mean().backward()
+    # Nothing looks at the new channels yet, but it can learn to.
+    assert wider.blocks[1].features.head.weight.grad[:, 8:].any()
     assert torch.equal(large.blocks[0].conv.log_rho, rho)
     with pytest.raises(SystemExit, match='no weights for this model'):
         transfer({'other': torch.ones(3)}, large)

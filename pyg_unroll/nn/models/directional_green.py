@@ -22,9 +22,22 @@ def reflect(x: Tensor, margin: int) -> Tensor:
         x (torch.Tensor): Images :math:`(*, H, W)`.
         margin (int): Number of pixels on each side.
     """
-    for dim in (-2, -1):
+    height, width = x.shape[-2:]
+    rows = slice(-margin, height + margin)
+    return mirrored(x, rows, slice(-margin, width + margin))
+
+
+def mirrored(x: Tensor, rows: slice, cols: slice) -> Tensor:
+    """Cuts a window out of images that are mirrored at their border.
+
+    Args:
+        x (torch.Tensor): Images :math:`(*, H, W)`.
+        rows (slice): Rows, from below zero to beyond the last.
+        cols (slice): Columns, likewise.
+    """
+    for dim, window in ((-2, rows), (-1, cols)):
         last = x.size(dim) - 1
-        index = torch.arange(-margin, last + margin + 1, device=x.device)
+        index = torch.arange(window.start, window.stop, device=x.device)
         if last > 0:
             index = last - (last - index % (2 * last)).abs()
         else:
@@ -41,14 +54,16 @@ def correlate(x: Tensor, taps: Sequence[float], dim: int) -> Tensor:
         taps (list[float]): An odd number of filter taps.
         dim (int): :obj:`-1` along rows, :obj:`-2` along columns.
     """
-    kernel = x.new_tensor(taps)
-    radius = len(taps) // 2
-    shape, pad = (1, 1, 1, -1), (radius, radius, 0, 0)
-    if dim == -2:
-        shape, pad = (1, 1, -1, 1), (0, 0, radius, radius)
+    radius, size = len(taps) // 2, x.size(dim)
+    pad = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)
     flat = x.reshape(-1, 1, *x.shape[-2:])
     # The callers' margins are wider than any filter: the edge is cut off.
-    out = F.conv2d(F.pad(flat, pad, mode='replicate'), kernel.view(shape))
+    padded = F.pad(flat, pad, mode='replicate')
+    # A sum of shifted images: convolutions are slow with a single channel.
+    out = torch.zeros_like(flat)
+    for shift, tap in enumerate(taps):
+        if tap != 0:
+            out.add_(padded.narrow(dim, shift, size), alpha=tap)
     return out.view(x.shape)
 
 

@@ -132,7 +132,9 @@ class CellFeatures(torch.nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Computes the features."""
         first, *rest = self.body
-        x = first(F.pixel_unshuffle(x, 2)).relu()
+        # With channels last, convolutions on the CPU take half the time.
+        cells = F.pixel_unshuffle(x, 2).to(memory_format=torch.channels_last)
+        x = first(cells).relu()
         for inner, outer in zip(rest[::2], rest[1::2], strict=True):
             x = x + outer(inner(x).relu())
         return F.pixel_shuffle(self.head(x.relu()), 2)

@@ -16,7 +16,6 @@ from pyg_unroll.nn.models.directional_green import (
     box,
     directional_green,
     local_interpolation,
-    reflect,
     smooth,
 )
 from pyg_unroll.nn.models.tiling import run_in_tiles
@@ -123,14 +122,16 @@ class GraphDemosaic(torch.nn.Module):
             parts = [self(part) for part in data.to_data_list()]
             return torch.cat(parts)
         image, known = (
-            reflect(data_to_image(data, x)[None], _MARGIN)
-            for x in (data.x, mask)
+            data_to_image(data, x).unsqueeze(0) for x in (data.x, mask)
         )
         out = run_in_tiles(
-            self._reconstruct, (image, known), self.max_pixels, _HALO
+            self._reconstruct,
+            (image, known),
+            self.max_pixels,
+            _HALO,
+            _MARGIN,
         )
-        out = out[0, :, _MARGIN:-_MARGIN, _MARGIN:-_MARGIN]
-        return torch.where(mask, data.x, image_to_data(out).x)
+        return torch.where(mask, data.x, _nodes(out))
 
     def _reconstruct(self, image: Tensor, known: Tensor) -> Tensor:
         """Works on `[1, 3, H, W]`, margin included."""

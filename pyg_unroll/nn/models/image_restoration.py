@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.data import data_to_image, image_to_data
+from pyg_unroll.data import data_to_image
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
-from pyg_unroll.nn.models.directional_green import reflect
 from pyg_unroll.nn.models.features import (
     CellFeatures,
     CNNFeatures,
@@ -125,7 +124,7 @@ class ImageRestoration(Storage):
             data_to_image(data, mask)[None],
             data.get('noise_std'),
         )
-        return image_to_data(out[0]).x
+        return out[0].permute(1, 2, 0).reshape(-1, self.in_channels)
 
     def restore(
         self,
@@ -159,22 +158,16 @@ class ImageRestoration(Storage):
                 negative or not asked for, or the model has another domain.
         """
         reader = self._scene_reader()
-        top, left = reader.offset(mask)
+        phase = reader.offset(mask)
         noise_std = self._noise_std(image, mask, noise_std)
-        padded, known = (
-            reflect(part, _MARGIN)[..., top:, left:]
-            for part in (reader.fill(image, mask), mask)
-        )
-        height, width = (size // 2 * 2 for size in padded.shape[-2:])
-        out = run_in_tiles(
-            lambda part, seen: self._estimates(part, seen, noise_std)[-1],
-            (padded[..., :height, :width], known[..., :height, :width]),
+        return run_in_tiles(
+            lambda part, known: self._estimates(part, known, noise_std)[-1],
+            (reader.fill(image, mask), mask),
             self.max_pixels,
             self.receptive_field,
+            _MARGIN,
+            phase,
         )
-        out = out[..., _MARGIN - top :, _MARGIN - left :]
-        out = out[..., : image.size(-2), : image.size(-1)]
-        return torch.where(mask, image, out) if self.fidelity == 'hard' else out
 
     def _noise_std(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None

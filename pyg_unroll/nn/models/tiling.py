@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import isqrt
 
+import torch
 from torch import Tensor
+
+from pyg_unroll.nn.models.directional_green import mirrored
 
 
 def run_in_tiles(
@@ -13,47 +16,72 @@ def run_in_tiles(
     images: tuple[Tensor, ...],
     max_pixels: int,
     halo: int,
+    margin: int,
+    phase: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    r"""Applies a local function to images tile by tile.
+    r"""Applies a local function to mirrored images, tile by tile.
 
-    All tiles have one shape, so that what depends on it is made once.
+    All tiles have one shape, so that what depends on it is made once, and
+    only what a tile needs is copied.
 
     Args:
-        function (callable): Takes the images, or the same tile of each, and
-            returns images of that height and width.
-        images (tuple[torch.Tensor]): Images :math:`(B, C, H, W)`; tiles of
-            images of even size start at even rows and columns.
-        max_pixels (int): Pixels of a tile; images up to this size are not
-            cut. Tiles are always larger than their halo.
+        function (callable): Takes the same tile of each image, of even height
+            and width, and returns images of that size.
+        images (tuple[torch.Tensor]): Images :math:`(B, C, H, W)`.
+        max_pixels (int): Pixels of a tile; images up to this size, margin
+            included, are not cut. Tiles are always larger than their halo.
         halo (int): Even number of pixels that a tile overlaps the part of the
             result that it is for, at least the reach of the function.
+        margin (int): Even number of pixels to mirror around the images.
+        phase (tuple[int, int], optional): Whether tiles start at odd rows
+            and columns (1) or at even ones (0). (default: :obj:`(0, 0)`)
 
     Returns:
-        Images :math:`(B, C', H, W)`.
+        Images :math:`(B, C', H, W)`, channels last in memory.
     """
-    height, width = images[0].shape[-2:]
-    if height * width <= max_pixels:
-        return function(*images)
-    smallest = 4 * halo + 2
-    side = max(isqrt(max_pixels) // 2 * 2, smallest)
-    tile_height = min(height, side)
-    tile_width = min(width, max(max_pixels // tile_height // 2 * 2, smallest))
+    size = images[0].shape[-2:]
+    first = [start - margin for start in phase]
+    height, width = (
+        (s + margin - f + 1) // 2 * 2 for s, f in zip(size, first, strict=True)
+    )
+    tile_height, tile_width = height, width
+    if height * width > max_pixels:
+        smallest = 4 * halo + 2
+        side = max(isqrt(max_pixels) // 2 * 2, smallest)
+        tile_height = min(height, side)
+        tile_width = max(max_pixels // tile_height // 2 * 2, smallest)
+        tile_width = min(width, tile_width)
     out: Tensor | None = None
-    for top, first_row, last_row in _cut(height, tile_height, halo):
-        for left, first_col, last_col in _cut(width, tile_width, halo):
-            rows = slice(top, top + tile_height)
-            cols = slice(left, left + tile_width)
-            part = function(*(image[..., rows, cols] for image in images))
-            part = part[
-                ...,
-                first_row - top : last_row - top,
-                first_col - left : last_col - left,
-            ]
+    for rows in _cut(height, tile_height, halo):
+        for cols in _cut(width, tile_width, halo):
+            row, col = first[0] + rows[0], first[1] + cols[0]
+            window = slice(row, row + tile_height), slice(col, col + tile_width)
+            part = function(*(mirrored(image, *window) for image in images))
             if out is None:
-                out = part.new_empty(*part.shape[:2], height, width)
-            out[..., first_row:last_row, first_col:last_col] = part
+                out = torch.empty(
+                    (*part.shape[:2], *size),
+                    dtype=part.dtype,
+                    device=part.device,
+                    memory_format=torch.channels_last,
+                )
+            (to_row, from_row), (to_col, from_col) = (
+                _inner(cut, start, length)
+                for cut, start, length in zip(
+                    (rows, cols), first, size, strict=True
+                )
+            )
+            out[..., to_row, to_col] = part[..., from_row, from_col]
     assert out is not None
     return out
+
+
+def _inner(
+    cut: tuple[int, int, int], first: int, size: int
+) -> tuple[slice, slice]:
+    """Where a tile's result goes in the image, and where it is in the tile."""
+    start = first + cut[0]
+    begin, end = max(first + cut[1], 0), min(first + cut[2], size)
+    return slice(begin, end), slice(begin - start, end - start)
 
 
 def _cut(size: int, tile: int, halo: int) -> list[tuple[int, int, int]]:

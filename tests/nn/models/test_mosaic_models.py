@@ -127,9 +127,13 @@ def test_run_in_tiles_of_a_blur():
     def blur(part):
         return torch.nn.functional.avg_pool2d(part, 5, 1, 2)
 
-    whole = run_in_tiles(blur, (image,), 10**6, 2)
-    tiled = run_in_tiles(blur, (image,), 400, 2)
+    whole = run_in_tiles(blur, (image,), 10**6, 2, 4)
+    tiled = run_in_tiles(blur, (image,), 400, 2, 4)
     torch.testing.assert_close(tiled, whole)
+    padded = torch.nn.functional.pad(image, (2, 2, 2, 2), mode='reflect')
+    torch.testing.assert_close(whole, blur(padded)[..., 2:-2, 2:-2])
+    shifted = run_in_tiles(blur, (image,), 400, 2, 4, (1, 1))
+    torch.testing.assert_close(shifted, whole)
 
 
 def test_batch_equals_loop(photo):
