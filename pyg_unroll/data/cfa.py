@@ -52,6 +52,7 @@ def cfa_mask(
         )
     tile = torch.tensor(
         [['RGB'.index(colour) for colour in row] for row in _TILES[pattern]],
+        dtype=torch.uint8,
         device=device,
     )
     rows = torch.arange(height, device=device) % tile.size(0)
@@ -99,8 +100,11 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
     if not bool(torch.isfinite(image).all()):
         raise ValueError("'image' must be finite (got NaN or infinity)")
     mask = cfa_mask(pattern, image.size(1), image.size(2), image.device)
-    data = image_to_data(torch.where(mask, image, 0))
-    data.mask = mask.permute(1, 2, 0).reshape(-1, 3)
+    # Colours last in memory, as the nodes are: large images are not copied.
+    mask = mask.permute(1, 2, 0).contiguous()
+    x = torch.where(mask, image.permute(1, 2, 0), 0)
+    data = image_to_data(x.permute(2, 0, 1))
+    data.mask = mask.view(-1, 3)
     data.pattern = pattern
     return data
 

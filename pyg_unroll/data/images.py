@@ -92,10 +92,10 @@ def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
 
 def pixel_positions(height: int, width: int, device: torch.device) -> Tensor:
     """Positions (row, column) of all pixels, float32 `[H * W, 2]`."""
-    return torch.cartesian_prod(
-        torch.arange(height, device=device, dtype=torch.float),
-        torch.arange(width, device=device, dtype=torch.float),
-    )
+    pos = torch.empty((height, width, 2), device=device)
+    pos[..., 0] = torch.arange(height, device=device).unsqueeze(1)
+    pos[..., 1] = torch.arange(width, device=device)
+    return pos.view(-1, 2)
 
 
 def to_unit_range(image: Tensor) -> Tensor:

@@ -162,13 +162,13 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 "normalization='row' gives weights that differ by direction; "
                 "call the transform on 'data', or use 'sym'"
             )
-        exponent = -self._distances(features, topology)
+        exponent = self._distances(features, topology)
         if self.normalization == 'sym':
-            degree = log_degree(topology, -exponent)
+            degree = log_degree(topology, exponent)
             exponent = torch.add(
-                exponent, endpoint_sum(topology, degree), alpha=-0.5
+                exponent, endpoint_sum(topology, degree), alpha=0.5
             )
-        return self._split(exponent.exp(), features)
+        return self._split(exponent.neg().exp_(), features)
 
     def _distances(self, features: Tensor, topology: Topology) -> Tensor:
         """Distances with the samples among the heads, `[E, B * H]`."""

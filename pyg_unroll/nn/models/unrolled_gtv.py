@@ -68,7 +68,7 @@ class UnrolledGTV(UnrolledNet):
             (default: :obj:`None`)
         max_pixels (int, optional): Larger images of the last two domains are
             worked on in tiles of about this size; the result is the same.
-            (default: :obj:`1_000_000`)
+            (default: :obj:`500_000`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -100,7 +100,7 @@ class UnrolledGTV(UnrolledNet):
         guide: bool = False,
         fidelity: Fidelity = 'hard',
         num_layers: int | None = None,
-        max_pixels: int = 1_000_000,
+        max_pixels: int = 500_000,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
