@@ -8,6 +8,7 @@ from pyg_unroll.data import (
     mosaic,
     points_to_data,
 )
+from pyg_unroll.estimators import GraphInterpolator
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn import (
     GLRConv,
@@ -24,6 +25,7 @@ __all__ = [
     'GLRConv',
     'GTVConv',
     'GraphDemosaic',
+    'GraphInterpolator',
     'GridGraph',
     'KNNGraph',
     'MahalanobisGraph',

@@ -1,0 +1,184 @@
+"""Ways to fill in signals on graphs and points, ours and others'."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+import warnings
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from graph_data import Problem
+from scipy.interpolate import RBFInterpolator, griddata
+from torch import Tensor
+from torch_geometric.transforms import FeaturePropagation
+
+from pyg_unroll import GraphInterpolator, KNNGraph, solvers
+
+Method = Callable[[Problem], Tensor]
+
+# Known points that a dense Gaussian process is given: its cost is cubic.
+GP_POINTS = 1500
+
+
+def methods(problem: Problem) -> dict[str, Method]:
+    """Methods that are installed and can work on a problem, by name."""
+    out: dict[str, Method] = {
+        'GraphInterpolator': interpolator,
+        'solvers.glr': lambda p: smooth(p, 1),
+        'FeaturePropagation (PyG)': propagate,
+    }
+    if problem.data.get('pos') is not None:
+        out['solvers.glr, order 2'] = lambda p: smooth(p, 2)
+        out['linear (SciPy griddata)'] = linear
+        out['thin-plate spline (SciPy)'] = spline
+        if importlib.util.find_spec('sklearn'):
+            out['10 neighbours, IDW (scikit-learn)'] = neighbours
+            out['Gaussian process (scikit-learn)'] = gaussian_process
+    return out
+
+
+def interpolator(problem: Problem) -> Tensor:
+    """Ours, with everything the data have."""
+    fitted = GraphInterpolator(samples=problem.samples).fit(problem.data)
+    return fitted.predict()
+
+
+def _centred(problem: Problem) -> tuple[Tensor, Tensor]:
+    """The signal less the mean of what is known, zero where hidden."""
+    mean = problem.data.x[problem.mask].mean(0)
+    return (problem.data.x - mean).nan_to_num(), mean
+
+
+def _graph(problem: Problem) -> tuple[Tensor, Tensor | None]:
+    data = problem.data
+    if data.get('edge_index') is None:
+        return KNNGraph(8)(data).edge_index, None
+    return data.edge_index, data.get('edge_weight')
+
+
+def smooth(problem: Problem, order: int) -> Tensor:
+    """Exact smoothness on the graph."""
+    x, mean = _centred(problem)
+    edges, weight = _graph(problem)
+    result = solvers.glr(
+        *(x, edges, weight, problem.mask),
+        order=order,
+        tol=1e-5,
+        fill='mean',
+    )
+    return result.x + mean
+
+
+def propagate(problem: Problem) -> Tensor:
+    """PyG's transform, of centred signals, 200 iterations."""
+    x, mean = _centred(problem)
+    data = problem.data.clone()
+    edges, weight = _graph(problem)
+    data.x, data.edge_index = x.float(), edges
+    if weight is not None:
+        data.edge_weight = weight.float()
+    missing = ~problem.mask.unsqueeze(1).expand_as(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # sparse tensors are in beta
+        return FeaturePropagation(missing, 200)(data).x + mean
+
+
+def _points(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Known points and values, and hidden points; duplicates shifted."""
+    pos = problem.data.pos.numpy()
+    jitter = 1e-6 * np.random.default_rng(0).normal(size=pos.shape)
+    pos = pos + jitter * np.ptp(pos, axis=0).max()
+    mask = problem.mask.numpy()
+    return pos[mask], problem.data.x[problem.mask].numpy(), pos[~mask]
+
+
+def _put(problem: Problem, hidden: np.ndarray) -> Tensor:
+    out = problem.data.x.clone()
+    out[~problem.mask] = torch.from_numpy(hidden).to(out.dtype)
+    return out
+
+
+def linear(problem: Problem) -> Tensor:
+    """On triangles, the nearest outside."""
+    known, values, hidden = _points(problem)
+    out = griddata(known, values, hidden)
+    nearest = griddata(known, values, hidden, method='nearest')
+    return _put(problem, np.where(np.isnan(out), nearest, out))
+
+
+def spline(problem: Problem) -> Tensor:
+    """From 64 neighbours; the smoothing that predicts a fifth of the known
+    points best from the others.
+    """
+    known, values, hidden = _points(problem)
+    order = np.random.default_rng(0).permutation(len(known))
+    test, train = np.split(order, [len(known) // 5])
+    count = min(64, len(train))
+
+    def error(smoothing: float) -> float:
+        rbf = RBFInterpolator(
+            *(known[train], values[train]),
+            neighbors=count,
+            smoothing=smoothing,
+        )
+        return float(np.square(rbf(known[test]) - values[test]).mean())
+
+    best = min((0.0, 1e-2, 1.0, 1e2), key=error)
+    rbf = RBFInterpolator(known, values, neighbors=count, smoothing=best)
+    return _put(problem, rbf(hidden))
+
+
+def neighbours(problem: Problem) -> Tensor:
+    """The mean of the nearest known points, weighed by inverse distance."""
+    from sklearn.neighbors import KNeighborsRegressor
+
+    known, values, hidden = _points(problem)
+    count = min(10, len(known))
+    model = KNeighborsRegressor(count, weights='distance').fit(known, values)
+    return _put(problem, model.predict(hidden))
+
+
+def gaussian_process(problem: Problem) -> Tensor:
+    """Matérn 3/2 of position and covariates, with noise."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Matern, WhiteKernel
+
+    known, values, hidden = _points(problem)
+    covariates = problem.data.get('covariates')
+    if covariates is not None:
+        extra = covariates.numpy()
+        mask = problem.mask.numpy()
+        known = np.hstack([known, extra[mask]])
+        hidden = np.hstack([hidden, extra[~mask]])
+    scale = known.std(0) + 1e-12
+    chosen = np.random.default_rng(0).permutation(len(known))[:GP_POINTS]
+    kernel = Matern(np.ones(known.shape[1]), nu=1.5) + WhiteKernel(0.1)
+    model = GaussianProcessRegressor(kernel, normalize_y=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        model.fit(known[chosen] / scale, values[chosen])
+    out = model.predict(hidden / scale)
+    return _put(problem, out.reshape(len(hidden), -1))
+
+
+def compare(
+    problem: Problem, chosen: dict[str, Method]
+) -> tuple[dict[str, Tensor], list[tuple[str, float, float]]]:
+    """Runs methods; returns their signals, and name, RMSE and seconds."""
+    outs, rows = {}, []
+    for name, method in chosen.items():
+        begin = time.perf_counter()
+        outs[name] = method(problem)
+        seconds = time.perf_counter() - begin
+        rows.append((name, problem.rmse(outs[name]), seconds))
+    return outs, rows
+
+
+def print_rows(rows: list[tuple[str, float, float]], unit: str) -> None:
+    """Prints a table."""
+    print(f'{"method":<36}{f"RMSE {unit}".strip():>12}{"seconds":>10}')
+    for name, rmse, seconds in rows:
+        print(f'{name:<36}{rmse:>12.4g}{seconds:>10.2f}')

@@ -1,0 +1,123 @@
+"""Fills in sensors that do not report, from the others, over time.
+
+    python examples/interpolate_sensors.py SENSORS.npz
+    python examples/interpolate_sensors.py
+
+The file holds signals `y` [sensors, time steps], and `pos` (longitude and
+latitude), `edge_index`, `edge_weight` or both. Without a file, temperatures of
+a day at points of real terrain are generated.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from graph_data import Problem, load, stations
+from graph_peers import compare, methods, print_rows
+from torch import Tensor
+
+from pyg_unroll import GraphInterpolator
+
+OURS = 'GraphInterpolator'
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n\n')[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add('file', type=Path, nargs='?', help='NPZ file, or a folder with one')
+    add('--hidden', type=float, default=0.5, help='share of hidden sensors')
+    add('--seed', type=int, default=0)
+    add('--out', type=Path, default=Path('sensors.png'), help='PNG to write')
+    args = parser.parse_args()
+    if not 0 < args.hidden < 1:
+        parser.error(f'--hidden must lie between 0 and 1 (got {args.hidden})')
+    if args.file is not None and not args.file.exists():
+        parser.error(f"there is no file or folder '{args.file}'")
+    if not args.out.resolve().parent.is_dir():
+        parser.error(f"no such folder: '{args.out.resolve().parent}'")
+    return args
+
+
+def main() -> None:
+    """Compares the methods and draws sensors."""
+    args = parse_args()
+    if args.file is None:
+        signal = stations(200, args.seed, steps=96)
+        print('no file: generated temperatures of a day')
+    else:
+        signal = load(args.file)
+    problem = signal.hide(args.hidden, args.seed)
+    count, steps = problem.truth.shape
+    known = int(problem.mask.sum())
+    if known < 2 or known == count:
+        raise SystemExit(f'error: --hidden leaves {known} of {count} sensors')
+    print(f'{count} sensors, {known} known, {steps} time steps\n')
+    outs, rows = compare(problem, methods(problem))
+    print_rows(rows, problem.unit and f'[{problem.unit}]')
+    fitted = GraphInterpolator(samples=problem.samples).fit(problem.data)
+    draw(problem, outs, fitted.predict_interval(), args.out)
+    print(f"\nwrote '{args.out}'")
+
+
+def draw(
+    problem: Problem,
+    outs: dict[str, Tensor],
+    interval: tuple[Tensor, Tensor],
+    path: Path,
+) -> None:
+    """Draws a map of errors, if there is one, and three hidden sensors."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    out, truth, mask = outs[OURS], problem.truth, problem.mask
+    error = (out - truth).square().mean(1).sqrt()
+    hidden = (~mask).nonzero().squeeze(1)
+    order = hidden[error[hidden].argsort()]
+    places = [int(k * (len(order) - 1)) for k in (0.1, 0.5, 0.9)]
+    figure, axes = plt.subplots(
+        4, 1, figsize=(11, 13), layout='constrained', height_ratios=(2, 1, 1, 1)
+    )
+    pos = problem.data.get('pos')
+    if pos is None:
+        axes[0].hist(error[hidden], bins=30)
+        axes[0].set(xlabel='RMSE of a hidden sensor', ylabel='sensors')
+    else:
+        east, north = (pos - pos.amin(0)).T
+        axes[0].scatter(
+            *(east[mask], north[mask]), marker='^', c='0.6', label='known'
+        )
+        shown = axes[0].scatter(
+            *(east[~mask], north[~mask]), c=error[~mask], label='hidden'
+        )
+        figure.colorbar(shown, ax=axes[0], label=f'RMSE {problem.unit}')
+        axes[0].set(xlabel='east [km]', ylabel='north [km]', aspect='equal')
+        axes[0].legend()
+    length = min(truth.size(1), 576)
+    time = torch.arange(length)
+    names = ('well filled in', 'the median', 'badly filled in')
+    for axis, name, place in zip(axes[1:], names, places, strict=True):
+        sensor = int(order[place])
+        low, high = (end[sensor, :length] for end in interval)
+        axis.fill_between(time, low, high, alpha=0.25, label='90 % interval')
+        axis.plot(truth[sensor, :length], 'k', lw=1, label='truth')
+        axis.plot(out[sensor, :length], lw=1, label=OURS)
+        rmse = float(error[sensor])
+        axis.set(title=f'hidden sensor {sensor}, {name}: RMSE {rmse:.3g}')
+        axis.set_ylabel(problem.unit)
+    axes[1].legend(loc='lower right')
+    axes[-1].set_xlabel('time step')
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    torch.set_grad_enabled(False)
+    main()

@@ -1,0 +1,136 @@
+"""Fills in terrain from scattered points, by many methods, and draws it.
+
+    python examples/interpolate_terrain.py
+    python examples/interpolate_terrain.py --points 20000 --hidden 0.9
+    python examples/interpolate_terrain.py --temperature
+
+The terrain is real: the digital elevation model of the Jacksboro fault that
+ships with Matplotlib; --temperature fills in generated air temperatures
+instead, with the elevation as a covariate, and shows the learned metric.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from graph_data import Problem, stations, terrain
+from graph_peers import compare, methods, print_rows
+from torch import Tensor
+
+from pyg_unroll import GraphInterpolator
+
+OURS = 'GraphInterpolator'
+
+
+def parse_args() -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n\n')[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--points', type=int, default=4000, help='number of points')
+    add('--hidden', type=float, default=0.8, help='share of hidden points')
+    add('--seed', type=int, default=0)
+    add('--temperature', action='store_true', help='generated temperatures')
+    add('--out', type=Path, default=Path('terrain.png'), help='PNG to write')
+    args = parser.parse_args()
+    if not 0 < args.hidden < 1:
+        parser.error(f'--hidden must lie between 0 and 1 (got {args.hidden})')
+    if args.points < 50 or round((1 - args.hidden) * args.points) < 10:
+        parser.error('--points must be at least 50, 10 of them known')
+    if not args.out.resolve().parent.is_dir():
+        parser.error(f"no such folder: '{args.out.resolve().parent}'")
+    return args
+
+
+def main() -> None:
+    """Compares the methods and draws maps."""
+    args = parse_args()
+    make = stations if args.temperature else terrain
+    problem = make(args.points, args.seed).hide(args.hidden, args.seed)
+    known = int(problem.mask.sum())
+    print(f'{args.points} points, {known} known, seed {args.seed}\n')
+    outs, rows = compare(problem, methods(problem))
+    if args.temperature:
+        plain = Problem(problem.data.clone(), problem.truth)
+        del plain.data.covariates
+        blind = {OURS: methods(plain)[OURS]}
+        rows += [
+            ('the same without the elevation', rmse, seconds)
+            for _, rmse, seconds in compare(plain, blind)[1]
+        ]
+    print_rows(rows, f'[{problem.unit}]')
+    fitted = GraphInterpolator().fit(problem.data)
+    if args.temperature:
+        tell_metric(fitted)
+    low, high = fitted.predict_interval()
+    draw(problem, outs, high - low, args.out)
+    print(f"\nwrote '{args.out}'")
+
+
+def tell_metric(fitted: GraphInterpolator) -> None:
+    """Says how far apart features make points."""
+    scale = 1 / fitted.metric().diagonal().sqrt()
+    east, north, up = scale.tolist()
+    print(
+        f'\nlearned metric: points are one unit apart at {east:.1f} km east, '
+        f'{north:.1f} km north or {1000 * up:.0f} m of elevation'
+    )
+
+
+def draw(
+    problem: Problem, outs: dict[str, Tensor], width: Tensor, path: Path
+) -> None:
+    """Draws the known points, two results and their errors."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    pos, mask, truth = problem.data.pos, problem.mask, problem.truth[:, 0]
+    peer = 'linear (SciPy griddata)'
+    errors = {name: outs[name][:, 0] - truth for name in (OURS, peer)}
+    limit = float(errors[peer].abs().quantile(0.97))
+    value = {'vmin': float(truth.min()), 'vmax': float(truth.max())}
+    value['cmap'] = 'terrain' if problem.unit == 'm' else 'viridis'
+    error = {'vmin': -limit, 'vmax': limit, 'cmap': 'RdBu_r'}
+    share = f'known: {float(mask.double().mean()):.0%}'
+    panels = [
+        (share, mask, truth, value),
+        (OURS, mask | True, outs[OURS][:, 0], value),
+        ('truth', mask | True, truth, value),
+        (f'error of {OURS}', ~mask, errors[OURS], error),
+        (f'error of {peer}', ~mask, errors[peer], error),
+        ('width of 90 % intervals', ~mask, width[:, 0], {'cmap': 'magma'}),
+    ]
+    figure, axes = plt.subplots(
+        2, 3, figsize=(13, 8), layout='constrained', sharex=True, sharey=True
+    )
+    size = max(1.0, min(30.0, 2e4 / len(pos)))
+    origin = pos.amin(0)
+    for axis, (title, chosen, colour, options) in zip(
+        axes.flat, panels, strict=True
+    ):
+        east, north = (pos - origin)[chosen].T
+        shown = axis.scatter(
+            east, north, c=colour[chosen], s=size, linewidths=0, **options
+        )
+        if title.startswith('error of '):
+            rmse = float(colour[chosen].square().mean().sqrt())
+            title += f': RMSE {rmse:.3g} {problem.unit}'
+        axis.set(title=title, aspect='equal', facecolor='0.93')
+        figure.colorbar(shown, ax=axis, label=f'[{problem.unit}]', shrink=0.7)
+    for axis in axes[1]:
+        axis.set_xlabel('east [km]')
+    for axis in axes[:, 0]:
+        axis.set_ylabel('north [km]')
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+if __name__ == '__main__':
+    torch.set_grad_enabled(False)
+    main()

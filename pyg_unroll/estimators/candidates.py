@@ -1,0 +1,140 @@
+"""Ways to fill in a signal that an estimator chooses from and blends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.estimators.kriging import LocalKriging
+from pyg_unroll.estimators.problem import GraphName, Problem
+from pyg_unroll.estimators.smoothing import Smoother
+
+# Nodes up to which the posterior is exact, and random probes beyond.
+_EXACT_NODES = 1500
+_PROBES = 128
+
+
+class Candidate(Protocol):
+    """One way to fill in a signal."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in reports."""
+
+    def tune(
+        self, problem: Problem, y: Tensor, folds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Learns its parameters from known nodes.
+
+        Args:
+            problem: The nodes.
+            y: Centred signals, zero where unknown, :math:`(N, F)`.
+            folds: Fold of each known node :math:`(K)`.
+
+        Returns:
+            Predictions of the known nodes, each from the other folds
+            :math:`(K, F)`, and their standard deviations but for a common
+            factor :math:`(K)`.
+        """
+
+    def predict(self, problem: Problem, y: Tensor) -> Tensor:
+        """Predicts all nodes, :math:`(N, F)`."""
+
+    def deviation(self, problem: Problem, y: Tensor) -> Tensor:
+        """Standard deviations at all nodes but for a factor, :math:`(N)`."""
+
+
+@dataclass
+class GraphCandidate:
+    """Smoothness on a graph, of order 1 or 2."""
+
+    graph: GraphName
+    order: int
+    trust: float = 1e4
+    ridge: float = 1e-5
+
+    @property
+    def name(self) -> str:
+        """Graph and order."""
+        return f'{self.graph} graph, order {self.order}'
+
+    def _smoother(self, problem: Problem) -> Smoother:
+        topology, weight = problem.graph(self.graph)
+        out = Smoother.build(topology, weight, self.order)
+        out.trust, out.ridge = self.trust, self.ridge
+        return out
+
+    def tune(
+        self, problem: Problem, y: Tensor, folds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Candidate`."""
+        smoother = self._smoother(problem)
+        held_out = smoother.tune(y, problem.known, folds)
+        self.trust, self.ridge = smoother.trust, smoother.ridge
+        variance = self._variance(problem)[problem.known]
+        # The variance a node would have without its own observation.
+        alone = (1 - self.trust * variance).clamp(min=0.02)
+        return held_out, (variance / alone + 1 / self.trust).sqrt()
+
+    def predict(self, problem: Problem, y: Tensor) -> Tensor:
+        """See :class:`Candidate`."""
+        out, residual = self._smoother(problem).predict(y, problem.known)
+        problem.report(self.name, residual)
+        return out
+
+    def deviation(self, problem: Problem, y: Tensor) -> Tensor:
+        """See :class:`Candidate`."""
+        return (self._variance(problem) + 1 / self.trust).sqrt()
+
+    def _variance(self, problem: Problem) -> Tensor:
+        count = problem.num_nodes
+        probes = count if count <= _EXACT_NODES else _PROBES
+        variance = self._smoother(problem).variance(problem.known, probes, 0)
+        return variance.clamp(min=1e-12)
+
+
+@dataclass
+class KrigingCandidate:
+    """Kriging from near points, by coordinates or with covariates, too."""
+
+    kriging: LocalKriging
+    covariates: bool
+
+    @property
+    def name(self) -> str:
+        """Features and smoothness."""
+        what = 'position and covariates' if self.covariates else 'position'
+        return f'kriging by {what}, Matérn {self.kriging.smoothness:g}'
+
+    def _features(self, problem: Problem) -> Tensor:
+        return problem.features if self.covariates else problem.coordinates
+
+    def tune(
+        self, problem: Problem, y: Tensor, folds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """See :class:`Candidate`."""
+        points = self._features(problem)[problem.known]
+        values = y[problem.known]
+        self.kriging.fit(points, values)
+        mean, variance = torch.zeros_like(values), values.new_zeros(len(values))
+        for fold in range(int(folds.max()) + 1):
+            left, out = folds != fold, folds == fold
+            mean[out], variance[out] = self.kriging.predict(
+                points[left], values[left], points[out]
+            )
+        return mean, variance.sqrt()
+
+    def predict(self, problem: Problem, y: Tensor) -> Tensor:
+        """See :class:`Candidate`."""
+        return self._run(problem, y)[0]
+
+    def deviation(self, problem: Problem, y: Tensor) -> Tensor:
+        """See :class:`Candidate`."""
+        return self._run(problem, y)[1].sqrt()
+
+    def _run(self, problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
+        points, known = self._features(problem), problem.known
+        return self.kriging.predict(points[known], y[known], points)

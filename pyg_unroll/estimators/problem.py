@@ -1,0 +1,254 @@
+"""What an estimator is given: nodes, their graphs, their observations."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.utils import coalesce, remove_self_loops
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import resolve_graph
+from pyg_unroll.solvers.result import ConvergenceWarning
+from pyg_unroll.transforms import KNNGraph
+
+GraphName: TypeAlias = Literal['given', 'unweighted', 'nearest']
+
+# Residual of a final solve beyond which a user is told.
+_TOLERANCE = 1e-5
+
+
+@dataclass
+class Problem:
+    r"""Nodes of which some are known.
+
+    Attributes:
+        known (torch.Tensor): Indices of the known ones :math:`(K)`.
+        coordinates (torch.Tensor): Positions, float64 :math:`(N, P)`;
+            :math:`P = 0` if there are none.
+        features (torch.Tensor): Positions and covariates :math:`(N, D)`.
+        graphs (dict): Edges and weights :math:`(E)` by name.
+    """
+
+    known: Tensor
+    coordinates: Tensor
+    features: Tensor
+    graphs: dict[GraphName, tuple[Topology, Tensor]]
+
+    @property
+    def num_nodes(self) -> int:
+        """Number of nodes."""
+        return self.features.size(0)
+
+    def graph(self, name: GraphName) -> tuple[Topology, Tensor]:
+        """Edges and weights."""
+        return self.graphs[name]
+
+    def report(self, name: str, residual: float) -> None:
+        """Makes a missed tolerance visible."""
+        if residual > _TOLERANCE:
+            warnings.warn(
+                f'{name}: the residual is {residual:.1e} instead of '
+                f'{_TOLERANCE:.0e}',
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+
+
+@dataclass
+class Nodes:
+    r"""Where nodes are, and how they are joined.
+
+    Nodes at one place (with equal covariates) are one: their mean is what is
+    known of it.
+
+    Attributes:
+        place (torch.Tensor): Place of each node :math:`(N)`.
+        coordinates (torch.Tensor): Positions of places :math:`(M, P)`.
+        features (torch.Tensor): Positions and covariates :math:`(M, D)`.
+        graphs (dict): Edges and weights by name.
+    """
+
+    place: Tensor
+    coordinates: Tensor
+    features: Tensor
+    graphs: dict[GraphName, tuple[Topology, Tensor]]
+
+    @classmethod
+    def read(cls, data: Data, covariates: str, neighbors: int) -> Nodes:
+        """Reads positions, covariates and graphs, float64 on the CPU.
+
+        Raises:
+            ValueError: If something is missing, does not fit or is not finite.
+        """
+        if isinstance(data, Batch):
+            raise ValueError(
+                "'data' must be one graph (got a batch); fit one estimator "
+                "each, or call 'predict' on each of 'data.to_data_list()'"
+            )
+        count = int(data.x.size(0))
+        coordinates = _matrix(data, 'pos', count)
+        features = torch.cat([coordinates, _matrix(data, covariates, count)], 1)
+        place = torch.arange(count)
+        if coordinates.size(1):
+            place, first = _places(features)
+            coordinates, features = coordinates[first], features[first]
+        graphs = _given_graphs(data, place, features.size(0))
+        count = features.size(0)
+        if coordinates.size(1) and count > 1:
+            near = KNNGraph(min(neighbors, count - 1))
+            topology = near.topology(Data(pos=coordinates))
+            ones = torch.ones(topology.num_edges, dtype=torch.float64)
+            graphs['nearest'] = topology, ones
+        if not graphs:
+            raise ValueError(
+                "'data' has neither 'edge_index' nor 'pos' of more than one "
+                'place; set one of them'
+            )
+        return cls(place, coordinates, features, graphs)
+
+    def problem(self, x: Tensor, mask: Tensor) -> tuple[Problem, Tensor]:
+        r"""What is known of places.
+
+        Args:
+            x (torch.Tensor): Signals :math:`(N, F)`.
+            mask (torch.Tensor): Nodes they are known at :math:`(N)`.
+
+        Returns:
+            The problem, and signals of places :math:`(M, F)`, zero where
+            unknown.
+        """
+        size = self.features.size(0)
+        count = torch.zeros(size, dtype=x.dtype)
+        count.index_add_(0, self.place, mask.to(x.dtype))
+        total = x.new_zeros((size, x.size(1)))
+        total.index_add_(0, self.place, torch.where(mask.unsqueeze(1), x, 0))
+        mean = total / count.clamp(min=1).unsqueeze(1)
+        known = count.nonzero().squeeze(1)
+        return Problem(
+            known, self.coordinates, self.features, self.graphs
+        ), mean
+
+    def twins(self, x: Tensor, mask: Tensor) -> Tensor:
+        r"""Absolute errors of known nodes, each predicted by the mean of the
+        other known ones at its place, :math:`(T, F)`.
+        """
+        _, mean = self.problem(x, mask)
+        count = torch.bincount(self.place[mask], minlength=len(mean))
+        shared = mask & (count[self.place] > 1)
+        place = self.place[shared]
+        factor = count[place] / (count[place] - 1)
+        return (x[shared] - mean[place]).abs() * factor.unsqueeze(1)
+
+
+def _places(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Place of each node, and the first node of each."""
+    extent = (features.amax(0) - features.amin(0)).clamp(min=1e-300)
+    cell = ((features - features.amin(0)) / extent * 1e6).round()
+    unique, place = torch.unique(cell, dim=0, return_inverse=True)
+    order = torch.arange(len(place) - 1, -1, -1)
+    first = place.new_empty(len(unique)).scatter_(0, place[order], order)
+    return place, first
+
+
+def _given_graphs(
+    data: Data, place: Tensor, size: int
+) -> dict[GraphName, tuple[Topology, Tensor]]:
+    """The data's own edges, of places; without their weights, too."""
+    edges: Any = data.get('edge_index')
+    edges = data.get('adj_t') if edges is None else edges
+    if edges is None:
+        return {}
+    weights = data.get('edge_weight')
+    if weights is not None:
+        weights = weights.detach().cpu().double()
+    if isinstance(edges, Tensor):
+        edges = edges.cpu()
+    topology, values = resolve_graph(edges, weights, len(place), torch.float64)
+    weight = values[:, 0]
+    if size < len(place):
+        edge_index, joined = coalesce(
+            *remove_self_loops(
+                place[topology.edge_index], topology.directed_weight(weight)
+            ),
+            num_nodes=size,
+            reduce='add',
+        )
+        topology, values = resolve_graph(
+            edge_index, joined, size, torch.float64
+        )
+        weight = values[:, 0]
+    graphs: dict[GraphName, tuple[Topology, Tensor]] = {}
+    if topology.num_edges:
+        graphs['given'] = topology, weight
+        if bool((weight != weight[0]).any()):
+            graphs['unweighted'] = topology, torch.ones_like(weight)
+    return graphs
+
+
+def _matrix(data: Data, name: str, count: int) -> Tensor:
+    value = data.get(name)
+    if value is None:
+        return torch.zeros((count, 0), dtype=torch.float64)
+    value = torch.as_tensor(value).detach().cpu().double()
+    value = value.unsqueeze(1) if value.dim() == 1 else value
+    if value.dim() != 2 or value.size(0) != count:
+        raise ValueError(
+            f"'data.{name}' must have shape [{count}, features], one row per "
+            f'node (got {list(value.shape)})'
+        )
+    if not bool(value.isfinite().all()):
+        node = int((~value.isfinite()).any(1).nonzero()[0])
+        raise ValueError(
+            f"'data.{name}' must be finite at all nodes (got "
+            f'{value[node].tolist()} at node {node}); fill it or drop it'
+        )
+    return value
+
+
+def read_signal(data: Data) -> tuple[Tensor, Tensor]:
+    r"""Reads observations: :math:`(N, F)`, zero where unknown, and the mask.
+
+    Raises:
+        ValueError: If shapes or types do not fit, or values are not finite.
+    """
+    x, mask = data.get('x'), data.get('mask')
+    if not isinstance(x, Tensor) or x.dim() not in (1, 2) or x.numel() == 0:
+        raise ValueError(
+            "'data.x' must be a signal of shape [num_nodes] or [num_nodes, "
+            'features], with at least one entry'
+        )
+    x = x.detach().cpu().double().view(x.size(0), -1)
+    if mask is None:
+        mask = ~x.isnan()
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"'data.mask' must be boolean, True where known (got "
+            f"{mask.dtype}); convert it with 'mask.bool()'"
+        )
+    if mask.shape not in (x.shape, x.shape[:1], (x.size(0), 1)):
+        raise ValueError(
+            f"'data.mask' must have shape {list(x.shape[:1])} or "
+            f'{list(x.shape)} (got {list(mask.shape)})'
+        )
+    mask = mask.cpu().view(x.size(0), -1).expand_as(x)
+    bad = mask & ~x.isfinite()
+    if bool(bad.any()):
+        node, column = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"'data.x' must be finite where it is known (got "
+            f'{float(x[node, column])} at node {node}, feature {column}); '
+            f"mark it as False in 'data.mask'"
+        )
+    empty = ~mask.any(0)
+    if bool(empty.any()):
+        column = int(empty.nonzero()[0])
+        raise ValueError(
+            f"'data.x' has no known entry in feature {column}: there is "
+            f'nothing to interpolate from; drop the feature'
+        )
+    return torch.where(mask, x, 0), mask

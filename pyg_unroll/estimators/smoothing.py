@@ -1,0 +1,191 @@
+"""Graph smoothers whose strength is chosen on known nodes held out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops import degree
+from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
+
+# Trust in observations, and pull towards the mean, in units of a node's degree.
+TRUST = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)
+RIDGE = (1e-5, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
+
+# Numbers that one solve works on: many settings at once as heads.
+_MAX_NUMBERS = 2**24
+
+
+@dataclass
+class Smoother:
+    r"""The minimiser of :math:`\sum_i c_i (x_i - y_i)^2 + \epsilon \|x\|^2 +
+    x^{\top} P x` for the prior :math:`P` of a graph, of order 1 or 2.
+
+    Attributes:
+        topology (Topology): The graph.
+        weight (torch.Tensor): Weights with a mean degree of one, float64
+            :math:`(E)`.
+        order (int): 1 for :math:`P = L`, 2 for :math:`L D^{-1} L`.
+        trust (float): :math:`c` at known nodes.
+        ridge (float): :math:`\epsilon`.
+    """
+
+    topology: Topology
+    weight: Tensor
+    order: int
+    trust: float = 1e2
+    ridge: float = 1e-3
+
+    @classmethod
+    def build(cls, topology: Topology, weight: Tensor, order: int) -> Smoother:
+        """Scales the weights."""
+        total = degree(topology, weight.unsqueeze(1)).mean()
+        return cls(topology, weight / total.clamp(min=1e-300), order)
+
+    def solve(
+        self,
+        y: Tensor,
+        confidence: Tensor,
+        ridge: Tensor,
+        tol: float,
+        max_steps: int,
+    ) -> tuple[Tensor, float]:
+        r"""Solves for several settings at once, each a head.
+
+        Args:
+            y (torch.Tensor): Observations :math:`(N, F)`.
+            confidence (torch.Tensor): :math:`c`, :math:`(N, G)`.
+            ridge (torch.Tensor): :math:`\epsilon`, :math:`(G)`.
+            tol (float): Relative residual.
+            max_steps (int): Largest number of steps.
+
+        Returns:
+            Signals :math:`(N, F, G)` and the residual that was reached.
+        """
+        settings = ridge.numel()
+        per_setting = max(y.numel() + self.weight.numel(), 1)
+        step = max(1, _MAX_NUMBERS // per_setting)
+        parts, worst = [], 0.0
+        for first in range(0, settings, step):
+            chosen = slice(first, first + step)
+            c = confidence[:, chosen].unsqueeze(1)
+            system = LaplacianSystem.build(
+                self.topology,
+                self.weight.unsqueeze(1).expand(-1, c.size(2)).contiguous(),
+                c + ridge[chosen],
+                None,
+                self.order,
+            )
+            out, residual, _ = conjugate_gradient(
+                system, c * y.unsqueeze(-1), tol, max_steps
+            )
+            parts.append(out)
+            worst = max(worst, residual)
+        return torch.cat(parts, -1), worst
+
+    def held_out(
+        self,
+        y: Tensor,
+        known: Tensor,
+        folds: Tensor,
+        settings: list[tuple[float, float]],
+    ) -> Tensor:
+        r"""Predicts each known node from the other folds.
+
+        Args:
+            y (torch.Tensor): Observations :math:`(N, F)`.
+            known (torch.Tensor): Indices of known nodes :math:`(K)`.
+            folds (torch.Tensor): Fold of each of them :math:`(K)`.
+            settings (list[tuple[float, float]]): Trust and ridge.
+
+        Returns:
+            Predictions :math:`(K, F, G)`, one per setting.
+        """
+        count = int(folds.max()) + 1
+        trust, ridge = torch.tensor(settings, dtype=y.dtype).T
+        seen = (folds.unsqueeze(1) != torch.arange(count)).to(y.dtype)
+        confidence = y.new_zeros((y.size(0), count, len(settings)))
+        confidence[known] = seen.unsqueeze(-1) * trust
+        out, _ = self.solve(
+            y,
+            confidence.flatten(1),
+            ridge.repeat(count),
+            tol=1e-3,
+            max_steps=300,
+        )
+        out = out[known].unflatten(2, (count, len(settings)))
+        return out[torch.arange(len(known)), :, folds]
+
+    def tune(self, y: Tensor, known: Tensor, folds: Tensor) -> Tensor:
+        """Chooses trust and ridge; returns the predictions held out,
+        :math:`(K, F)`.
+        """
+        row, col = len(TRUST) - 3, 2
+        tried: dict[tuple[int, int], Tensor] = {}
+
+        def error(place: tuple[int, int]) -> float:
+            return float((tried[place] - y[known]).square().mean())
+
+        # One line of the grid after the other, until nothing moves.
+        for turn in range(6):
+            line = [
+                (k, col) if turn % 2 == 0 else (row, k)
+                for k in range(len(RIDGE if turn % 2 else TRUST))
+            ]
+            new = [place for place in line if place not in tried]
+            if new:
+                values = [(TRUST[i], RIDGE[j]) for i, j in new]
+                found = self.held_out(y, known, folds, values)
+                tried |= dict(zip(new, found.unbind(-1), strict=True))
+            best = min(line, key=error)
+            if best == (row, col) and turn > 1:
+                break
+            row, col = best
+        self.trust, self.ridge = TRUST[row], RIDGE[col]
+        return tried[row, col]
+
+    def predict(self, y: Tensor, known: Tensor) -> tuple[Tensor, float]:
+        """The signal at all nodes :math:`(N, F)`, and the residual."""
+        confidence = y.new_zeros((y.size(0), 1))
+        confidence[known] = self.trust
+        ridge = y.new_tensor([self.ridge])
+        out, residual = self.solve(y, confidence, ridge, 1e-6, 20_000)
+        return out.squeeze(-1), residual
+
+    def variance(self, known: Tensor, num_probes: int, seed: int) -> Tensor:
+        r"""Diagonal of the posterior covariance :math:`(\mathrm{diag}(c) +
+        \epsilon + P)^{-1}`, :math:`(N)`.
+
+        Exact up to :obj:`num_probes` nodes, else by Hutchinson's estimator
+        with so many random signs.
+        """
+        size = self.topology.num_nodes
+        confidence = self.weight.new_zeros((size, 1))
+        confidence[known] = self.trust
+        ridge = self.weight.new_tensor([self.ridge])
+        if size <= num_probes:
+            probes = torch.eye(size, dtype=torch.float64)
+        else:
+            generator = torch.Generator().manual_seed(seed)
+            shape = (size, num_probes)
+            signs = torch.randint(0, 2, shape, generator=generator)
+            probes = 2.0 * signs.double() - 1
+        system = LaplacianSystem.build(
+            self.topology,
+            self.weight.unsqueeze(1),
+            (confidence + ridge).unsqueeze(1),
+            None,
+            self.order,
+        )
+        out = torch.zeros(size, dtype=torch.float64)
+        width = max(1, _MAX_NUMBERS // size)
+        for part in probes.split(width, 1):
+            solved, _, _ = conjugate_gradient(
+                system, part.unsqueeze(-1), 1e-4, 2000
+            )
+            out += (part * solved.squeeze(-1)).sum(1)
+        return out if size <= num_probes else out / num_probes
