@@ -170,9 +170,9 @@ class FeatureFit:
 def _candidates(problem: Problem, kriging: bool, seed: int) -> list[Candidate]:
     """All that the data allow."""
     out: list[Candidate] = [
-        GraphCandidate(name, order)
+        GraphCandidate(name, *kind)
         for name in problem.graphs
-        for order in (1, 2)
+        for kind in ((1, False), (2, False), (1, True))
     ]
     count = problem.coordinates.size(1)
     if kriging and count:

@@ -49,21 +49,23 @@ class Candidate(Protocol):
 
 @dataclass
 class GraphCandidate:
-    """Smoothness on a graph, of order 1 or 2."""
+    """Smoothness on a graph, of order 1 or 2, degrees normalised or not."""
 
     graph: GraphName
     order: int
+    normalized: bool = False
     trust: float = 1e4
     ridge: float = 1e-5
 
     @property
     def name(self) -> str:
-        """Graph and order."""
-        return f'{self.graph} graph, order {self.order}'
+        """Graph and prior."""
+        kind = ', normalized' if self.normalized else ''
+        return f'{self.graph} graph, order {self.order}{kind}'
 
     def _smoother(self, problem: Problem) -> Smoother:
         topology, weight = problem.graph(self.graph)
-        out = Smoother.build(topology, weight, self.order)
+        out = Smoother.build(topology, weight, self.order, self.normalized)
         out.trust, out.ridge = self.trust, self.ridge
         return out
 

@@ -30,6 +30,9 @@ class Smoother:
         weight (torch.Tensor): Weights with a mean degree of one, float64
             :math:`(E)`.
         order (int): 1 for :math:`P = L`, 2 for :math:`L D^{-1} L`.
+        unit (torch.Tensor): What the signal is smooth relative to,
+            :math:`(N, 1)`: one, or the square roots of the degrees, which
+            makes the Laplacian the symmetrically normalised one.
         trust (float): :math:`c` at known nodes.
         ridge (float): :math:`\epsilon`.
     """
@@ -37,14 +40,31 @@ class Smoother:
     topology: Topology
     weight: Tensor
     order: int
+    unit: Tensor
     trust: float = 1e2
     ridge: float = 1e-3
 
     @classmethod
-    def build(cls, topology: Topology, weight: Tensor, order: int) -> Smoother:
+    def build(
+        cls, topology: Topology, weight: Tensor, order: int, normalized: bool
+    ) -> Smoother:
         """Scales the weights."""
-        total = degree(topology, weight.unsqueeze(1)).mean()
-        return cls(topology, weight / total.clamp(min=1e-300), order)
+        total = degree(topology, weight.unsqueeze(1))
+        mean = total.mean().clamp(min=1e-300)
+        unit = torch.ones_like(total)
+        if normalized:
+            unit = (total / mean).clamp(min=1e-6).sqrt()
+        return cls(topology, weight / mean, order, unit)
+
+    def _system(self, diagonal: Tensor) -> LaplacianSystem:
+        """The system of the signal over its unit; diagonal `[N, G]`."""
+        return LaplacianSystem.build(
+            self.topology,
+            self.weight.unsqueeze(1).expand(-1, diagonal.size(1)).contiguous(),
+            (diagonal * self.unit.square()).unsqueeze(1),
+            None,
+            self.order,
+        )
 
     def solve(
         self,
@@ -72,18 +92,14 @@ class Smoother:
         parts, worst = [], 0.0
         for first in range(0, settings, step):
             chosen = slice(first, first + step)
-            c = confidence[:, chosen].unsqueeze(1)
-            system = LaplacianSystem.build(
-                self.topology,
-                self.weight.unsqueeze(1).expand(-1, c.size(2)).contiguous(),
-                c + ridge[chosen],
-                None,
-                self.order,
-            )
+            c = confidence[:, chosen]
             out, residual, _ = conjugate_gradient(
-                system, c * y.unsqueeze(-1), tol, max_steps
+                self._system(c + ridge[chosen]),
+                (c * self.unit).unsqueeze(1) * y.unsqueeze(-1),
+                tol,
+                max_steps,
             )
-            parts.append(out)
+            parts.append(out * self.unit.unsqueeze(-1))
             worst = max(worst, residual)
         return torch.cat(parts, -1), worst
 
@@ -174,13 +190,7 @@ class Smoother:
             shape = (size, num_probes)
             signs = torch.randint(0, 2, shape, generator=generator)
             probes = 2.0 * signs.double() - 1
-        system = LaplacianSystem.build(
-            self.topology,
-            self.weight.unsqueeze(1),
-            (confidence + ridge).unsqueeze(1),
-            None,
-            self.order,
-        )
+        system = self._system(confidence + ridge)
         out = torch.zeros(size, dtype=torch.float64)
         width = max(1, _MAX_NUMBERS // size)
         for part in probes.split(width, 1):
@@ -188,4 +198,5 @@ class Smoother:
                 system, part.unsqueeze(-1), 1e-4, 2000
             )
             out += (part * solved.squeeze(-1)).sum(1)
+        out *= self.unit.square().squeeze(1)
         return out if size <= num_probes else out / num_probes

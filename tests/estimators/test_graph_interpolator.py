@@ -1,0 +1,230 @@
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Batch, Data
+from torch_geometric.transforms import FeaturePropagation
+
+from pyg_unroll import GraphInterpolator, GridGraph, KNNGraph
+
+
+def points(count=300, hidden=0.5, seed=0, features=1):
+    """A smooth signal on random points."""
+    torch.manual_seed(seed)
+    pos = torch.rand(count, 2, dtype=torch.float64)
+    waves = [
+        (4 * pos[:, 0] + k).sin() + (3 * pos[:, 1]).cos() for k in range(5)
+    ]
+    truth = torch.stack(waves[:features], 1)
+    mask = torch.rand(count) > hidden
+    data = Data(x=torch.where(mask[:, None], truth, torch.nan), pos=pos)
+    data.mask = mask
+    return data, truth
+
+
+def rmse(out, truth, mask):
+    return float((out - truth)[~mask].square().mean().sqrt())
+
+
+def test_points():
+    data, truth = points(features=2)
+    out = GraphInterpolator().fit(data).predict()
+    assert torch.equal(out[data.mask], truth[data.mask])
+    assert rmse(out, truth, data.mask) < 0.01
+    fitted = GraphInterpolator().fit(data)
+    assert fitted.score(truth) > 0.999
+    assert torch.equal(fitted.predict(), out)
+    assert sum(fitted.report.values()) == pytest.approx(1, abs=0.3)
+
+
+def test_graph_without_positions():
+    data, truth = points(400)
+    data = KNNGraph(6)(data)
+    del data.pos
+    out = GraphInterpolator().fit(data).predict()
+    start = data.clone()
+    start.x = start.x.nan_to_num().float()
+    missing = ~data.mask.unsqueeze(1)
+    peer = FeaturePropagation(missing, 200)(start).x.double()
+    error = rmse(out, truth, data.mask)
+    assert error < 0.9 * rmse(peer, truth, data.mask)
+
+
+def test_covariate_decides():
+    torch.manual_seed(0)
+    pos = torch.rand(300, 2)
+    height = torch.rand(300)  # says all, and is rough in space
+    truth = (3 * height).sin().unsqueeze(1)
+    data = Data(x=truth, pos=pos, mask=torch.rand(300) < 0.5)
+    blind = GraphInterpolator().fit(data)
+    with pytest.raises(ValueError, match='no metric was learned'):
+        GraphInterpolator(kriging=False).fit(data).metric()
+    data.covariates = height
+    seeing = GraphInterpolator().fit(data)
+    errors = [
+        rmse(model.predict(), truth, data.mask) for model in (blind, seeing)
+    ]
+    assert errors[1] < 0.1 * errors[0]
+    metric = seeing.metric()
+    assert metric.shape == (3, 3)
+    assert torch.linalg.eigvalsh(metric).min() >= 0
+    assert metric[2, 2] > 10 * metric[0, 0]
+
+
+@pytest.mark.parametrize('kind', ['points', 'graph'])
+def test_intervals_cover(kind):
+    covered = []
+    for seed in range(3):
+        data, truth = points(300, seed=seed)
+        truth = truth + 0.2 * torch.randn_like(truth)
+        data.x = torch.where(data.mask[:, None], truth, torch.nan)
+        if kind == 'graph':
+            data = KNNGraph(6)(data)
+            del data.pos
+        fitted = GraphInterpolator().fit(data)
+        low, high = fitted.predict_interval(coverage=0.8)
+        inside = (low <= truth) & (truth <= high)
+        assert bool(inside[data.mask].all())
+        assert bool((low == high)[data.mask].all())
+        covered.append(float(inside[~data.mask].double().mean()))
+    assert 0.7 < np.mean(covered) < 0.9
+
+
+def test_other_points():
+    data, _ = points(300)
+    fitted = GraphInterpolator().fit(data)
+    other, other_truth = points(200, seed=5)
+    out = fitted.predict(other)
+    assert rmse(out, other_truth, other.mask) < 0.02
+    assert torch.equal(out[other.mask], other_truth[other.mask])
+    wide, _ = points(200, features=2)
+    with pytest.raises(ValueError, match='1 feature'):
+        fitted.predict(wide)
+
+
+def test_features_known_at_different_nodes_are_fitted_apart():
+    data, truth = points(120, features=2)
+    mask = torch.rand(120, 2) < 0.6
+    data.x, data.mask = truth, mask
+    out = GraphInterpolator().fit(data).predict()
+    for k in range(2):
+        one = Data(x=truth[:, k], pos=data.pos, mask=mask[:, k])
+        alone = GraphInterpolator().fit(one).predict()
+        torch.testing.assert_close(out[:, k : k + 1], alone)
+
+
+def test_places_that_nodes_share():
+    data, truth = points(150)
+    noise = 0.01 * torch.randn(300, 1, dtype=torch.float64)
+    both = torch.cat([truth, truth]) + noise
+    mask = torch.cat([data.mask, torch.rand(150) < 0.5])
+    twice = Data(
+        x=both,
+        pos=torch.cat([data.pos, data.pos]),
+        mask=mask,
+        edge_index=KNNGraph(3)(Data(pos=torch.rand(300, 2))).edge_index,
+    )
+    fitted = GraphInterpolator().fit(twice)
+    out = fitted.predict()
+    beside = ~mask & mask.roll(150)
+    torch.testing.assert_close(out[beside], both.roll(150, 0)[beside])
+    low, high = fitted.predict_interval()
+    assert (high - low)[~mask & ~mask.roll(150)].mean() > 0
+    assert out.isfinite().all()
+
+
+def test_samples_of_one_signal():
+    data, truth = points(60, features=1)
+    days = torch.linspace(0.5, 2, 30, dtype=torch.float64)
+    truth = truth * days + days
+    data.x = torch.where(data.mask[:, None], truth, torch.nan)
+    out = GraphInterpolator(samples=True).fit(data).predict()
+    assert out.shape == (60, 30)
+    assert rmse(out, truth, data.mask) < 0.1
+
+
+def test_grids_of_pixels():
+    row, col = torch.meshgrid(torch.arange(12), torch.arange(12), indexing='ij')
+    truth = (row + col).double().view(-1, 1)
+    data = Data(x=truth, height=12, width=12)
+    data.mask = torch.rand(144) < 0.5
+    data = GridGraph(8)(data)
+    del data.height, data.width
+    out = GraphInterpolator().fit(data).predict()
+    assert rmse(out, truth, data.mask) < 1
+
+
+def test_types_and_input_unchanged():
+    data, _ = points(60)
+    data.x, data.pos = data.x.float(), data.pos.float()
+    before = data.clone()
+    out = GraphInterpolator().fit(data).predict()
+    assert out.dtype == torch.float32
+    assert set(data.keys()) == set(before.keys())
+    assert torch.equal(data.x.nan_to_num(), before.x.nan_to_num())
+
+
+@pytest.mark.parametrize('known', [1, 3])
+def test_few_known_nodes(known):
+    data, truth = points(50)
+    data.x = truth
+    data.mask = torch.arange(50) < known
+    fitted = GraphInterpolator().fit(data)
+    out = fitted.predict()
+    low, high = truth[:known].min(), truth[:known].max()
+    assert bool(((out >= low - 0.1) & (out <= high + 0.1)).all())
+    with pytest.raises(ValueError, match='intervals need 8 known nodes'):
+        fitted.predict_interval()
+
+
+def test_constant_signals():
+    data, _ = points(50)
+    data.x = torch.full((50, 1), 3.0)
+    out = GraphInterpolator().fit(data).predict()
+    torch.testing.assert_close(out, data.x)
+
+
+def test_components_without_known_nodes():
+    data, truth = points(100)
+    near = KNNGraph(4)(Data(pos=data.pos[:50]))
+    edges = torch.cat([near.edge_index, near.edge_index + 50], 1)
+    apart = Data(x=truth, edge_index=edges, mask=torch.arange(100) < 40)
+    out = GraphInterpolator().fit(apart).predict()
+    mean = truth[:40].mean()
+    assert (out[50:] - mean).abs().max() < 0.2 * truth[:40].std()
+
+
+def test_wrong_data():
+    data, truth = points(40)
+    for change, problem in (
+        ({'x': torch.full((40, 1), torch.nan)}, 'no known entry in feature 0'),
+        ({'x': torch.full((40, 1), torch.inf)}, 'finite where it is known'),
+        ({'mask': torch.zeros(40)}, "'data.mask' must be boolean"),
+        ({'mask': torch.ones(3) > 0}, 'must have shape'),
+        ({'pos': torch.full((40, 2), torch.nan)}, "'data.pos' must be finite"),
+        ({'covariates': torch.rand(39)}, "'data.covariates' must have shape"),
+        ({'pos': None}, "neither 'edge_index' nor 'pos'"),
+        ({'x': None}, "'data.x' must be a signal"),
+        ({'edge_index': torch.tensor([[0], [1]])}, 'no reverse edge'),
+    ):
+        wrong = data.clone()
+        for name, value in change.items():
+            wrong[name] = value
+        if 'x' in change and change['x'] is not None:
+            del wrong.mask
+        if change.get('x', truth) is not None and 'x' in change:
+            wrong.mask = torch.ones(40) > 0
+            if bool(change['x'].isnan().all()):
+                del wrong.mask
+        with pytest.raises(ValueError, match=problem):
+            GraphInterpolator().fit(wrong)
+    with pytest.raises(ValueError, match="'neighbors' must be positive"):
+        GraphInterpolator(neighbors=0)
+    with pytest.raises(ValueError, match="call 'fit' first"):
+        GraphInterpolator().predict()
+    with pytest.raises(ValueError, match='one graph'):
+        GraphInterpolator().fit(Batch.from_data_list([data, data]))
+    fitted = GraphInterpolator(kriging=False).fit(data)
+    with pytest.raises(ValueError, match="'coverage' must be between"):
+        fitted.predict_interval(coverage=90)
+    with pytest.raises(ValueError, match="'truth' must have shape"):
+        fitted.score(truth[:3])
