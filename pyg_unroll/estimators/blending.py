@@ -17,12 +17,15 @@ from pyg_unroll.estimators.candidates import (
 )
 from pyg_unroll.estimators.kriging import SMOOTHNESS, LocalKriging
 from pyg_unroll.estimators.problem import Problem
+from pyg_unroll.estimators.smoothing import DENSE_NODES
 
 # Known places below which nothing is learned.
 LEAST_KNOWN = 8
 # Components of several signals that get parameters of their own.
 _OWN_COMPONENTS = 4
 _FEW_PLACES = 100
+# Places that the pull of blends towards equal shares is worth.
+_RIDGE = 10
 
 
 @dataclass
@@ -111,7 +114,7 @@ class FeatureFit:
             one = torch.ones(1, dtype=torch.float64)
             fit.blends.append(Blend(slice(0, rank), [preset], one))
             return fit
-        folds = _folds(len(known), seed)
+        folds = _folds(len(known), problem.num_nodes, seed)
         held_out = torch.zeros_like(y[known])
         shapes: list[tuple[Candidate, Tensor]] = []
         for columns in _groups(rank, len(known)):
@@ -119,10 +122,8 @@ class FeatureFit:
             target = y[:, columns]
             tuned = [c.tune(problem, target, folds) for c in candidates]
             guesses = torch.stack([guess for guess, _ in tuned], -1)
-            weights, _ = nnls(
-                guesses.flatten(0, 1).numpy(), target[known].flatten().numpy()
-            )
-            blend = Blend(columns, candidates, torch.from_numpy(weights))
+            weights = _weights(guesses, target[known])
+            blend = Blend(columns, candidates, weights)
             fit.blends.append(blend)
             held_out[:, columns] = guesses @ blend.weights
             if not shapes:
@@ -192,9 +193,33 @@ def _quantile(values: Tensor, coverage: float) -> Tensor:
     return values.kthvalue(rank, 0).values
 
 
-def _folds(count: int, seed: int) -> Tensor:
-    """Fold of each known place: few places, many folds."""
-    folds = count if count <= 60 else 10 if count <= 300 else 5
+def _weights(guesses: Tensor, target: Tensor) -> Tensor:
+    """Non-negative least squares; what few places say nothing of, evenly.
+
+    Args:
+        guesses (torch.Tensor): Held-out predictions :math:`(K, F, C)`.
+        target (torch.Tensor): What was known :math:`(K, F)`.
+    """
+    count, features, candidates = guesses.shape
+    size = _RIDGE * features * target.square().mean()
+    ridge = torch.eye(candidates, dtype=target.dtype) * size.sqrt()
+    weights, _ = nnls(
+        torch.cat([guesses.flatten(0, 1), ridge]).numpy(),
+        torch.cat([target.flatten(), ridge.new_zeros(candidates)]).numpy(),
+    )
+    # The ridge is for the shares alone: their sum is a matter of the data.
+    out = torch.from_numpy(weights)
+    blended = guesses @ out
+    gain = (blended * target).sum() / blended.square().sum().clamp(min=1e-300)
+    shrunk = gain.clamp(1.0, 1 + 2 * _RIDGE / count)
+    return out * shrunk
+
+
+def _folds(count: int, num_places: int, seed: int) -> Tensor:
+    """Fold of each known place: on small graphs each is one."""
+    folds = 10 if count <= 300 else 5
+    if num_places <= DENSE_NODES or count <= folds:
+        folds = count
     order = np.random.default_rng(seed).permutation(count)
     return torch.from_numpy(order % folds)
 

@@ -16,7 +16,7 @@ from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.solvers.result import ConvergenceWarning
 from pyg_unroll.transforms import KNNGraph
 
-GraphName: TypeAlias = Literal['given', 'unweighted', 'nearest']
+GraphName: TypeAlias = Literal['given', 'unweighted', 'sharpened', 'nearest']
 
 # Residual of a final solve beyond which a user is told.
 _TOLERANCE = 1e-5
@@ -158,7 +158,7 @@ def _places(features: Tensor) -> tuple[Tensor, Tensor]:
 def _given_graphs(
     data: Data, place: Tensor, size: int
 ) -> dict[GraphName, tuple[Topology, Tensor]]:
-    """The data's own edges, of places; without their weights, too."""
+    """The data's own edges, of places; with other weights, too."""
     edges: Any = data.get('edge_index')
     edges = data.get('adj_t') if edges is None else edges
     if edges is None:
@@ -170,7 +170,8 @@ def _given_graphs(
         edges = edges.cpu()
     topology, values = resolve_graph(edges, weights, len(place), torch.float64)
     weight = values[:, 0]
-    if size < len(place):
+    if not torch.equal(place, torch.arange(size)):
+        # Places are sorted, and may be fewer than nodes.
         edge_index, joined = coalesce(
             *remove_self_loops(
                 place[topology.edge_index], topology.directed_weight(weight)
@@ -186,7 +187,10 @@ def _given_graphs(
     if topology.num_edges:
         graphs['given'] = topology, weight
         if bool((weight != weight[0]).any()):
+            # What weights mean is not known: powers of them may say it better.
             graphs['unweighted'] = topology, torch.ones_like(weight)
+            power = (weight / weight.max()) ** 3
+            graphs['sharpened'] = topology, power.clamp(min=1e-6)
     return graphs
 
 
