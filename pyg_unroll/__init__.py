@@ -16,7 +16,13 @@ from pyg_unroll.nn import (
     UnrolledGLR,
     UnrolledGTV,
 )
-from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
+from pyg_unroll.transforms import (
+    GridGraph,
+    KNNGraph,
+    MahalanobisGraph,
+    TemporalProduct,
+    from_product,
+)
 
 __version__ = '0.1.0'
 
@@ -27,11 +33,13 @@ __all__ = [
     'GridGraph',
     'KNNGraph',
     'MahalanobisGraph',
+    'TemporalProduct',
     'Topology',
     'UnrolledGLR',
     'UnrolledGTV',
     'cfa_mask',
     'data_to_image',
+    'from_product',
     'image_to_data',
     'mosaic',
     'ops',
