@@ -18,6 +18,7 @@ from pyg_unroll.nn import (
 )
 from pyg_unroll.transforms import (
     GridGraph,
+    InterpolateFeatures,
     KNNGraph,
     MahalanobisGraph,
     TemporalProduct,
@@ -31,6 +32,7 @@ __all__ = [
     'GTVConv',
     'GraphDemosaic',
     'GridGraph',
+    'InterpolateFeatures',
     'KNNGraph',
     'MahalanobisGraph',
     'TemporalProduct',

@@ -1,6 +1,7 @@
 """Transforms that make graphs, and signals without gaps on them."""
 
 from pyg_unroll.transforms.grid_graph import GridGraph
+from pyg_unroll.transforms.interpolate_features import InterpolateFeatures
 from pyg_unroll.transforms.knn_graph import KNNGraph
 from pyg_unroll.transforms.mahalanobis_graph import MahalanobisGraph
 from pyg_unroll.transforms.temporal_product import (
@@ -10,6 +11,7 @@ from pyg_unroll.transforms.temporal_product import (
 
 __all__ = [
     'GridGraph',
+    'InterpolateFeatures',
     'KNNGraph',
     'MahalanobisGraph',
     'TemporalProduct',
