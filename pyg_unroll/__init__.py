@@ -17,7 +17,14 @@ from pyg_unroll.nn import (
     UnrolledGLR,
     UnrolledGTV,
 )
-from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
+from pyg_unroll.transforms import (
+    GridGraph,
+    InterpolateFeatures,
+    KNNGraph,
+    MahalanobisGraph,
+    TemporalProduct,
+    from_product,
+)
 
 __version__ = '0.1.0'
 
@@ -27,13 +34,16 @@ __all__ = [
     'GraphDemosaic',
     'GraphInterpolator',
     'GridGraph',
+    'InterpolateFeatures',
     'KNNGraph',
     'MahalanobisGraph',
+    'TemporalProduct',
     'Topology',
     'UnrolledGLR',
     'UnrolledGTV',
     'cfa_mask',
     'data_to_image',
+    'from_product',
     'image_to_data',
     'mosaic',
     'ops',

@@ -76,7 +76,9 @@ class MaskedSignal:
             raise ValueError(
                 f"'{name}' must be a tensor of shape [num_nodes, features] "
                 f"(got '{type(x).__name__}'); the layers smooth a signal on "
-                f'one set of nodes, they have no bipartite form'
+                f'one set of nodes, they have no bipartite form: give '
+                f'relations between node types another layer in '
+                f"'HeteroConv', or join the types by 'data.to_homogeneous()'"
             )
         if x.dim() != (2 if samples.count is None else 3):
             raise ValueError(

@@ -1,7 +1,19 @@
-"""Transforms that make graphs from images, points and features."""
+"""Transforms that make graphs, and signals without gaps on them."""
 
 from pyg_unroll.transforms.grid_graph import GridGraph
+from pyg_unroll.transforms.interpolate_features import InterpolateFeatures
 from pyg_unroll.transforms.knn_graph import KNNGraph
 from pyg_unroll.transforms.mahalanobis_graph import MahalanobisGraph
+from pyg_unroll.transforms.temporal_product import (
+    TemporalProduct,
+    from_product,
+)
 
-__all__ = ['GridGraph', 'KNNGraph', 'MahalanobisGraph']
+__all__ = [
+    'GridGraph',
+    'InterpolateFeatures',
+    'KNNGraph',
+    'MahalanobisGraph',
+    'TemporalProduct',
+    'from_product',
+]

@@ -7,6 +7,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
+from torch_geometric.typing import SparseTensor
+from torch_geometric.utils import (
+    coalesce,
+    is_torch_sparse_tensor,
+    to_edge_index,
+)
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import remember_topology
@@ -62,3 +68,100 @@ def join_topologies(parts: list[Topology]) -> Topology:
         torch.cat([part.dst.long() + first for part, first in shifted]),
         start[-1],
     )
+
+
+def undirected_graph(
+    data: Data, num_nodes: int
+) -> tuple[Topology, Tensor, Tensor]:
+    r"""Makes an undirected graph of the edges of any data.
+
+    Parallel edges of one direction are added up (unweighted ones count once),
+    as in an adjacency matrix; then an edge gets the mean of the directions
+    that are there, so that a part of an undirected graph, sampled in one
+    direction, has the weights of the whole.
+
+    Args:
+        data (Data): With :obj:`edge_index`, and weights :obj:`edge_weight` or
+            :obj:`edge_attr`, or with :obj:`adj_t`.
+        num_nodes (int): Number of nodes.
+
+    Returns:
+        The graph without self-loops, its weights :math:`(E)`, and the weight
+        of each node's self-loop :math:`(N)`, in float64.
+
+    Raises:
+        ValueError: If there are no edges, an index is out of range, or
+            weights are not one finite, non-negative number per edge.
+    """
+    edge_index, weight = _read_edges(data)
+    edge_index = edge_index.as_subclass(Tensor).long()
+    if edge_index.numel() > 0 and not (
+        0 <= int(edge_index.min()) and int(edge_index.max()) < num_nodes
+    ):
+        raise ValueError(
+            f"'data' has edges between nodes {int(edge_index.min())} and "
+            f"{int(edge_index.max())}, but 'data.x' has {num_nodes} rows; "
+            f'give it one row per node'
+        )
+    if weight is None:
+        row, col = coalesce(edge_index, num_nodes=num_nodes)
+        weight = torch.ones(row.size(0), dtype=torch.double, device=row.device)
+    else:
+        (row, col), weight = coalesce(
+            edge_index, weight.double(), num_nodes=num_nodes
+        )
+    is_loop = row == col
+    loops = weight.new_zeros(num_nodes)
+    loops = loops.index_add(0, row[is_loop], weight[is_loop])
+    row, col, weight = (value[~is_loop] for value in (row, col, weight))
+    pair = torch.minimum(row, col) * num_nodes + torch.maximum(row, col)
+    pair, edge, count = pair.unique(return_inverse=True, return_counts=True)
+    weight = weight.new_zeros(pair.numel()).index_add(0, edge, weight) / count
+    topology = Topology.from_pairs(
+        pair // num_nodes, pair % num_nodes, num_nodes
+    )
+    return topology, weight, loops
+
+
+def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
+    """Edge indices, and one weight per edge if there are weights."""
+    edge_index, name = data.get('edge_index'), 'adj_t'
+    if edge_index is not None:
+        named = data.get('edge_weight') is not None
+        name = 'edge_weight' if named else 'edge_attr'
+        weight = data.get(name)
+    else:
+        matrix = data.get('adj_t')
+        if not isinstance(matrix, SparseTensor):
+            if not is_torch_sparse_tensor(matrix):
+                raise ValueError(
+                    "'data' has no 'edge_index' and no sparse 'adj_t'; make "
+                    "edges of points with 'KNNGraph', or of pixels with "
+                    "'GridGraph'"
+                )
+            if matrix.layout == torch.sparse_coo:
+                # PyG would mark it as coalesced in place.
+                matrix = matrix.coalesce()
+        # Transposed, but both directions will be the same.
+        edge_index, weight = to_edge_index(matrix)
+    if weight is None:
+        return edge_index, None
+    count = edge_index.size(1)
+    if weight.shape not in ((count,), (count, 1)):
+        raise ValueError(
+            f"'data.{name}' must hold one weight per edge, [{count}] or "
+            f'[{count}, 1] (got {list(weight.shape)}); set '
+            f"'data.edge_weight', for example to ones"
+        )
+    weight = weight.view(-1)
+    value = weight.detach()
+    # Comparisons with NaN are false, hence the form of the test.
+    bad = ~((value >= 0) & (value < float('inf')))
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"'data.{name}' must be finite and non-negative (got "
+            f'{float(value[first])} for edge {edge_index[:, first].tolist()}'
+            f"); use a kernel such as 'exp(-distance)'"
+        )
+    return edge_index, weight

@@ -99,11 +99,26 @@ def test_demosaic_quality(folder, least):
     assert figures(done.stdout, 'UnrolledGLR')[0] >= least
 
 
+def test_node_classification():
+    done = run(
+        'node_classification.py', '--nodes', 500, '--seeds', 1, '--epochs', 30
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ''
+    rows = [line for line in done.stdout.splitlines() if '+-' in line]
+    scores = {row[:34].strip(): float(row[34:].split()[0]) for row in rows}
+    assert len(scores) == 4
+    assert scores['MLP + GLRConv'] > scores['MLP'] + 10
+    wrong = run('node_classification.py', '--mixing', 1)
+    assert wrong.returncode == 2 and '--mixing must be below 1' in wrong.stderr
+
+
 @pytest.mark.parametrize(
     'script',
     [
         'demosaic.py',
         'interpolate_points.py',
+        'node_classification.py',
         'train.py',
     ],
 )

@@ -1,0 +1,314 @@
+"""Missing features to features."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops import degree
+from pyg_unroll.solvers import glr
+from pyg_unroll.solvers.components import unreachable
+from pyg_unroll.solvers.problem import check_budget
+from pyg_unroll.transforms.utils import undirected_graph
+
+Normalization: TypeAlias = Literal['sym'] | None
+
+
+@functional_transform('interpolate_features')
+class InterpolateFeatures(BaseTransform):
+    r"""Fills in missing node features with the smoothest ones on the graph
+    (functional name: :obj:`interpolate_features`).
+
+    A drop-in for :class:`torch_geometric.transforms.FeaturePropagation`,
+    solved to a tolerance by :func:`~pyg_unroll.solvers.glr` instead of a
+    number of iterations. By default it is harmonic,
+
+    .. math::
+        \arg\min_{\mathbf{z}} \sum_{\{i,j\}} w_{ij} (z_i - z_j)^2 \quad
+        \textrm{s.t.} \quad \mathbf{z}_{\textrm{known}} =
+        \mathbf{x}_{\textrm{known}},
+
+    hence each missing entry is the weighted mean of its neighbours: constant
+    features stay constant, and nothing exceeds the known values. With
+    :obj:`normalization='sym'` it is the limit of
+    :class:`~torch_geometric.transforms.FeaturePropagation` on an undirected
+    graph, :math:`\mathbf{z} = \mathbf{D}^{-1/2} \mathbf{A} \mathbf{D}^{-1/2}
+    \mathbf{z}` at missing entries. That is harmonic in :math:`z_i /
+    \sqrt{d_i}`: it assumes features to grow with the degree, for which reason
+    features whose mean is not zero need :obj:`center=True`.
+
+    .. code-block:: python
+
+        from pyg_unroll import InterpolateFeatures
+
+        transform = InterpolateFeatures(missing_mask=torch.isnan(data.x))
+        data = transform(data)
+
+    The graph is made undirected: an edge gets the mean weight of the
+    directions that are there. The subgraphs that a
+    :class:`~torch_geometric.loader.NeighborLoader` samples thus keep the
+    weights of the whole graph, but each one sees the known entries of its own
+    nodes only, and its result depends on what was sampled
+    (:obj:`subgraph_type='induced'` keeps more edges). Weights are
+    :obj:`edge_weight`, or else :obj:`edge_attr` if it holds one number per
+    edge. Parallel edges are added up, and self-loops count in :math:`d_i`
+    only.
+
+    Args:
+        missing_mask (torch.Tensor or str): True where missing, boolean
+            :math:`(N)` or :math:`(N, F)`, or the name of an attribute of the
+            data that holds it, which loaders slice and collate like any
+            other. A tensor is taken for that of the full graph where the data
+            has :obj:`n_id`, as in mini-batches of a
+            :class:`~torch_geometric.loader.NeighborLoader`.
+        normalization (str, optional): :obj:`'sym'` or :obj:`None`, see above.
+            (default: :obj:`None`)
+        order (int, optional): :obj:`2` minimises the squared distances of
+            all entries from their neighbours' mean instead, for smoother
+            features at the price of many more steps. (default: :obj:`1`)
+        center (bool, optional): Subtract the mean of each feature's known
+            entries before, and add it afterwards; matters with
+            :obj:`normalization='sym'` only. (default: :obj:`False`)
+        tol (float, optional): Tolerance of the relative residual.
+            (default: :obj:`1e-6`)
+        max_steps (int, optional): Largest number of steps.
+            (default: :obj:`10000`)
+        fill (float or str, optional): Value of entries that no path of
+            positive weight joins to a known one; :obj:`'mean'` of the
+            feature's known entries in the same example, or zero if there are
+            none, with a warning; :obj:`None` refuses such data.
+            (default: :obj:`'mean'`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` with :obj:`x`
+          :math:`(|\mathcal{V}|, F)`, where missing entries may be NaN, and
+          :obj:`edge_index` :math:`(2, |\mathcal{E}|)` or :obj:`adj_t`
+        - **output:** the same with missing entries of :obj:`x` filled in,
+          in its type; the solver computes in float64
+
+    Raises:
+        ValueError: If an argument is not one of the above, the data is
+            heterogeneous, lacks something or does not fit the mask, or a
+            known entry is not finite.
+
+    Warns:
+        UserWarning: If entries get the mean because none near them is known.
+        ConvergenceWarning: If the tolerance was not reached.
+    """
+
+    def __init__(
+        self,
+        missing_mask: Tensor | str,
+        *,
+        normalization: Normalization = None,
+        order: int = 1,
+        center: bool = False,
+        tol: float = 1e-6,
+        max_steps: int = 10_000,
+        fill: float | str | None = 'mean',
+    ) -> None:
+        if not isinstance(missing_mask, str):
+            _check_mask(missing_mask, "'missing_mask'")
+        options = (*get_args(get_args(Normalization)[0]), None)
+        if normalization not in options:
+            raise ValueError(
+                f"'normalization' must be one of {options} (got "
+                f'{normalization!r})'
+            )
+        if order not in (1, 2):
+            raise ValueError(f"'order' must be 1 or 2 (got {order!r})")
+        if isinstance(fill, str) and fill != 'mean':
+            raise ValueError(
+                f"'fill' must be a number, 'mean' or None (got {fill!r})"
+            )
+        check_budget(tol, max_steps)
+        self.missing_mask = missing_mask
+        self.normalization = normalization
+        self.order = order
+        self.center = center
+        self.tol = tol
+        self.max_steps = max_steps
+        self.fill = fill
+
+    def forward(self, data: Data) -> Data:
+        """Returns the data with all entries of :obj:`x`."""
+        x = _signal(data)
+        missing = self._missing(data, x)
+        if missing.dim() < x.dim():
+            missing = missing.unsqueeze(1).expand_as(x)
+        if x.dim() == 1:
+            out = self._solve(data, x.unsqueeze(1), ~missing.unsqueeze(1))
+            data.x = out.squeeze(1)
+        else:
+            data.x = self._solve(data, x, ~missing)
+        return data
+
+    def _missing(self, data: Data, x: Tensor) -> Tensor:
+        mask, name = self.missing_mask, "'missing_mask'"
+        if isinstance(mask, str):
+            name = f"'data.{mask}'"
+            if data.get(mask) is None:
+                raise ValueError(
+                    f"'missing_mask' names {mask!r}, which the data does not "
+                    f'have; set {name[1:-1]}, True where missing'
+                )
+            mask = data[mask]
+            _check_mask(mask, name)
+        elif data.get('n_id') is not None:
+            nodes = data.n_id.to(mask.device)
+            if nodes.numel() > 0 and int(nodes.max()) >= mask.size(0):
+                raise ValueError(
+                    f"'missing_mask' has {mask.size(0)} rows, but the data "
+                    f'is a part of a graph with a node {int(nodes.max())} in '
+                    f"'n_id'; give the mask of the full graph, or the name of "
+                    f'an attribute that holds that of the part'
+                )
+            mask = mask[nodes]
+        if mask.shape not in (x.shape, x.shape[:1]):
+            raise ValueError(
+                f'{name} must have shape {list(x.shape[:1])} or '
+                f"{list(x.shape)}, as 'data.x' has (got {list(mask.shape)})"
+            )
+        return mask.to(x.device)
+
+    def _solve(self, data: Data, x: Tensor, known: Tensor) -> Tensor:
+        y = torch.where(known, x, 0).double()
+        _check_finite(y)
+        if bool(known.all()):
+            return x.clone()
+        topology, weight, loops = undirected_graph(data, x.size(0))
+        mean = _known_mean(data, y, known)
+        lost = unreachable(topology, weight.detach(), known)
+        if bool(lost.any()):
+            y = torch.where(lost, self._fill_value(lost, known, mean), y)
+        free = ~(known | lost)
+        if bool(free.any()):
+            shift = mean if self.center else y.new_zeros(())
+            scale = self._scale(topology, weight, loops)
+            result = glr(
+                (y - shift) / scale,
+                topology,
+                weight,
+                ~free,
+                order=self.order,
+                tol=self.tol,
+                max_steps=self.max_steps,
+            )
+            y = torch.where(free, result.x * scale + shift, y)
+        # Known entries as they are, bit for bit.
+        return torch.where(known, x, y.to(x.dtype))
+
+    def _scale(
+        self, topology: Topology, weight: Tensor, loops: Tensor
+    ) -> Tensor:
+        """What the features are divided by to be harmonic, `[N, 1]`."""
+        if self.normalization is None:
+            return loops.new_ones((loops.size(0), 1))
+        degrees = degree(topology, weight.unsqueeze(1))
+        degrees = degrees + loops.unsqueeze(1)
+        return torch.where(degrees > 0, degrees, 1).sqrt()
+
+    def _fill_value(self, lost: Tensor, known: Tensor, mean: Tensor) -> Tensor:
+        count, nodes = int(lost.sum()), lost.any(1).nonzero().view(-1)
+        where = (
+            f'leaves {count} entries, the first of them at node '
+            f'{int(nodes[0])}, without a known one in their connected '
+            f'component'
+        )
+        if self.fill is None:
+            raise ValueError(
+                f"'missing_mask' {where}; connect the graph, observe one of "
+                f"them, or pass 'fill' (a number or 'mean')"
+            )
+        if not isinstance(self.fill, str):
+            return mean.new_tensor(self.fill)
+        columns = int((~known.any(0)).sum())
+        unseen = f' ({columns} features have none at all)' if columns else ''
+        warnings.warn(
+            f"'missing_mask' {where}: they get the mean of the feature's "
+            f'known entries, or zero where there are none{unseen}; pass '
+            f"'fill' to choose another value",
+            stacklevel=2,
+        )
+        return mean
+
+    def __repr__(self) -> str:
+        if isinstance(self.missing_mask, str):
+            missing = f'missing_mask={self.missing_mask!r}'
+        else:
+            share = self.missing_mask.double().mean()
+            missing = f'missing_features={100 * float(share):.1f}%'
+        return (
+            f'{self.__class__.__name__}({missing}, '
+            f'normalization={self.normalization!r}, order={self.order})'
+        )
+
+
+def _check_mask(mask: Tensor, name: str) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise ValueError(
+            f'{name} must be a boolean tensor, True where missing, or the '
+            f'name of an attribute that holds one (got {got})'
+        )
+    if mask.dim() not in (1, 2):
+        raise ValueError(
+            f'{name} must have shape [num_nodes] or [num_nodes, features] '
+            f'(got {list(mask.shape)})'
+        )
+
+
+def _check_finite(y: Tensor) -> None:
+    if bool(torch.isfinite(y).all()):
+        return
+    node, feature = (~torch.isfinite(y)).nonzero()[0].tolist()
+    raise ValueError(
+        f"'data.x' must be finite where it is known (got "
+        f'{float(y[node, feature])} at node {node}, feature {feature}); mark '
+        f"missing entries as True in 'missing_mask', for example by "
+        f"'torch.isnan(data.x)'"
+    )
+
+
+def _signal(data: Data) -> Tensor:
+    if not isinstance(data, Data):
+        raise ValueError(
+            f"'data' must be a homogeneous 'Data' or 'Batch' (got "
+            f"'{type(data).__name__}'); of heterogeneous data, transform "
+            f'each node type that has edges within itself on its own, or use '
+            f"'data.to_homogeneous()'"
+        )
+    x = data.get('x')
+    if not isinstance(x, Tensor) or x.dim() not in (1, 2):
+        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(
+            f"'data.x' must be a tensor of shape [num_nodes, features] (got "
+            f'{got})'
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"'data.x' must be floating point (got {x.dtype}); convert it "
+            f"with 'data.x.float()'"
+        )
+    return x
+
+
+def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:
+    """Mean of each feature's known entries per example, at its nodes."""
+    example = data.get('batch')
+    if not isinstance(example, Tensor):
+        example = torch.zeros(y.size(0), dtype=torch.long, device=y.device)
+    size = int(example.max()) + 1
+    total = y.new_zeros((size, y.size(1))).index_add(
+        0, example, torch.where(known, y, 0)
+    )
+    count = y.new_zeros((size, y.size(1))).index_add(0, example, known.double())
+    return (total / count.clamp(min=1))[example]

@@ -1,0 +1,279 @@
+"""Sensors that report over time to graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.data.datapipes import functional_transform
+from torch_geometric.transforms import BaseTransform
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import remember_topology, resolve_graph
+from pyg_unroll.transforms.product import product_topology
+
+
+@functional_transform('temporal_product')
+class TemporalProduct(BaseTransform):
+    r"""Makes one graph of a sensor graph and its time steps, their Cartesian
+    product (functional name: :obj:`temporal_product`).
+
+    Node :math:`(i, t)` is sensor :math:`i` at time :math:`t`, in row
+    :math:`i T + t`. It is joined to the neighbours of the sensor at the same
+    time and to the same sensor at the times before and after, so that
+
+    .. math::
+        \mathbf{L} = \mathbf{L}_{\textrm{sensors}} \otimes \mathbf{I}_T +
+        \omega \, \mathbf{I}_N \otimes \mathbf{L}_{\textrm{path}},
+
+    and any layer or solver interpolates in space and time. Edges are computed
+    by arithmetic on the device of the data, sorted by row, and layers need
+    not sort them again. The way back is :func:`from_product`.
+
+    .. code-block:: python
+
+        from pyg_unroll import TemporalProduct, from_product, solvers
+
+        graph = TemporalProduct(time_weight=4.0)(data)
+        result = solvers.glr(
+            graph.x, graph.edge_index, graph.edge_weight, graph.mask
+        )
+        x = from_product(graph, result.x)
+
+    Args:
+        time_weight (float, optional): Weight :math:`\omega` of edges between
+            consecutive times; that of edges between sensors is one if the
+            data has no weights. (default: :obj:`1.0`)
+        period (int, optional): Also joins times :math:`t` and :math:`t +`
+            :obj:`period`, for example the same hour of the next day.
+            (default: :obj:`None`)
+        period_weight (float, optional): Weight of those edges;
+            :obj:`time_weight` if :obj:`None`. (default: :obj:`None`)
+        attrs (list[str], optional): Attributes beside :obj:`x` that vary over
+            time; :obj:`mask`, if there is one, if :obj:`None`.
+            (default: :obj:`None`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` with signals :obj:`x`
+          :math:`(N, T)` or :math:`(N, T, F)`, an undirected
+          :obj:`edge_index` :math:`(2, |\mathcal{E}|)` or :obj:`adj_t`,
+          symmetric :obj:`edge_weight` :math:`(|\mathcal{E}|)` or
+          :math:`(|\mathcal{E}|, H)` *(optional)*, and :obj:`attrs`
+          :math:`(N)`, :math:`(N, T)` or :math:`(N, T, F)`
+        - **output:** :obj:`x` :math:`(N T, F)`, :obj:`edge_index`,
+          :obj:`edge_weight`, :obj:`attrs` :math:`(N T)` or :math:`(N T, F)`,
+          the number of the time :obj:`time_step` :math:`(N T)` and the number
+          of times :obj:`num_time_steps`. Other attributes of nodes are
+          repeated for each time, other attributes of edges left out, and
+          those of the graph kept.
+
+    Raises:
+        ValueError: If an argument is not one of the above, the graph is not
+            undirected, or shapes do not fit.
+    """
+
+    def __init__(
+        self,
+        time_weight: float = 1.0,
+        period: int | None = None,
+        period_weight: float | None = None,
+        attrs: Sequence[str] | None = None,
+    ) -> None:
+        for name, weight in (
+            ('time_weight', time_weight),
+            ('period_weight', period_weight),
+        ):
+            if weight is not None and not 0 < weight < float('inf'):
+                raise ValueError(
+                    f"'{name}' must be positive and finite (got {weight})"
+                )
+        if period is not None and (not isinstance(period, int) or period < 2):
+            raise ValueError(
+                f"'period' must be an integer of at least 2, the number of "
+                f'time steps after which the signal repeats (got {period!r})'
+            )
+        if period is None and period_weight is not None:
+            raise ValueError("'period_weight' was given without a 'period'")
+        if isinstance(attrs, str):
+            raise ValueError(
+                f"'attrs' must be a list of names (got {attrs!r}); write "
+                f'[{attrs!r}]'
+            )
+        self.time_weight = time_weight
+        self.period = period
+        self.period_weight = period_weight
+        self.attrs = attrs
+
+    def forward(self, data: Data) -> Data:
+        """Returns the data of the product graph."""
+        if isinstance(data, Batch):
+            return Batch.from_data_list(
+                [self(example) for example in data.to_data_list()]
+            )
+        if not isinstance(data, Data):
+            raise ValueError(
+                f"'data' must be a homogeneous 'Data' or 'Batch' (got "
+                f"'{type(data).__name__}')"
+            )
+        x = data.get('x')
+        if not isinstance(x, Tensor) or x.dim() not in (2, 3):
+            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise ValueError(
+                f"'data.x' must have shape [num_sensors, time_steps] or "
+                f'[num_sensors, time_steps, features] (got {got})'
+            )
+        num_sensors, num_steps = x.shape[:2]
+        signals = {'x': x if x.dim() == 3 else x.unsqueeze(-1)}
+        for name in self._names(data):
+            signals[name] = _varying(data, name, x)
+        edge_index, edge_weight = self._edges(data, x)
+        nodes, edges = (
+            [key for key in data.keys() if is_of(key) and key not in signals]
+            for is_of in (data.is_node_attr, data.is_edge_attr)
+        )
+        for key in nodes:
+            data[key] = _repeat(data, key, num_steps)
+        for key in {*edges, 'edge_index', 'adj_t'} & set(data.keys()):
+            del data[key]
+        for key, value in signals.items():
+            data[key] = value.flatten(0, 1)
+        data.edge_index, data.edge_weight = edge_index, edge_weight
+        steps = torch.arange(num_steps, device=x.device)
+        data.time_step = steps.repeat(num_sensors)
+        data.num_time_steps = num_steps
+        if 'num_nodes' in data:
+            data.num_nodes = num_sensors * num_steps
+        return data
+
+    def _names(self, data: Data) -> Sequence[str]:
+        if self.attrs is None:
+            return ['mask'] if data.get('mask') is not None else []
+        for name in self.attrs:
+            if not isinstance(data.get(name), Tensor):
+                raise ValueError(
+                    f"'attrs' names {name!r}, which is no tensor of the data"
+                )
+        return self.attrs
+
+    def _edges(self, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
+        edges = data.get('edge_index')
+        edges = data.get('adj_t') if edges is None else edges
+        if edges is None:
+            raise ValueError(
+                "'data' has no 'edge_index' of the sensors; make one with "
+                "'KNNGraph', or an empty one for sensors on their own"
+            )
+        weight = data.get('edge_weight')
+        dtype = weight.dtype if weight is not None else x.dtype
+        if not dtype.is_floating_point:
+            dtype = torch.get_default_dtype()
+        space, spatial = resolve_graph(edges, weight, x.size(0), dtype)
+        time, temporal = self._time(x.size(1), spatial)
+        topology = product_topology(space, time)
+        joined = torch.cat(
+            [
+                spatial.repeat_interleave(x.size(1), 0),
+                temporal.repeat(x.size(0), spatial.size(1)),
+            ]
+        )
+        if weight is None or weight.dim() == 1:
+            joined = joined.squeeze(1)
+        edge_index = topology.edge_index
+        remember_topology(edge_index, topology)
+        return edge_index, topology.directed_weight(joined)
+
+    def _time(self, num_steps: int, like: Tensor) -> tuple[Topology, Tensor]:
+        """Edges between times, and their weights `[E, 1]`."""
+        if self.period is not None and self.period >= num_steps:
+            raise ValueError(
+                f"'period' must be smaller than the number of time steps "
+                f'(got {self.period} for {num_steps})'
+            )
+        step = torch.arange(num_steps, device=like.device)
+        pairs = [(step[:-1], step[1:])]
+        weights = [self.time_weight]
+        if self.period is not None:
+            pairs.append((step[: -self.period], step[self.period :]))
+            own = self.period_weight
+            weights.append(self.time_weight if own is None else own)
+        weight = torch.cat(
+            [
+                like.new_full((src.numel(), 1), value)
+                for (src, _), value in zip(pairs, weights, strict=True)
+            ]
+        )
+        src, dst = (torch.cat(end) for end in zip(*pairs, strict=True))
+        return Topology.from_pairs(src, dst, num_steps), weight
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}(time_weight={self.time_weight}, '
+            f'period={self.period})'
+        )
+
+
+def from_product(data: Data, x: Tensor | None = None) -> Tensor:
+    r"""Signals on the nodes of :class:`TemporalProduct`, by sensor and time.
+
+    Args:
+        data (Data or Batch): What :class:`TemporalProduct` made.
+        x (torch.Tensor, optional): Signals :math:`(N T)` or :math:`(N T, F)`;
+            :obj:`data.x` if :obj:`None`. (default: :obj:`None`)
+
+    Returns:
+        Signals :math:`(N, T)` or :math:`(N, T, F)`; the sensors of a batch
+        follow each other.
+
+    Raises:
+        ValueError: If the data is no such product, the shape of the signals
+            does not fit, or the examples of a batch differ in their number of
+            times (take it apart with :meth:`Batch.to_data_list` then).
+    """
+    x = data.x if x is None else x
+    if data.get('num_time_steps') is None:
+        raise ValueError(
+            "'data' has no 'num_time_steps'; make it with 'TemporalProduct'"
+        )
+    steps = torch.as_tensor(data.num_time_steps).view(-1).tolist()
+    if len(set(steps)) != 1:
+        raise ValueError(
+            f"'data' holds products of {sorted(set(steps))} time steps; take "
+            f"it apart with 'data.to_data_list()'"
+        )
+    if x.dim() not in (1, 2) or x.size(0) != data.num_nodes:
+        raise ValueError(
+            f"'x' must have shape [{data.num_nodes}] or [{data.num_nodes}, "
+            f'features] (got {list(x.shape)})'
+        )
+    return x.unflatten(0, (-1, steps[0]))
+
+
+def _varying(data: Data, name: str, x: Tensor) -> Tensor:
+    """An attribute that varies over time, `[N, T]` or `[N, T, F]`."""
+    value: Tensor = data[name]
+    if value.shape == x.shape[:1]:
+        return value.unsqueeze(1).expand(x.shape[:2])
+    if value.shape not in (x.shape[:2], x.shape):
+        raise ValueError(
+            f"'data.{name}' must have shape {list(x.shape[:1])}, "
+            f"{list(x.shape[:2])} or that of 'data.x', {list(x.shape)} (got "
+            f'{list(value.shape)})'
+        )
+    return value
+
+
+def _repeat(data: Data, key: str, num_steps: int) -> Any:
+    """An attribute of the sensors at each time."""
+    value = data[key]
+    if isinstance(value, Tensor):
+        return value.repeat_interleave(num_steps, data.__cat_dim__(key, value))
+    if isinstance(value, (list, tuple)):
+        return [item for item in value for _ in range(num_steps)]
+    raise ValueError(
+        f"'data.{key}' holds one value per node, but is no tensor or list "
+        f"(got '{type(value).__name__}'); convert it with 'torch.as_tensor'"
+    )
