@@ -275,6 +275,7 @@ def main() -> None:
         grid=(0, 'inpainting: distance of known pixels'),
         limit=(10000, 'images at most, evenly over the folder'),
         picture=('', 'PNG of crops of the hardest image'),
+        skip=('', 'leave out methods whose names contain this'),
         name=('quality', 'marker in RESULTS.md and name of the JSON file'),
     )
     folder = Path(args.folder)
@@ -291,6 +292,8 @@ def main() -> None:
         methods = inpainting_methods(args.grid)
     else:
         methods = demosaicing_methods(args.noise)
+    if args.skip:
+        methods = {k: v for k, v in methods.items() if args.skip not in k}
     baseline = next(iter(methods))
     results: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
     hardest = float('inf')
