@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -90,7 +91,7 @@ def load(path: Path, limit: int = 0, seed: int = 0) -> Signal:
         with np.load(path) as file:
             names = ('y', 'pos', 'x', 'edge_index', 'edge_weight')
             arrays = {name: file[name] for name in names if name in file}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, BadZipFile) as error:
         raise SystemExit(f"error: cannot read '{path}': {error}") from error
     if 'y' not in arrays:
         raise SystemExit(f"error: '{path}' has no signal 'y'")

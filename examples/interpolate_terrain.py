@@ -133,4 +133,5 @@ def draw(
 
 if __name__ == '__main__':
     torch.set_grad_enabled(False)
+    torch.set_num_threads(1)  # many small operators
     main()
