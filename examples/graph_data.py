@@ -64,7 +64,9 @@ class Signal:
         mask[torch.from_numpy(hidden)] = False
         if self.standardize:
             known = truth[mask]
-            truth = (truth - known.mean(0)) / known.std(0, correction=0)
+            spread = known.std(0, correction=0)
+            spread = torch.where(spread > 0, spread, 1)  # constant features
+            truth = (truth - known.mean(0)) / spread
         data = self.data.clone()
         data.x = torch.where(mask.unsqueeze(1), truth, torch.nan)
         data.mask = mask

@@ -201,7 +201,8 @@ def _weights(guesses: Tensor, target: Tensor) -> Tensor:
         target (torch.Tensor): What was known :math:`(K, F)`.
     """
     count, features, candidates = guesses.shape
-    size = _RIDGE * features * target.square().mean()
+    error = (guesses - target.unsqueeze(-1)).square().mean((0, 1)).min()
+    size = _RIDGE * features * error.clamp(min=1e-12)
     ridge = torch.eye(candidates, dtype=target.dtype) * size.sqrt()
     weights, _ = nnls(
         torch.cat([guesses.flatten(0, 1), ridge]).numpy(),
