@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import BadZipFile
@@ -14,6 +15,40 @@ from torch_geometric.data import Data
 from torch_geometric.utils import remove_self_loops, to_undirected
 
 KM_PER_DEGREE = 111.32  # of latitude
+
+
+def make_parser(
+    doc: str, out: str, hidden: float = 0.5
+) -> argparse.ArgumentParser:
+    """The options that the examples of interpolation share.
+
+    Args:
+        doc (str): What an example does, in its first line.
+        out (str): Name of its picture.
+        hidden (float): Share of hidden nodes.
+    """
+    parser = argparse.ArgumentParser(
+        description=doc.split('\n\n')[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add('--hidden', type=float, default=hidden, help='share of hidden nodes')
+    add('--seed', type=int, default=0)
+    add('--out', type=Path, default=Path(out), help='PNG to write')
+    return parser
+
+
+def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Reads the command line and refuses values that make no sense."""
+    args = parser.parse_args()
+    file = getattr(args, 'file', None)
+    if not 0 < args.hidden < 1:
+        parser.error(f'--hidden must lie between 0 and 1 (got {args.hidden})')
+    if file is not None and not file.exists():
+        parser.error(f"there is no file or folder '{file}'")
+    if not args.out.resolve().parent.is_dir():
+        parser.error(f"no such folder: '{args.out.resolve().parent}'")
+    return args
 
 
 @dataclass

@@ -10,11 +10,10 @@ a day at points of real terrain are generated.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from graph_data import Problem, load, stations
+from graph_data import Problem, load, make_parser, parse_args, stations
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
 
@@ -23,30 +22,13 @@ from pyg_unroll import GraphInterpolator
 OURS = 'GraphInterpolator'
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split('\n\n')[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add('file', type=Path, nargs='?', help='NPZ file, or a folder with one')
-    add('--hidden', type=float, default=0.5, help='share of hidden sensors')
-    add('--seed', type=int, default=0)
-    add('--out', type=Path, default=Path('sensors.png'), help='PNG to write')
-    args = parser.parse_args()
-    if not 0 < args.hidden < 1:
-        parser.error(f'--hidden must lie between 0 and 1 (got {args.hidden})')
-    if args.file is not None and not args.file.exists():
-        parser.error(f"there is no file or folder '{args.file}'")
-    if not args.out.resolve().parent.is_dir():
-        parser.error(f"no such folder: '{args.out.resolve().parent}'")
-    return args
-
-
 def main() -> None:
     """Compares the methods and draws sensors."""
-    args = parse_args()
+    parser = make_parser(__doc__, 'sensors.png')
+    parser.add_argument(
+        'file', type=Path, nargs='?', help='NPZ file, or a folder with one'
+    )
+    args = parse_args(parser)
     if args.file is None:
         signal = stations(200, args.seed, steps=96)
         print('no file: generated temperatures of a day')

@@ -11,11 +11,10 @@ instead, with the elevation as a covariate, and shows the learned metric.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import torch
-from graph_data import Problem, stations, terrain
+from graph_data import Problem, make_parser, parse_args, stations, terrain
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
 
@@ -24,31 +23,15 @@ from pyg_unroll import GraphInterpolator
 OURS = 'GraphInterpolator'
 
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split('\n\n')[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add('--points', type=int, default=4000, help='number of points')
-    add('--hidden', type=float, default=0.8, help='share of hidden points')
-    add('--seed', type=int, default=0)
-    add('--temperature', action='store_true', help='generated temperatures')
-    add('--out', type=Path, default=Path('terrain.png'), help='PNG to write')
-    args = parser.parse_args()
-    if not 0 < args.hidden < 1:
-        parser.error(f'--hidden must lie between 0 and 1 (got {args.hidden})')
-    if args.points < 50 or round((1 - args.hidden) * args.points) < 10:
-        parser.error('--points must be at least 50, 10 of them known')
-    if not args.out.resolve().parent.is_dir():
-        parser.error(f"no such folder: '{args.out.resolve().parent}'")
-    return args
-
-
 def main() -> None:
     """Compares the methods and draws maps."""
-    args = parse_args()
+    parser = make_parser(__doc__, 'terrain.png', hidden=0.8)
+    add = parser.add_argument
+    add('--points', type=int, default=4000, help='number of points')
+    add('--temperature', action='store_true', help='generated temperatures')
+    args = parse_args(parser)
+    if args.points < 50 or round((1 - args.hidden) * args.points) < 10:
+        parser.error('--points must be at least 50, 10 of them known')
     make = stations if args.temperature else terrain
     problem = make(args.points, args.seed).hide(args.hidden, args.seed)
     known = int(problem.mask.sum())
