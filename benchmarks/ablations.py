@@ -72,6 +72,23 @@ ROWS: list[tuple[str, Any, int]] = [
     ('uGTV', lambda: UnrolledGTV(3, **BASE | GTV), 0),
     ('graph layers off (CNN)', lambda: WithoutGraph(3, **BASE), 0),
     ('transformer', WindowTransformer, 0),
+    ('uGLR, 16 channels', lambda: glr(hidden_channels=16), 0),
+    (
+        'graph layers off, 16 channels',
+        lambda: WithoutGraph(3, **BASE | {'hidden_channels': 16}),
+        0,
+    ),
+    ('uGLR, 8 channels', lambda: glr(hidden_channels=8), 0),
+    (
+        'graph layers off, 8 channels',
+        lambda: WithoutGraph(3, **BASE | {'hidden_channels': 8}),
+        0,
+    ),
+    (
+        'transformer, 24 channels',
+        lambda: WindowTransformer(channels=24, depth=4),
+        0,
+    ),
     ('no guide', lambda: glr(guide=False), 0),
     ('1 block', lambda: glr(num_blocks=1), 0),
     ('3 blocks', lambda: glr(num_blocks=3), 0),
@@ -131,7 +148,7 @@ def main() -> None:
         other=('', 'more images to score'),
         limit=(6, 'images of each folder to score'),
         steps=(800, 'training steps'),
-        only=('', 'rows whose name contains this'),
+        only=('', 'rows whose name contains this, or one of several (A|B)'),
     )
     folders = [Path(args.folder), Path(args.test), Path(args.other)]
     for folder in folders:
@@ -140,7 +157,9 @@ def main() -> None:
     images = read_images(folders[0], 10_000)
     tests, others = (read_images(folder, args.limit) for folder in folders[1:])
     rows: list[Row] = []
-    chosen = [row for row in ROWS if args.only in row[0]]
+    chosen = [
+        row for row in ROWS if any(p in row[0] for p in args.only.split('|'))
+    ]
     for name, make, limit in tqdm(chosen, disable=None):
         torch.manual_seed(0)
         net = make()

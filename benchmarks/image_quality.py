@@ -160,7 +160,9 @@ def bicubic(problem: Problem) -> Tensor:
     return torch.from_numpy(np.stack(out)).float()
 
 
-def demosaicing_methods(noise: float) -> dict[str, tuple[Method, int]]:
+def demosaicing_methods(
+    noise: float, views: int
+) -> dict[str, tuple[Method, int]]:
     """All methods that are installed, with their numbers of parameters."""
     methods: dict[str, tuple[Method, int]] = {'bilinear': (bilinear, 0)}
     if importlib.util.find_spec('cv2'):
@@ -173,10 +175,10 @@ def demosaicing_methods(noise: float) -> dict[str, tuple[Method, int]]:
             methods[label] = (colour_demosaicing(name), 0)
     methods['GraphDemosaic'] = (ours(GraphDemosaic()), 0)
     names = ['demosaic-bayer', 'demosaic-bayer-noisy']
-    return methods | trained(names if noise else names[:1])
+    return methods | trained(names if noise else names[:1], views)
 
 
-def inpainting_methods(grid: int) -> dict[str, tuple[Method, int]]:
+def inpainting_methods(grid: int, views: int) -> dict[str, tuple[Method, int]]:
     """All methods that are installed, with their numbers of parameters."""
     methods: dict[str, tuple[Method, int]] = {
         'linear (SciPy)': (triangles, 0),
@@ -188,18 +190,25 @@ def inpainting_methods(grid: int) -> dict[str, tuple[Method, int]]:
             methods[f'OpenCV {name}'] = (method, 0)
     if grid:
         methods['bicubic (SciPy)'] = (bicubic, 0)
-    return methods | trained(['inpaint-random'])
+    return methods | trained(['inpaint-random'], views)
 
 
-def trained(names: list[str]) -> dict[str, tuple[Method, int]]:
-    """Our models of these names, with their numbers of parameters."""
+def trained(names: list[str], views: int) -> dict[str, tuple[Method, int]]:
+    """Our models of these names, with their numbers of parameters; averaged
+    over some views, too.
+    """
     methods: dict[str, tuple[Method, int]] = {}
     for cls in (UnrolledGLR, UnrolledGTV):
         for name in names:
-            if name in cls.pretrained_names():
+            if name not in cls.pretrained_names():
+                continue
+            for number in sorted({1, views}):
                 model = cls.from_pretrained(name)
+                model.num_views = number
+                label = f'{cls.__name__} {name}'
+                label += f', {number} views' if number > 1 else ''
                 count = sum(p.numel() for p in model.parameters())
-                methods[f'{cls.__name__} {name}'] = (ours(model), count)
+                methods[label] = (ours(model), count)
     return methods
 
 
@@ -274,8 +283,9 @@ def main() -> None:
         known=(0.0, 'inpainting: share of known pixels'),
         grid=(0, 'inpainting: distance of known pixels'),
         limit=(10000, 'images at most, evenly over the folder'),
+        views=(1, 'views that our models are averaged over, in further rows'),
         picture=('', 'PNG of crops of the hardest image'),
-        skip=('', 'leave out methods whose names contain this'),
+        skip=('', 'leave out methods whose names contain this, or one of A|B'),
         name=('quality', 'marker in RESULTS.md and name of the JSON file'),
     )
     folder = Path(args.folder)
@@ -289,11 +299,16 @@ def main() -> None:
     if args.noise < 0 or not 0 <= args.known < 1 or args.grid < 0:
         raise SystemExit('error: --noise, --known or --grid is out of range')
     if inpainting:
-        methods = inpainting_methods(args.grid)
+        methods = inpainting_methods(args.grid, args.views)
     else:
-        methods = demosaicing_methods(args.noise)
+        methods = demosaicing_methods(args.noise, args.views)
     if args.skip:
-        methods = {k: v for k, v in methods.items() if args.skip not in k}
+        skipped = args.skip.split('|')
+        methods = {
+            name: method
+            for name, method in methods.items()
+            if not any(part in name for part in skipped)
+        }
     baseline = next(iter(methods))
     results: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
     hardest = float('inf')

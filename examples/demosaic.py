@@ -64,22 +64,26 @@ def menon(data: Data) -> Tensor:
 
 
 def make_model(
-    prior: str, is_bayer: bool, noisy: bool, untrained: bool
+    args: argparse.Namespace, is_bayer: bool, noisy: bool
 ) -> tuple[str, torch.nn.Module]:
     """The trained net where there is one, and its name."""
-    cls = UnrolledGLR if prior == 'glr' else UnrolledGTV
-    if not untrained and is_bayer:
+    cls = UnrolledGLR if args.prior == 'glr' else UnrolledGTV
+    if not args.untrained and is_bayer:
         weights = ['demosaic-bayer-noisy'] if noisy else []
         for name in (*weights, 'demosaic-bayer'):
             if name in cls.pretrained_names():
-                return f'{cls.__name__}, trained', cls.from_pretrained(name)
-    if not untrained:
+                model = cls.from_pretrained(name)
+                model.num_views = args.views
+                return f'{cls.__name__}, trained', model
+    if not args.untrained:
         print(
             f'note: no trained weights for {cls.__name__} and this sensor; '
             f'using untrained layers',
             file=sys.stderr,
         )
-    return f'{prior.upper()}, untrained', GraphDemosaic(prior)
+    if args.views > 1:
+        print('note: untrained layers ignore --views', file=sys.stderr)
+    return f'{args.prior.upper()}, untrained', GraphDemosaic(args.prior)
 
 
 def graph_method(model: torch.nn.Module, noise: float | None) -> Method:
@@ -239,6 +243,14 @@ def parse() -> argparse.Namespace:
         help='layers with fixed parameters instead of the trained net',
     )
     parser.add_argument(
+        '--views',
+        type=int,
+        choices=(1, 2, 4, 8),
+        default=1,
+        help='average over mirrored and transposed copies: better, and as '
+        'many times slower (default: %(default)s)',
+    )
+    parser.add_argument(
         '--out',
         type=Path,
         default=None,
@@ -277,7 +289,7 @@ def develop(args: argparse.Namespace, out: Path) -> None:
     """Demosaics a camera file."""
     photo = read_raw(args.image)
     noisy = args.noise is not None
-    name, model = make_model(args.prior, photo.is_bayer, noisy, args.untrained)
+    name, model = make_model(args, photo.is_bayer, noisy)
     start = time.perf_counter()
     image = graph_method(model, args.noise / 255 if args.noise else None)(
         photo.data
@@ -319,9 +331,7 @@ def main() -> None:
             sys.exit(f'error: {error}')
         return
     noise = (args.noise or 0) / 255
-    ours, model = make_model(
-        args.prior, args.pattern != 'X-Trans', noise > 0, args.untrained
-    )
+    ours, model = make_model(args, args.pattern != 'X-Trans', noise > 0)
     methods = {'bilinear': bilinear, ours: graph_method(model, noise)}
     if args.menon:
         methods['Menon 2007'] = menon

@@ -21,6 +21,7 @@ from pyg_unroll.nn.models.features import (
 from pyg_unroll.nn.models.scene import SceneReader
 from pyg_unroll.nn.models.storage import Storage
 from pyg_unroll.nn.models.tiling import run_in_tiles
+from pyg_unroll.nn.models.views import average_views
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
 
@@ -71,6 +72,7 @@ class ImageRestoration(Storage):
     num_blocks: int
     feature_channels: int
     max_pixels: int
+    num_views: int
 
     @property
     @abstractmethod
@@ -137,7 +139,9 @@ class ImageRestoration(Storage):
 
         Images are mirrored at the border. Images of more than
         :obj:`max_pixels` are worked on in tiles that overlap by the receptive
-        field, so that the result is the same to rounding.
+        field, so that the result is the same to rounding. With
+        :obj:`num_views`, the results of as many mirrored and transposed copies
+        are averaged.
 
         Args:
             image (torch.Tensor): Images :math:`(B, C, H, W)`, measured
@@ -158,16 +162,23 @@ class ImageRestoration(Storage):
                 negative or not asked for, or the model has another domain.
         """
         reader = self._scene_reader()
-        phase = reader.offset(mask)
+        reader.offset(mask)  # refuses masks that the model is not for
         noise_std = self._noise_std(image, mask, noise_std)
-        return run_in_tiles(
-            lambda part, known: self._estimates(part, known, noise_std)[-1],
-            (reader.fill(image, mask), mask),
-            self.max_pixels,
-            self.receptive_field,
-            _MARGIN,
-            phase,
-        )
+
+        def run(image: Tensor, mask: Tensor) -> Tensor:
+            return run_in_tiles(
+                lambda part, known: self._estimates(part, known, noise_std)[-1],
+                (reader.fill(image, mask), mask),
+                self.max_pixels,
+                self.receptive_field,
+                _MARGIN,
+                reader.offset(mask),
+            )
+
+        out = average_views(run, (image, mask), self.num_views)
+        if noise_std is None and self.num_views > 1:
+            out = torch.where(mask, image, out)  # not to rounding only
+        return out
 
     def _noise_std(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import isqrt
 
 import torch
 from torch import Tensor
@@ -44,13 +43,7 @@ def run_in_tiles(
     height, width = (
         (s + margin - f + 1) // 2 * 2 for s, f in zip(size, first, strict=True)
     )
-    tile_height, tile_width = height, width
-    if height * width > max_pixels:
-        smallest = 4 * halo + 2
-        side = max(isqrt(max_pixels) // 2 * 2, smallest)
-        tile_height = min(height, side)
-        tile_width = max(max_pixels // tile_height // 2 * 2, smallest)
-        tile_width = min(width, tile_width)
+    tile_height, tile_width = _tile_size(height, width, max_pixels, halo)
     out: Tensor | None = None
     for rows in _cut(height, tile_height, halo):
         for cols in _cut(width, tile_width, halo):
@@ -82,6 +75,36 @@ def _inner(
     start = first + cut[0]
     begin, end = max(first + cut[1], 0), min(first + cut[2], size)
     return slice(begin, end), slice(begin - start, end - start)
+
+
+def _tile_size(
+    height: int, width: int, max_pixels: int, halo: int
+) -> tuple[int, int]:
+    """Shape of the tiles, of at most `max_pixels` if they can, that compute
+    the fewest pixels twice.
+    """
+    if height * width <= max_pixels:
+        return height, width
+    smallest = 4 * halo + 2
+    sizes: list[tuple[int, int, int, int]] = []
+    rows, tile_height = 1, height
+    while rows == 1 or (tile_height >= smallest and 2 * rows <= height):
+        tile_width = max(max_pixels // tile_height // 2 * 2, smallest)
+        cols = 1
+        if tile_width < width:
+            cols -= (tile_width - width) // (tile_width - 2 * halo)
+        tile_width = _equal_parts(width, cols, halo)
+        area = tile_height * tile_width
+        work = rows * cols * area
+        sizes.append((max(area, max_pixels), work, tile_height, tile_width))
+        rows += 1
+        tile_height = _equal_parts(height, rows, halo)
+    return min(sizes)[2:]
+
+
+def _equal_parts(size: int, count: int, halo: int) -> int:
+    """Even length of so many parts that overlap by two halos."""
+    return -(-(size + 2 * halo * (count - 1)) // (2 * count)) * 2
 
 
 def _cut(size: int, tile: int, halo: int) -> list[tuple[int, int, int]]:

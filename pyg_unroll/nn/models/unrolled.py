@@ -22,6 +22,7 @@ from pyg_unroll.nn.models.image_restoration import (
     UnrolledBlock,
 )
 from pyg_unroll.nn.models.scene import READERS, SceneDomain
+from pyg_unroll.nn.models.views import check_num_views
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
 
@@ -58,6 +59,8 @@ class UnrolledNet(ImageRestoration):
         num_layers (int or None): Layers of each feature net.
         max_pixels (int): Larger images of the last two domains are worked on
             in tiles of this size.
+        num_views (int): Mirrored and transposed copies of images of these
+            domains to average over, 1, 2, 4 or 8.
         **conv_options (int): Sizes of the subclass's layer.
     """
 
@@ -75,6 +78,7 @@ class UnrolledNet(ImageRestoration):
         fidelity: Fidelity,
         num_layers: int | None,
         max_pixels: int,
+        num_views: int,
         **conv_options: int,
     ) -> None:
         super().__init__()
@@ -91,6 +95,7 @@ class UnrolledNet(ImageRestoration):
             'fidelity': fidelity,
             'num_layers': num_layers,
             'max_pixels': max_pixels,
+            'num_views': num_views,
             **conv_options,
         }
         if domain not in get_args(Domain):
@@ -110,6 +115,7 @@ class UnrolledNet(ImageRestoration):
         if num_layers is None:
             num_layers = 6 if is_scene else 3
         check_positive('num_layers', num_layers)
+        check_num_views(num_views)
         if domain == 'mosaic' and in_channels != 3:
             raise ValueError(
                 f"domain='mosaic' reconstructs three colours: 'in_channels' "
@@ -123,6 +129,7 @@ class UnrolledNet(ImageRestoration):
         self.fidelity: Fidelity = fidelity
         self.feature_channels = feature_channels
         self.max_pixels = max_pixels
+        self.num_views = num_views
         net: type[CNNFeatures | MLPFeatures | CellFeatures]
         # The net sees the estimate and the mask.
         seen = 2 * in_channels

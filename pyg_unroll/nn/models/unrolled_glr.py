@@ -64,7 +64,11 @@ class UnrolledGLR(UnrolledNet):
             (default: :obj:`None`)
         max_pixels (int, optional): Larger images of the last two domains are
             worked on in tiles of about this size; the result is the same.
-            (default: :obj:`500_000`)
+            (default: :obj:`250_000`)
+        num_views (int, optional): Mirrored and transposed copies of an image
+            of the last two domains, 1, 2, 4 or 8, whose results are averaged:
+            some tenths of a decibel for as many times the work; can be set
+            later, too. (default: :obj:`1`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -95,7 +99,8 @@ class UnrolledGLR(UnrolledNet):
         guide: bool = False,
         fidelity: Fidelity = 'hard',
         num_layers: int | None = None,
-        max_pixels: int = 500_000,
+        max_pixels: int = 250_000,
+        num_views: int = 1,
     ) -> None:
         super().__init__(
             in_channels=in_channels,
@@ -110,6 +115,7 @@ class UnrolledGLR(UnrolledNet):
             fidelity=fidelity,
             num_layers=num_layers,
             max_pixels=max_pixels,
+            num_views=num_views,
             num_steps=num_steps,
         )
 

@@ -1,5 +1,6 @@
 """Stacks on Bayer mosaics: `domain='mosaic'`."""
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -8,8 +9,9 @@ from skimage.data import astronaut
 from torch_geometric.data import Batch
 
 from pyg_unroll import UnrolledGLR, UnrolledGTV, data_to_image, mosaic
+from pyg_unroll.data import cfa_mask
 from pyg_unroll.nn.models import local_interpolation
-from pyg_unroll.nn.models.tiling import _cut, run_in_tiles
+from pyg_unroll.nn.models.tiling import _cut, _tile_size, run_in_tiles
 from tests.nn.models.utils import psnr, silent_parameters
 
 BAYER = ('RGGB', 'GRBG', 'GBRG', 'BGGR')
@@ -119,6 +121,62 @@ def test_cuts_cover_once(size, tile, halo):
         assert first == 0 or first - start >= halo
         assert last == size or start + tile - last >= halo
         assert start % 2 == size % 2 * (start + tile == size)
+
+
+@pytest.mark.parametrize('max_pixels', [40_000, 250_000, 500_000])
+@pytest.mark.parametrize('size', [(548, 804), (4036, 6036), (300, 9000)])
+def test_tiles_waste_little(size, max_pixels):
+    halo = 40
+    shape = _tile_size(*size, max_pixels, halo)
+    assert shape[0] * shape[1] <= max_pixels
+    count = [len(_cut(s, t, halo)) for s, t in zip(size, shape, strict=True)]
+    work = math.prod(count) * math.prod(shape)
+    # What square tiles of that many pixels would compute at least.
+    inner = (math.isqrt(max_pixels) - 2 * halo) ** 2
+    assert work <= 1.1 * math.prod(size) * max_pixels / inner
+
+
+@pytest.mark.parametrize('fidelity', ['hard', 'soft'])
+@pytest.mark.parametrize('num_views', [2, 4, 8])
+def test_views_are_averaged(fidelity, num_views):
+    torch.manual_seed(0)
+    model = make(dtype=torch.float64, fidelity=fidelity)
+    image = torch.rand(1, 3, 21, 30, dtype=torch.float64)
+    mask = cfa_mask('GBRG', 21, 30)[None]
+    sensor = torch.where(mask, image, 0)
+    std = None if fidelity == 'hard' else 0.1
+
+    def turned(k, mirror):
+        def turn(x):
+            x = x.mT if mirror else x
+            return x.rot90(k, (-2, -1))
+
+        out = model.restore(turn(sensor), turn(mask), std)
+        out = out.rot90(-k, (-2, -1))
+        return out.mT if mirror else out
+
+    with torch.no_grad():
+        chosen = {
+            2: [(0, False), (2, True)],
+            4: [(0, False), (2, True), (1, True), (1, False)],
+            8: [(k, mirror) for k in range(4) for mirror in (False, True)],
+        }[num_views]
+        views = [turned(*view) for view in chosen]
+        model.num_views = num_views
+        out = model.restore(sensor, mask, std)
+    torch.testing.assert_close(out, sum(views) / num_views)
+    assert (out - views[0]).abs().max() > 1e-3
+    if fidelity == 'hard':
+        assert torch.equal(out[mask], image[mask])
+
+
+def test_views_there_are_not():
+    with pytest.raises(ValueError, match="'num_views' must be 1, 2, 4 or 8"):
+        make(num_views=3)
+    model = make()
+    model.num_views = 5
+    with pytest.raises(ValueError, match=r"'num_views'.*\(got 5\)"):
+        model(mosaic(torch.rand(3, 12, 12)))
 
 
 def test_run_in_tiles_of_a_blur():
