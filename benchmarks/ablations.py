@@ -32,7 +32,7 @@ from training_data import Patches, Task, largest, read_images
 
 BASE: dict[str, Any] = {
     'domain': 'mosaic',
-    'guide': True,
+    'color_differences': True,
     'num_blocks': 2,
     'num_steps': 5,
     'feature_channels': 4,
@@ -45,9 +45,15 @@ class WithoutGraph(UnrolledGLR):
     """The same net whose layers pass their input on: a CNN."""
 
     def _run_conv(
-        self, conv: Any, state: Any, x: Tensor, *_: Any, **__: Any
+        self,
+        conv: Any,
+        state: Any,
+        x: Tensor,
+        *_: Any,
+        warm_start: Tensor | None = None,
+        **__: Any,
     ) -> tuple[Tensor, None]:
-        return torch.zeros_like(x), None
+        return x if warm_start is None else warm_start, None
 
 
 class FixedSteps(UnrolledGLR):
@@ -89,7 +95,12 @@ ROWS: list[tuple[str, Any, int]] = [
         lambda: WindowTransformer(channels=24, depth=4),
         0,
     ),
-    ('no guide', lambda: glr(guide=False), 0),
+    (
+        'colours, not differences',
+        lambda: glr(color_differences=False, guide=True),
+        0,
+    ),
+    ('no guide', lambda: glr(color_differences=False), 0),
     ('1 block', lambda: glr(num_blocks=1), 0),
     ('3 blocks', lambda: glr(num_blocks=3), 0),
     ('4 blocks', lambda: glr(num_blocks=4), 0),

@@ -108,6 +108,11 @@ def parse_args() -> argparse.Namespace:
     add('--features', type=int, default=4, help='features of a pixel')
     add('--heads', type=int, default=2, help='graphs learned in parallel')
     add('--neighbors', type=int, default=8, help='neighbours of a pixel')
+    add(
+        '--color-differences',
+        action='store_true',
+        help='blocks that alternate between green and colour differences',
+    )
     add('--steps', type=int, default=5, help='solver steps of a GLR layer')
     add('--iters', type=int, default=3, help='iterations of a GTV layer')
     add('--inner', type=int, default=2, help='solver steps of an iteration')
@@ -161,6 +166,7 @@ def make_model(args: argparse.Namespace) -> Models:
         'feature_channels': args.features,
         'heads': args.heads,
         'neighbors': args.neighbors,
+        'color_differences': args.color_differences,
     }
     if args.prior == 'glr':
         return UnrolledGLR(3, num_steps=args.steps, **options)

@@ -120,6 +120,11 @@ class GLRConv(SmoothnessConv):
         self.beta = torch.nn.Parameter(torch.empty(num_steps - 1, heads))
         self.reset_parameters()
 
+    @property
+    def num_hops(self) -> int:
+        """How many edges away the layer looks."""
+        return self.num_steps * self.order
+
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
         super().reset_parameters()

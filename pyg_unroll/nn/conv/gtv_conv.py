@@ -145,6 +145,12 @@ class GTVConv(SmoothnessConv):
         self.beta = parameter(num_steps - 1)
         self.reset_parameters()
 
+    @property
+    def num_hops(self) -> int:
+        """How many edges away the layer looks."""
+        # Differences are taken, shrunk and summed before each solve.
+        return self.num_iters * (self.num_steps + 2)
+
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
         super().reset_parameters()

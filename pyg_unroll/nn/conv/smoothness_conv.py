@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any, get_args
 
 import torch
@@ -49,6 +50,11 @@ class SmoothnessConv(MessagePassing):
         self.validate_args = validate_args
         self.log_mu = torch.nn.Parameter(torch.empty(heads))
         self.head_logits = torch.nn.Parameter(torch.empty(heads))
+
+    @property
+    @abstractmethod
+    def num_hops(self) -> int:
+        """How many edges away the layer looks."""
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""

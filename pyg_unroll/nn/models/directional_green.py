@@ -138,3 +138,21 @@ def directional_green(mosaic: Tensor, green: Tensor) -> Tensor:
             total = total + side * correlate(difference, taps, dim)
             weight = weight + side
     return torch.where(green, mosaic, mosaic + total / weight)
+
+
+def detail_ratio(chroma: Tensor, luma: Tensor) -> Tensor:
+    """Local energy of the fine detail of chroma over that of luma.
+
+    Args:
+        chroma (torch.Tensor): Colour differences :math:`(B, C, H, W)`.
+        luma (torch.Tensor): For example green, :math:`(B, 1, H, W)`.
+
+    Returns:
+        Ratios :math:`(B, C, H, W)`, positive.
+    """
+
+    def energy(x: Tensor) -> Tensor:
+        detail = x - smooth(x, [0.25, 0.5, 0.25])
+        return box(detail.square(), 3) + 3e-5
+
+    return energy(chroma) / energy(luma)

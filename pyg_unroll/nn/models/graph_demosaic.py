@@ -13,10 +13,9 @@ from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.conv import GLRConv, GTVConv
 from pyg_unroll.nn.conv.smoothness_conv import check_positive
 from pyg_unroll.nn.models.directional_green import (
-    box,
+    detail_ratio,
     directional_green,
     local_interpolation,
-    smooth,
 )
 from pyg_unroll.nn.models.tiling import run_in_tiles
 from pyg_unroll.transforms import GridGraph, MahalanobisGraph
@@ -177,12 +176,7 @@ class GraphDemosaic(torch.nn.Module):
 
     def _gain(self, chroma: Tensor, green: Tensor) -> Tensor:
         """How far to follow the smoothed differences, per pixel."""
-
-        def energy(x: Tensor) -> Tensor:
-            detail = x - smooth(x, [0.25, 0.5, 0.25])
-            return box(detail.square(), 3) + 3e-5
-
-        ratio = energy(chroma) / energy(green)
+        ratio = detail_ratio(chroma, green)
         return self.gain_limit / (1 + (ratio / self.chroma_ratio) ** 4)
 
     def __repr__(self) -> str:

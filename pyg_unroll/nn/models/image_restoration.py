@@ -6,55 +6,27 @@ from abc import abstractmethod
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll.data import data_to_image
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
-from pyg_unroll.nn.models.features import (
-    CellFeatures,
-    CNNFeatures,
-    MLPFeatures,
-)
+from pyg_unroll.nn.models.difference_block import DifferenceBlock
 from pyg_unroll.nn.models.scene import SceneReader
 from pyg_unroll.nn.models.storage import Storage
 from pyg_unroll.nn.models.tiling import run_in_tiles
+from pyg_unroll.nn.models.unrolled_block import UnrolledBlock
 from pyg_unroll.nn.models.views import average_views
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
-from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
+from pyg_unroll.transforms import GridGraph, KNNGraph
 
 # Pixels mirrored around an image, even: room for the layers to forget that
 # convolutions see zeros outside.
 _MARGIN = 18
 
-# Units of a net's outputs and of noise: first outputs are small corrections,
-# features are far enough apart to tell pixels from each other.
-_GUIDE_SCALE = 0.1
-_FEATURE_SCALE = 3.0
+# Unit of the noise that nets are shown.
 _NOISE_SCALE = 10.0
-
-
-class UnrolledBlock(torch.nn.Module):
-    """A feature net, the graph learned from it, and a solver layer."""
-
-    def __init__(
-        self,
-        features: CNNFeatures | MLPFeatures | CellFeatures,
-        metric: MahalanobisGraph,
-        conv: SmoothnessConv,
-    ) -> None:
-        super().__init__()
-        self.features = features
-        self.metric = metric
-        self.conv = conv
-
-    def reset_parameters(self) -> None:
-        """Resets all learnable parameters of the module."""
-        self.features.reset_parameters()
-        self.metric.reset_parameters()
-        self.conv.reset_parameters()
 
 
 class ImageRestoration(Storage):
@@ -69,15 +41,8 @@ class ImageRestoration(Storage):
     guide: bool
     fidelity: Fidelity
     in_channels: int
-    num_blocks: int
-    feature_channels: int
     max_pixels: int
     num_views: int
-
-    @property
-    @abstractmethod
-    def _hops(self) -> int:
-        """How many edges away a layer looks."""
 
     @abstractmethod
     def _run_conv(
@@ -91,8 +56,8 @@ class ImageRestoration(Storage):
     ) -> tuple[Tensor, Any]:
         """Runs the layer; returns the estimate and what to pass on."""
 
-    def _blocks(self) -> list[UnrolledBlock]:
-        return cast(list[UnrolledBlock], list(self.blocks))
+    def _blocks(self) -> list[UnrolledBlock | DifferenceBlock]:
+        return cast(list[UnrolledBlock | DifferenceBlock], list(self.blocks))
 
     def _scene_reader(self) -> SceneReader:
         if self.reader is None:
@@ -101,11 +66,6 @@ class ImageRestoration(Storage):
                 f"images need domain='mosaic' or domain='inpainting'"
             )
         return self.reader
-
-    def _output_sizes(self) -> list[int]:
-        """Channels of a net's output: guide, features, confidence."""
-        guide = self.in_channels if self.guide else 0
-        return [guide, self.feature_channels, int(self.fidelity == 'soft')]
 
     def _forward_scene(self, data: Data) -> Tensor:
         reader = self._scene_reader()
@@ -210,10 +170,8 @@ class ImageRestoration(Storage):
         """How many pixels away a sample can matter, even, for
         :obj:`domain='mosaic'`; for :obj:`'inpainting'` after the fill.
         """
-        # The weight of an edge depends on the degrees at its ends.
-        block = cast(CellFeatures, self._blocks()[0].features).radius
         radius = self._scene_reader().radius
-        radius += self.num_blocks * (block + self._hops + 2)
+        radius += sum(block.reach for block in self._blocks())
         return radius + radius % 2
 
     def estimates(
@@ -254,8 +212,6 @@ class ImageRestoration(Storage):
         grid = Data(x=image[0, 0].reshape(-1, 1))
         grid.height, grid.width = image.shape[-2:]
         topology = self.graph.topology(grid)
-        known = _to_nodes(mask)
-        known = known[0] if known.size(0) == 1 else known
         extra = []
         if noise_std is not None:
             extra.append((_NOISE_SCALE * noise_std).expand_as(scene.reference))
@@ -263,40 +219,15 @@ class ImageRestoration(Storage):
         for block in self._blocks():
             shown = [scene.context, estimate - scene.reference, *extra]
             out = block.features(torch.cat(shown, 1)).to(image.dtype)
-            guide, features, trust = out.split(self._output_sizes(), 1)
-            base = reader.base(estimate)
-            if self.guide:
-                base = estimate + _GUIDE_SCALE * guide
-            start = torch.zeros_like(base) if self.guide else estimate - base
-            confidence = None
-            if noise_std is not None:
-                # One at first, at every known sample.
-                confidence = F.softplus(_to_nodes(trust) + _SOFTPLUS_ONE)
-                confidence = confidence.expand(-1, -1, self.in_channels)
-            weight = block.metric.edge_weights(
-                _to_nodes(_FEATURE_SCALE * features), topology
-            )
-            rest, state = self._run_conv(
-                block.conv,
-                state,
-                _to_nodes(image - base),
+            estimate, state = block.restore(
+                out,
+                estimate,
+                reader.base(estimate),
+                image,
+                mask,
                 topology,
-                weight,
-                mask=known,
-                confidence=confidence,
-                warm_start=_to_nodes(start),
+                self._run_conv,
+                state,
             )
-            estimate = base + rest.mT.reshape(base.shape)
-            if noise_std is None:
-                estimate = torch.where(mask, image, estimate)
             results.append(estimate)
         return results
-
-
-# Where softplus is one.
-_SOFTPLUS_ONE = 0.5413248546
-
-
-def _to_nodes(images: Tensor) -> Tensor:
-    """Images `[B, C, H, W]` to node signals `[B, H * W, C]`."""
-    return images.flatten(2).mT

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
@@ -12,16 +12,15 @@ from torch_geometric.data import Data
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_positive
+from pyg_unroll.nn.models.difference_block import DifferenceBlock
 from pyg_unroll.nn.models.features import (
     CellFeatures,
     CNNFeatures,
     MLPFeatures,
 )
-from pyg_unroll.nn.models.image_restoration import (
-    ImageRestoration,
-    UnrolledBlock,
-)
+from pyg_unroll.nn.models.image_restoration import ImageRestoration
 from pyg_unroll.nn.models.scene import READERS, SceneDomain
+from pyg_unroll.nn.models.unrolled_block import UnrolledBlock
 from pyg_unroll.nn.models.views import check_num_views
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
@@ -57,6 +56,8 @@ class UnrolledNet(ImageRestoration):
         fidelity (str): :obj:`'hard'` holds known entries, :obj:`'soft'` takes
             them as noisy.
         num_layers (int or None): Layers of each feature net.
+        color_differences (bool): Blocks for :obj:`domain='mosaic'` that
+            alternate between green and its differences to other colours.
         max_pixels (int): Larger images of the last two domains are worked on
             in tiles of this size.
         num_views (int): Mirrored and transposed copies of images of these
@@ -77,6 +78,7 @@ class UnrolledNet(ImageRestoration):
         guide: bool,
         fidelity: Fidelity,
         num_layers: int | None,
+        color_differences: bool,
         max_pixels: int,
         num_views: int,
         **conv_options: int,
@@ -94,6 +96,7 @@ class UnrolledNet(ImageRestoration):
             'guide': guide,
             'fidelity': fidelity,
             'num_layers': num_layers,
+            'color_differences': color_differences,
             'max_pixels': max_pixels,
             'num_views': num_views,
             **conv_options,
@@ -121,6 +124,11 @@ class UnrolledNet(ImageRestoration):
                 f"domain='mosaic' reconstructs three colours: 'in_channels' "
                 f'must be 3 (got {in_channels})'
             )
+        if color_differences and (domain, fidelity) != ('mosaic', 'hard'):
+            raise ValueError(
+                f"'color_differences' needs domain='mosaic' and "
+                f"fidelity='hard' (got {domain!r} and {fidelity!r})"
+            )
         self.in_channels = in_channels
         self.domain = domain
         self.num_blocks = num_blocks
@@ -130,11 +138,11 @@ class UnrolledNet(ImageRestoration):
         self.feature_channels = feature_channels
         self.max_pixels = max_pixels
         self.num_views = num_views
-        net: type[CNNFeatures | MLPFeatures | CellFeatures]
         # The net sees the estimate and the mask.
         seen = 2 * in_channels
-        out_channels = feature_channels + (in_channels if guide else 0)
+        sizes = [in_channels if guide else 0, feature_channels, 0]
         self.reader = None
+        net: type[CNNFeatures | MLPFeatures | CellFeatures]
         if domain == 'points':
             self.graph = KNNGraph(neighbors)
             net = MLPFeatures
@@ -146,21 +154,35 @@ class UnrolledNet(ImageRestoration):
             self.reader = READERS[domain]()
             net = CellFeatures
             seen = in_channels + self.reader.num_context
-            seen += int(fidelity == 'soft')  # the level of the noise
-            out_channels = sum(self._output_sizes())
-        self.blocks = torch.nn.ModuleList(
-            UnrolledBlock(
-                net(seen, hidden_channels, out_channels, num_layers),
+            if fidelity == 'soft':  # sees the level of the noise
+                seen += 1
+                sizes[-1] = 1
+
+        def make_block() -> UnrolledBlock | DifferenceBlock:
+            if color_differences:
+                return DifferenceBlock(
+                    *(seen, hidden_channels, feature_channels, heads),
+                    *(num_layers, *self._make_difference_convs()),
+                )
+            return UnrolledBlock(
+                net(seen, hidden_channels, sum(sizes), num_layers),
                 MahalanobisGraph(feature_channels, heads),
                 self._make_conv(),
+                sizes,
             )
-            for _ in range(num_blocks)
+
+        self.blocks = torch.nn.ModuleList(
+            make_block() for _ in range(num_blocks)
         )
         self.reset_parameters()
 
     @abstractmethod
     def _make_conv(self) -> SmoothnessConv:
         """Makes the solver layer of one block."""
+
+    @abstractmethod
+    def _make_difference_convs(self) -> tuple[SmoothnessConv, SmoothnessConv]:
+        """Makes the layers that smooth and that fill in colour differences."""
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
@@ -204,7 +226,7 @@ class UnrolledNet(ImageRestoration):
         if mask is not None:
             known = mask.view(x.size(0), -1).to(x.dtype).expand_as(x)
         estimate, state = x, None
-        for block in self._blocks():
+        for block in cast(list[UnrolledBlock], list(self.blocks)):
             seen = torch.cat([estimate, known], dim=-1)
             features = block.features(seen, data)
             guide: Tensor | float = 0.0

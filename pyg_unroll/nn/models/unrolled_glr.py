@@ -62,6 +62,12 @@ class UnrolledGLR(UnrolledNet):
         num_layers (int, optional): Layers of each feature net;
             :obj:`None` is 6 for the last two domains, else 3.
             (default: :obj:`None`)
+        color_differences (bool, optional): For :obj:`domain='mosaic'` and
+            hard fidelity, blocks of two layers: one smooths the differences of
+            red and blue to green, which green is corrected by; the other
+            interpolates the differences to that green
+            (:class:`~pyg_unroll.nn.GraphDemosaic` does so without a net).
+            (default: :obj:`False`)
         max_pixels (int, optional): Larger images of the last two domains are
             worked on in tiles of about this size; the result is the same.
             (default: :obj:`250_000`)
@@ -99,6 +105,7 @@ class UnrolledGLR(UnrolledNet):
         guide: bool = False,
         fidelity: Fidelity = 'hard',
         num_layers: int | None = None,
+        color_differences: bool = False,
         max_pixels: int = 250_000,
         num_views: int = 1,
     ) -> None:
@@ -114,22 +121,23 @@ class UnrolledGLR(UnrolledNet):
             guide=guide,
             fidelity=fidelity,
             num_layers=num_layers,
+            color_differences=color_differences,
             max_pixels=max_pixels,
             num_views=num_views,
             num_steps=num_steps,
         )
 
-    @property
-    def _hops(self) -> int:
-        return int(self.config['num_steps'])
-
-    def _make_conv(self) -> SmoothnessConv:
+    def _make_conv(self, **options: Any) -> SmoothnessConv:
         return GLRConv(
             self.config['num_steps'],
             heads=self.heads,
             fidelity=self.fidelity,
             validate_args=False,  # the model checks its input once
+            **options,
         )
+
+    def _make_difference_convs(self) -> tuple[SmoothnessConv, SmoothnessConv]:
+        return self._make_conv(mu=0.5), self._make_conv(order=2)
 
     def _run_conv(
         self,

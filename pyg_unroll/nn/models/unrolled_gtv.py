@@ -66,6 +66,12 @@ class UnrolledGTV(UnrolledNet):
         num_layers (int, optional): Layers of each feature net;
             :obj:`None` is 6 for the last two domains, else 3.
             (default: :obj:`None`)
+        color_differences (bool, optional): For :obj:`domain='mosaic'` and
+            hard fidelity, blocks of two layers: one smooths the differences of
+            red and blue to green, which green is corrected by; the other
+            interpolates the differences to that green
+            (:class:`~pyg_unroll.nn.GraphDemosaic` does so without a net).
+            (default: :obj:`False`)
         max_pixels (int, optional): Larger images of the last two domains are
             worked on in tiles of about this size; the result is the same.
             (default: :obj:`250_000`)
@@ -104,6 +110,7 @@ class UnrolledGTV(UnrolledNet):
         guide: bool = False,
         fidelity: Fidelity = 'hard',
         num_layers: int | None = None,
+        color_differences: bool = False,
         max_pixels: int = 250_000,
         num_views: int = 1,
     ) -> None:
@@ -119,30 +126,35 @@ class UnrolledGTV(UnrolledNet):
             guide=guide,
             fidelity=fidelity,
             num_layers=num_layers,
+            color_differences=color_differences,
             max_pixels=max_pixels,
             num_views=num_views,
             num_iters=num_iters,
             num_steps=num_steps,
         )
 
-    @property
-    def _hops(self) -> int:
-        # Differences are taken, shrunk and summed before each solve.
-        return self.config['num_iters'] * (self.config['num_steps'] + 2)
-
-    def _make_conv(self) -> SmoothnessConv:
-        # Symmetric normalisation makes weights as small as one over the number
-        # of neighbours; the penalty follows the weighted differences. What a
-        # guide leaves of an image varies by some hundredths.
-        scale = 2.0 if self.reader is None else 400.0
+    def _make_conv(
+        self, rho: float | None = None, **options: Any
+    ) -> SmoothnessConv:
+        if rho is None:
+            # Symmetric normalisation makes weights as small as one over the
+            # number of neighbours; the penalty follows the weighted
+            # differences. What a guide leaves of an image varies by some
+            # hundredths.
+            scale = 2.0 if self.reader is None else 400.0
+            rho = scale * self.config['neighbors']
         return GTVConv(
             self.config['num_iters'],
             self.config['num_steps'],
             heads=self.heads,
             fidelity=self.fidelity,
-            rho=scale * self.config['neighbors'],
+            rho=rho,
             validate_args=False,  # the model checks its input once
+            **options,
         )
+
+    def _make_difference_convs(self) -> tuple[SmoothnessConv, SmoothnessConv]:
+        return self._make_conv(20.0, mu=0.01), self._make_conv(200.0)
 
     def _run_conv(
         self,
