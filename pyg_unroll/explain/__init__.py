@@ -4,6 +4,7 @@ Not imported by :obj:`import pyg_unroll`; plots need the extra :obj:`viz`.
 """
 
 from pyg_unroll.explain.layer_trace import LayerTrace
+from pyg_unroll.explain.learned_graphs import learned_graphs
 from pyg_unroll.explain.learned_metric import LearnedMetric, learned_metrics
 from pyg_unroll.explain.neighbourhood import (
     LayerNeighbourhood,
@@ -25,6 +26,7 @@ __all__ = [
     'ParameterTable',
     'SpectralResponse',
     'Trace',
+    'learned_graphs',
     'learned_metrics',
     'neighbourhood',
     'parameter_table',

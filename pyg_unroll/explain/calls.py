@@ -104,20 +104,18 @@ class LayerCall:
         return Step(heads, out.view(heads.shape[:2]), dual)
 
 
-def _first_steps(
-    layer: GLRConv | GTVConv, number: int
-) -> GLRConv | GTVConv:
+def _first_steps(layer: GLRConv | GTVConv, number: int) -> GLRConv | GTVConv:
     """A copy of the layer that stops after some steps or iterations."""
     part = copy.deepcopy(layer)
     part.validate_args = False
     if isinstance(part, GTVConv):
-        names = ('log_rho', 'relaxation_logit', 'alpha', 'beta')
-        lengths = [number] * 4
         part.num_iters = number
+        names = ('log_rho', 'relaxation_logit', 'alpha', 'beta')
+        lengths = dict.fromkeys(names, number)
     else:
-        names, lengths = ('alpha', 'beta'), [number, number - 1]
         part.num_steps = number
-    for name, length in zip(names, lengths, strict=True):
+        lengths = {'alpha': number, 'beta': number - 1}
+    for name, length in lengths.items():
         value = getattr(part, name)[:length]
         setattr(part, name, torch.nn.Parameter(value))
     return part
@@ -166,7 +164,7 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
         if isinstance(model, ImageRestoration) and len(calls) > blocks:
             raise ValueError(
                 "'data' must be one image of one tile: give the images of a "
-                "batch one by one, crop large ones, or raise "
+                'batch one by one, crop large ones, or raise '
                 f"'model.max_pixels' (got {model.max_pixels})"
             )
 

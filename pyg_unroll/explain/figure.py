@@ -18,7 +18,7 @@ def pyplot() -> Any:
     except ImportError as error:
         raise ImportError(
             "plots need matplotlib; install it with the extra 'viz', "
-            "\"pip install 'pyg_unroll[viz]'\""
+            '"pip install \'pyg_unroll[viz]\'"'
         ) from error
     return plt
 

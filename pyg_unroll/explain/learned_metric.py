@@ -73,13 +73,13 @@ class LearnedMetric:
         axes = make_axes(axes, 1, heads)
         for head, ax in enumerate(axes[0]):
             if channels == 2:
-                ax.plot(*self.ellipse(head).cpu().T)
+                ax.plot(*self.ellipse(head).cpu().numpy().T)
                 ax.set_aspect('equal')
                 ax.axhline(0, color='lightgrey', zorder=0)
                 ax.axvline(0, color='lightgrey', zorder=0)
             else:
-                matrix = self.matrix[head].cpu()
-                limit = float(matrix.abs().max())
+                matrix = self.matrix[head].cpu().numpy()
+                limit = float(abs(matrix).max())
                 shown = ax.imshow(
                     matrix, cmap='RdBu_r', vmin=-limit, vmax=limit
                 )
@@ -111,7 +111,10 @@ def learned_metrics(model: torch.nn.Module) -> list[LearnedMetric]:
             values, axes = torch.linalg.eigh(matrix.double())
             found.append(
                 LearnedMetric(
-                    name, matrix, values.clamp(min=0).to(matrix.dtype), axes.to(matrix.dtype)
+                    name,
+                    matrix,
+                    values.clamp(min=0).to(matrix.dtype),
+                    axes.to(matrix.dtype),
                 )
             )
     if not found:

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
 from pyg_unroll.explain.figure import make_axes
-from pyg_unroll.nn.models.image_restoration import ImageRestoration
+from pyg_unroll.explain.learned_graphs import node_places
 from pyg_unroll.ops import degree, laplacian
 
 
@@ -110,8 +110,8 @@ class Neighbourhood:
     def _draw_window(
         self, ax: Any, image: Tensor, layer: int, head: int, radius: int
     ) -> None:
-        grey = image.detach().float().mean(0).cpu()
-        row, col = divmod(self.node, grey.size(1))
+        grey = image.detach().float().mean(0).cpu().numpy()
+        row, col = divmod(self.node, grey.shape[1])
         ax.imshow(grey, cmap='gray', interpolation='nearest')
         reach = self.window(layer, radius)[head].float().cpu()
         overlay = torch.zeros((*reach.shape, 4))
@@ -120,7 +120,9 @@ class Neighbourhood:
         overlay[..., 3] = 0.85 * (reach / reach.max().clamp(min=1e-30)).sqrt()
         low, high = -radius - 0.5, radius + 0.5
         extent = (col + low, col + high, row + high, row + low)
-        ax.imshow(overlay, extent=extent, interpolation='nearest')
+        ax.imshow(overlay.numpy(), extent=extent, interpolation='nearest')
+        if not bool(reach.any()):
+            ax.text(col, row + 1.5, 'no neighbours', ha='center', va='top')
         ax.plot(col, row, 'x', color='deepskyblue', markersize=8)
         ax.set_xlim(col + low, col + high)
         ax.set_ylim(row + high, row + low)
@@ -133,18 +135,24 @@ class Neighbourhood:
                 'of shape [num_nodes, 2] to be drawn on'
             )
         pos = pos.detach().cpu()
-        ax.scatter(*pos.T, s=4, color='lightgrey')
+        ax.scatter(*pos.numpy().T, s=4, color='lightgrey')
         weight = layer.weight[:, head].cpu()
         widths = 4 * weight / weight.max().clamp(min=1e-30)
         for other, width in zip(
             layer.neighbours.tolist(), widths.tolist(), strict=True
         ):
             line = pos[[self.node, other]]
-            ax.plot(*line.T, color='black', linewidth=width, zorder=1)
+            ax.plot(*line.numpy().T, color='black', linewidth=width, zorder=1)
         reach = layer.reach[:, head].cpu()
         seen = reach > 1e-3 * reach.max()
-        ax.scatter(*pos[seen].T, s=25, c=reach[seen], cmap='Oranges', zorder=2)
-        ax.plot(*pos[self.node], 'x', color='deepskyblue', zorder=3)
+        ax.scatter(
+            *pos[seen].numpy().T,
+            s=25,
+            c=reach[seen].numpy(),
+            cmap='Oranges',
+            zorder=2,
+        )
+        ax.plot(*pos[self.node].tolist(), 'x', color='deepskyblue', zorder=3)
         around = pos[seen | (torch.arange(len(pos)) == self.node)]
         middle = pos[self.node]
         size = 1.2 * float((around - middle).abs().max()) or 1.0
@@ -195,18 +203,8 @@ def neighbourhood(
     if hops < 1:
         raise ValueError(f"'hops' must be positive (got {hops})")
     calls = record_calls(model, data)
-    layers = []
-    for call in calls:
-        total = call.topology.num_nodes
-        place = torch.arange(num_nodes, device=data.x.device)
-        if isinstance(model, ImageRestoration):
-            place = model.graph_nodes(data)
-        if total <= int(place.max()):
-            raise ValueError(
-                f"'{call.name}' works on a graph of {total} nodes, but "
-                f"'data' has {num_nodes}"
-            )
-        layers.append(_around(call, node, place, hops))
+    place = node_places(model, data, calls)
+    layers = [_around(call, node, place, hops) for call in calls]
     return Neighbourhood(node, hops, layers, data)
 
 

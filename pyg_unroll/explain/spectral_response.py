@@ -92,7 +92,7 @@ class SpectralResponse:
         self, eigenvalues: Tensor, degree: float = 1.0
     ) -> tuple[Tensor, Tensor]:
         r"""What a layer without a mask does to the eigenvectors of the
-        Laplacian :math:`\mathbf{L}` itself, and what the exact solution does:
+        Laplacian :math:`\mathbf{L}` itself, and what the exact solution does.
 
         .. math::
             h(\ell) = 1 - s \left( \frac{1 + \mu p}{1 + \mu d} \right)
@@ -151,17 +151,22 @@ class SpectralResponse:
             gain, exact = self.denoising(ells)
             name, eigenvalue, of = 'h', r'\ell', 'L'
         solves, _, heads = gain.shape
+        across = ells.flatten().tolist()
         for t in range(solves):
             for head in range(heads):
                 label = f'head {head}'
                 if solves > 1:
                     label += f', iteration {t + 1}'
                 style = {'color': f'C{head}', 'alpha': 1 - 0.7 * t / solves}
-                left.plot(ells, gain[t, :, head], label=label, **style)
-                right.plot(grid, error[t, :, head], **style)
                 left.plot(
-                    ells,
-                    exact[t, :, head],
+                    across, gain[t, :, head].tolist(), label=label, **style
+                )
+                right.plot(
+                    grid.flatten().tolist(), error[t, :, head].tolist(), **style
+                )
+                left.plot(
+                    across,
+                    exact[t, :, head].tolist(),
                     color='grey',
                     linestyle='dashed',
                     label=None if t or head else 'exact solution',
