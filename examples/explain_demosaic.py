@@ -24,6 +24,7 @@ import matplotlib
 import numpy as np
 import skimage.data
 import torch
+from matplotlib.patches import Rectangle
 from photos import load_image
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 from torch import Tensor
@@ -196,7 +197,7 @@ def draw_neighbourhoods(
     for name, (row, col) in pixels.items():
         corner = col - RADIUS - 0.5, row - RADIUS - 0.5
         style = {'fill': False, 'color': 'deepskyblue', 'linewidth': 1.5}
-        axes[0, 0].add_artist(_rectangle(corner, size, style))
+        axes[0, 0].add_patch(Rectangle(corner, size, size, **style))
         axes[0, 0].text(
             col + RADIUS + 2,
             row,
@@ -221,12 +222,6 @@ def draw_neighbourhoods(
         f'Pixels that differ by {STEPS[-2]} or more,\nagainst those by less '
         f'than {STEPS[1]}:\n{ratios}',
     )
-
-
-def _rectangle(corner: tuple[float, float], size: int, style: Any) -> Any:
-    from matplotlib.patches import Rectangle
-
-    return Rectangle(corner, size, size, **style)
 
 
 def draw_metrics(axes: Any, model: torch.nn.Module) -> None:
@@ -262,8 +257,8 @@ def draw_page(
         parts,
         (
             '1. The learned graph: who is whose neighbour',
-            '2. The steps are low-pass filters of the graph: what is smooth '
-            '(left) passes (dashed: exact solution)',
+            '2. The filters that the steps are, from smooth on the graph '
+            '(left) to rough (right); the exact solution is low-pass',
             '3. The energy after each step, and where the parameters are',
             '4. The learned metrics M',
         ),

@@ -10,7 +10,8 @@ from torch_geometric.data import Data
 
 from pyg_unroll.explain.calls import record_calls
 from pyg_unroll.explain.figure import make_axes
-from pyg_unroll.explain.layer_trace import LayerTrace, trace_call
+from pyg_unroll.explain.layer_trace import LayerTrace
+from pyg_unroll.explain.measures import trace_call
 
 
 @dataclass(frozen=True, eq=False)
