@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
-from pyg_unroll.nn.models.image_restoration import ImageRestoration
+from pyg_unroll.nn.models.image_restoration import MARGIN, ImageRestoration
+from pyg_unroll.nn.models.tiling import mirrored_frame
 
 
 def node_places(
@@ -20,9 +22,14 @@ def node_places(
     Raises:
         ValueError: If a layer works on other nodes.
     """
-    if isinstance(model, ImageRestoration):
-        return model.graph_nodes(data)
     num_nodes = data.x.size(0)
+    nodes = torch.arange(num_nodes, device=data.x.device)
+    if isinstance(model, ImageRestoration) and model.reader is not None:
+        # Blocks see the image with a mirrored margin.
+        mask = data_to_image(data, model.reader.mask(data)).unsqueeze(0)
+        size, phase = mask.shape[-2:], model.reader.offset(mask)
+        (row, col), (_, width) = mirrored_frame(size, MARGIN, phase)
+        return (nodes // size[1] - row) * width + nodes % size[1] - col
     for call in calls:
         total = call.topology.num_nodes
         if total != num_nodes:
@@ -30,7 +37,7 @@ def node_places(
                 f"'{call.name}' works on a graph of {total} nodes, but "
                 f"'data' has {num_nodes}"
             )
-    return torch.arange(num_nodes, device=data.x.device)
+    return nodes
 
 
 @torch.no_grad()

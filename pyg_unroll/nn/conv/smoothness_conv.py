@@ -20,9 +20,8 @@ class SmoothnessConv(MessagePassing):
 
     It reads the graph and the signal, and combines the heads. It is a
     :class:`~torch_geometric.nn.conv.MessagePassing` so that PyG's tools
-    recognise it, and edge masks of its :class:`~torch_geometric.explain.
-    Explainer` act on the weights; messages are never materialised, hence
-    :meth:`propagate` is not used.
+    recognise it, and edge masks of its explainers act on the weights;
+    messages are never materialised, hence :meth:`propagate` is not used.
 
     Args:
         heads (int): Number of graphs :math:`H` used in parallel.

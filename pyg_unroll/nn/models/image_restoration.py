@@ -20,13 +20,13 @@ from pyg_unroll.nn.models.features import (
 )
 from pyg_unroll.nn.models.scene import SceneReader
 from pyg_unroll.nn.models.storage import Storage
-from pyg_unroll.nn.models.tiling import mirrored_frame, run_in_tiles
+from pyg_unroll.nn.models.tiling import run_in_tiles
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
 
 # Pixels mirrored around an image, even: room for the layers to forget that
 # convolutions see zeros outside.
-_MARGIN = 18
+MARGIN = 18
 
 # Units of a net's outputs and of noise: first outputs are small corrections,
 # features are far enough apart to tell pixels from each other.
@@ -165,28 +165,9 @@ class ImageRestoration(Storage):
             (reader.fill(image, mask), mask),
             self.max_pixels,
             self.receptive_field,
-            _MARGIN,
+            MARGIN,
             phase,
         )
-
-    def graph_nodes(self, data: Data) -> Tensor:
-        r"""Where the nodes of data are in the graphs that blocks learn.
-
-        Args:
-            data (Data): Data of one tile, as for :meth:`forward`.
-
-        Returns:
-            A node for each node of the data, :math:`(N)`; others are of the
-            margin that is mirrored around an image.
-        """
-        nodes = torch.arange(data.x.size(0), device=data.x.device)
-        if self.reader is None:
-            return nodes
-        mask = data_to_image(data, self.reader.mask(data))[None]
-        phase = self.reader.offset(mask)
-        size = mask.shape[-2:]
-        (row, col), (_, width) = mirrored_frame(size, _MARGIN, phase)
-        return (nodes // size[1] - row) * width + nodes % size[1] - col
 
     def _noise_std(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
