@@ -120,6 +120,10 @@ def test_explain(tmp_path, photo, options):
     scores = [float(s.split()[-2]) for s in lines if s.endswith('dB')]
     assert len(scores) == 4 and scores[0] >= max(scores[1:]) - 0.2
     assert min(Image.open(out).size) > 1000
+
+
+def test_explain_errors(tmp_path):
+    out = tmp_path / 'page.png'
     done = run('explain_demosaic.py', '--size', 20, '--out', out)
     assert done.returncode == 1
     assert done.stderr.startswith('error: the image must')

@@ -181,8 +181,8 @@ def test_gtv_figures():
         (weight * (x[row] - x[col]))[row < col]
         for x in (step.heads[..., 1] for step in steps[:2])
     )
-    rho = float(layer.log_rho[0, 1].exp())
-    relaxation = 2 * float(layer.relaxation_logit[0, 1].sigmoid())
+    rho = float(layer.log_rho[0, 1].detach().exp())
+    relaxation = 2 * float(layer.relaxation_logit[0, 1].detach().sigmoid())
     target = torch.nn.functional.softshrink(before, 1 / rho)
     target = relaxation * target + (1 - relaxation) * before
     expected = (after - target).norm().double()
