@@ -191,7 +191,7 @@ def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
             ):
                 continue
             known.append(name)
-            value[: given.size(0)] = 0
+            value[tuple(slice(size) for size in given.shape[:1])] = 0
             value[tuple(slice(size) for size in given.shape)] = given
     if not known:
         raise SystemExit('error: --init has no weights for this model')

@@ -99,6 +99,36 @@ def test_demosaic_quality(folder, least):
     assert figures(done.stdout, 'UnrolledGLR')[0] >= least
 
 
+@pytest.mark.parametrize(
+    'options',
+    [(), ('--prior', 'gtv', '--weights', 'inpaint-random')],
+)
+def test_explain(tmp_path, photo, options):
+    Image.fromarray(photo).save(tmp_path / 'photo.png')
+    out = tmp_path / 'page.png'
+    done = run(
+        'explain_demosaic.py', tmp_path / 'photo.png', '--out', out, *options
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ''
+    lines = done.stdout.splitlines()
+    assert 'blocks.1.conv' in done.stdout
+    # The table and the list of steps say the same.
+    rising = [line for line in lines if line.endswith(' rises')]
+    named = [line for line in lines if line.endswith(', combined')]
+    assert len(rising) == len(named)
+    scores = [float(s.split()[-2]) for s in lines if s.endswith('dB')]
+    assert len(scores) == 4 and scores[0] >= max(scores[1:]) - 0.2
+    assert min(Image.open(out).size) > 1000
+
+
+def test_explain_errors(tmp_path):
+    out = tmp_path / 'page.png'
+    done = run('explain_demosaic.py', '--size', 20, '--out', out)
+    assert done.returncode == 1
+    assert done.stderr.startswith('error: the image must')
+
+
 def rmse_of(output, method):
     line = next(line for line in output.splitlines() if line.startswith(method))
     return float(line[36:48])
@@ -164,6 +194,7 @@ def test_node_classification():
     'script',
     [
         'demosaic.py',
+        'explain_demosaic.py',
         'interpolate_counties.py',
         'interpolate_sensors.py',
         'interpolate_terrain.py',

@@ -21,8 +21,8 @@ class SmoothnessConv(MessagePassing):
 
     It reads the graph and the signal, and combines the heads. It is a
     :class:`~torch_geometric.nn.conv.MessagePassing` so that PyG's tools
-    recognise it; messages are never materialised, hence
-    :meth:`propagate` is not used.
+    recognise it, and edge masks of its explainers act on the weights;
+    messages are never materialised, hence :meth:`propagate` is not used.
 
     Args:
         heads (int): Number of graphs :math:`H` used in parallel.
@@ -89,6 +89,8 @@ class SmoothnessConv(MessagePassing):
         topology, weight = resolve_graph(
             edge_index, edge_weight, x.size(-2), x.dtype, self.validate_args
         )
+        if self.explain and self._edge_mask is not None:
+            weight = weight * self._explainer_mask(topology)
         weight = weight.unflatten(1, (samples.num_groups, -1))
         if weight.size(2) not in (1, self.heads):
             raise ValueError(
@@ -97,6 +99,24 @@ class SmoothnessConv(MessagePassing):
                 f'give weights of shape [num_edges]'
             )
         return signal, topology, weight.expand(-1, -1, self.heads).flatten(1)
+
+    def _explainer_mask(self, topology: Topology) -> Tensor:
+        """The mask that an explainer of PyG set, per edge `[E, 1]`.
+
+        It has a value for each direction; their mean keeps the Laplacian
+        symmetric.
+        """
+        mask = self._edge_mask
+        if mask.size(0) != 2 * topology.num_edges:
+            raise ValueError(
+                f"the explainer's edge mask has {mask.size(0)} entries, but "
+                f'the graph of the layer {2 * topology.num_edges} columns; '
+                f"explain a model that gives its layers the 'edge_index' it "
+                f'is called with'
+            )
+        if self._apply_sigmoid:
+            mask = mask.sigmoid()
+        return topology.undirected_weight(mask, validate_args=False)
 
     def _start(self, signal: MaskedSignal, warm_start: Tensor | None) -> Tensor:
         """Returns the initial estimate `[N, F, H]`."""

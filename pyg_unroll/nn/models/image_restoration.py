@@ -23,7 +23,7 @@ from pyg_unroll.transforms import GridGraph, KNNGraph
 
 # Pixels mirrored around an image, even: room for the layers to forget that
 # convolutions see zeros outside.
-_MARGIN = 18
+MARGIN = 18
 
 # Unit of the noise that nets are shown.
 _NOISE_SCALE = 10.0
@@ -131,7 +131,7 @@ class ImageRestoration(Storage):
                 (reader.fill(image, mask), mask),
                 self.max_pixels,
                 self.receptive_field,
-                _MARGIN,
+                MARGIN,
                 reader.offset(mask),
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,10 +39,7 @@ def run_in_tiles(
         Images :math:`(B, C', H, W)`, channels last in memory.
     """
     size = images[0].shape[-2:]
-    first = [start - margin for start in phase]
-    height, width = (
-        (s + margin - f + 1) // 2 * 2 for s, f in zip(size, first, strict=True)
-    )
+    first, (height, width) = mirrored_frame(size, margin, phase)
     tile_height, tile_width = _tile_size(height, width, max_pixels, halo)
     out: Tensor | None = None
     for rows in _cut(height, tile_height, halo):
@@ -66,6 +63,16 @@ def run_in_tiles(
             out[..., to_row, to_col] = part[..., from_row, from_col]
     assert out is not None
     return out
+
+
+def mirrored_frame(
+    size: Sequence[int], margin: int, phase: tuple[int, int]
+) -> tuple[list[int], list[int]]:
+    """Row and column at which mirrored images start, and their even size."""
+    first = [start - margin for start in phase]
+    return first, [
+        (s + margin - f + 1) // 2 * 2 for s, f in zip(size, first, strict=True)
+    ]
 
 
 def _inner(

@@ -1,0 +1,35 @@
+"""Looking into models: steps, filters, learned graphs, parameters.
+
+Not imported by :obj:`import pyg_unroll`; plots need the extra :obj:`viz`.
+"""
+
+from pyg_unroll.explain.layer_trace import LayerTrace
+from pyg_unroll.explain.learned_graphs import learned_graphs
+from pyg_unroll.explain.learned_metric import LearnedMetric, learned_metrics
+from pyg_unroll.explain.neighbourhood import (
+    LayerNeighbourhood,
+    Neighbourhood,
+    neighbourhood,
+)
+from pyg_unroll.explain.parameter_table import ParameterTable, parameter_table
+from pyg_unroll.explain.spectral_response import (
+    SpectralResponse,
+    spectral_response,
+)
+from pyg_unroll.explain.trace import Trace, trace
+
+__all__ = [
+    'LayerNeighbourhood',
+    'LayerTrace',
+    'LearnedMetric',
+    'Neighbourhood',
+    'ParameterTable',
+    'SpectralResponse',
+    'Trace',
+    'learned_graphs',
+    'learned_metrics',
+    'neighbourhood',
+    'parameter_table',
+    'spectral_response',
+    'trace',
+]

@@ -1,0 +1,46 @@
+"""What the plots share; matplotlib is imported at the first of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def pyplot() -> Any:
+    """Imports :mod:`matplotlib.pyplot`.
+
+    Raises:
+        ImportError: If it is not installed.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ImportError(
+            "plots need matplotlib; install it with the extra 'viz', "
+            '"pip install \'pyg_unroll[viz]\'"'
+        ) from error
+    return plt
+
+
+def make_axes(axes: Any, rows: int, columns: int, size: float = 3.2) -> Any:
+    """Returns an array of axes of this shape: new ones, or those given.
+
+    Raises:
+        ValueError: If the number of axes given is wrong.
+    """
+    if axes is None:
+        _, axes = pyplot().subplots(
+            rows,
+            columns,
+            figsize=(size * columns, size * rows),
+            layout='constrained',
+            squeeze=False,
+        )
+    axes = np.asarray(axes)
+    if axes.size != rows * columns:
+        raise ValueError(
+            f"'axes' must hold {rows * columns} axes, {rows} x {columns} "
+            f'(got {axes.size})'
+        )
+    return axes.reshape(rows, columns)

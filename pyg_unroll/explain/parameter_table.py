@@ -1,0 +1,99 @@
+"""Where a model's parameters are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from pyg_unroll.nn.models.unrolled import UnrolledNet
+from pyg_unroll.transforms import MahalanobisGraph
+
+
+@dataclass(frozen=True)
+class ParameterTable:
+    """Numbers of parameters by block and part.
+
+    Attributes:
+        rows (list[tuple[str, str, int]]): Block, part and number.
+        width (int): Width of the transformer block.
+    """
+
+    rows: list[tuple[str, str, int]]
+    width: int
+
+    def total(self, block: str) -> int:
+        """Number of parameters of one block, for example
+        :obj:`'transformer'`.
+        """
+        return sum(number for name, _, number in self.rows if name == block)
+
+    def records(self) -> list[dict[str, Any]]:
+        """One dictionary per row, for example for
+        :class:`pandas.DataFrame`.
+        """
+        names = ('block', 'part', 'parameters')
+        return [dict(zip(names, row, strict=True)) for row in self.rows]
+
+    def __str__(self) -> str:
+        lines = [f'{"block":14}{"part":18}{"parameters":>12}']
+        previous = ''
+        for block, part, number in self.rows:
+            shown = block if block != previous else ''
+            lines.append(f'{shown:14}{part:18}{number:12,}')
+            previous = block
+        return '\n'.join(lines)
+
+
+def parameter_table(model: UnrolledNet) -> ParameterTable:
+    r"""Counts a model's parameters by block and part, next to those of a
+    transformer block of the same width.
+
+    Graph learning (metric) and steps take the place of attention, the
+    feature net that of the perceptron. The transformer block has
+    :class:`torch.nn.MultiheadAttention` and a perceptron with four times the
+    width inside, of the width of the feature nets.
+
+    Args:
+        model (UnrolledGLR or UnrolledGTV): The model.
+
+    Returns:
+        The numbers; :obj:`print` shows a table.
+
+    Raises:
+        ValueError: If it is another module.
+    """
+    if not isinstance(model, UnrolledNet):
+        raise ValueError(
+            f"'model' must be an 'UnrolledGLR' or 'UnrolledGTV' (got "
+            f"'{type(model).__name__}')"
+        )
+    rows = []
+    for k, block in enumerate(model._blocks()):
+        metrics = [
+            m for m in block.modules() if isinstance(m, MahalanobisGraph)
+        ]
+        net, metric = _count(block.features), sum(map(_count, metrics))
+        rows += [
+            (f'block {k}', 'feature net', net),
+            (f'block {k}', 'metric', metric),
+            (f'block {k}', 'steps', _count(block) - net - metric),
+        ]
+    width = int(model.config['hidden_channels'])
+    with torch.device('meta'):  # counted, not filled
+        attention = torch.nn.MultiheadAttention(width, 1)
+        perceptron = torch.nn.Sequential(
+            torch.nn.Linear(width, 4 * width),
+            torch.nn.GELU(),
+            torch.nn.Linear(4 * width, width),
+        )
+    rows += [
+        ('transformer', 'attention', _count(attention)),
+        ('transformer', 'perceptron', _count(perceptron)),
+    ]
+    return ParameterTable(rows, width)
+
+
+def _count(module: torch.nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

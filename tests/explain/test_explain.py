@@ -1,0 +1,96 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from pyg_unroll import MahalanobisGraph, UnrolledGLR, UnrolledGTV
+from pyg_unroll.explain import (
+    learned_metrics,
+    parameter_table,
+    spectral_response,
+)
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True
+    )
+
+
+def test_nothing_is_imported_before_it_is_needed():
+    done = run(
+        'import sys, pyg_unroll\n'
+        "assert 'pyg_unroll.explain' not in sys.modules\n"
+        "assert 'matplotlib' not in sys.modules\n"
+        'import pyg_unroll.explain\n'
+        "assert 'matplotlib' not in sys.modules\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_plots_name_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
+    model = UnrolledGLR(1)
+    with pytest.raises(ImportError, match=r'pyg_unroll\[viz\]'):
+        spectral_response(model.blocks[0].conv).plot()
+
+
+def test_metrics():
+    model = UnrolledGTV(3, heads=2, feature_channels=5, num_blocks=3)
+    metrics = learned_metrics(model)
+    assert [metric.name for metric in metrics] == [
+        f'blocks.{k}.metric' for k in range(3)
+    ]
+    for metric, block in zip(metrics, model.blocks, strict=True):
+        rows = block.metric.weight
+        torch.testing.assert_close(metric.matrix[1], rows[1].T @ rows[1])
+        rebuilt = metric.axes @ metric.eigenvalues.diag_embed() @ metric.axes.mT
+        torch.testing.assert_close(rebuilt, metric.matrix)
+    with pytest.raises(ValueError, match='two features'):
+        metrics[0].ellipse(0)
+    with pytest.raises(ValueError, match="no 'MahalanobisGraph'"):
+        learned_metrics(torch.nn.Linear(1, 1))
+
+
+def test_ellipse_of_unit_distance():
+    graph = MahalanobisGraph(2, heads=2)
+    with torch.no_grad():
+        graph.weight.copy_(torch.randn(2, 2, 2))
+    metric = learned_metrics(graph)[0]
+    for head in range(2):
+        points = metric.ellipse(head)
+        image = points @ graph.weight[head].detach().T
+        distance = image.square().sum(1)
+        torch.testing.assert_close(distance, torch.ones(100))
+
+
+def test_plot_of_metrics():
+    pytest.importorskip('matplotlib').use('Agg')
+    for channels, kind in ((2, 'lines'), (4, 'images')):
+        metric = learned_metrics(MahalanobisGraph(channels, heads=3))[0]
+        axes = metric.plot()
+        assert axes.shape == (1, 3)
+        assert len(getattr(axes[0, 2], kind)) >= 1
+
+
+@pytest.mark.parametrize('cls', [UnrolledGLR, UnrolledGTV])
+@pytest.mark.parametrize('domain', ['points', 'mosaic'])
+def test_parameters(cls, domain):
+    model = cls(3, domain, num_blocks=2, hidden_channels=24)
+    table = parameter_table(model)
+    counted = sum(table.total(f'block {k}') for k in range(2))
+    assert counted == sum(p.numel() for p in model.parameters())
+    assert ('block 1', 'metric', model.blocks[1].metric.weight.numel()) in (
+        table.rows
+    )
+    block = torch.nn.TransformerEncoderLayer(24, 4, dim_feedforward=96)
+    norms = sum(
+        p.numel() for name, p in block.named_parameters() if 'norm' in name
+    )
+    every = sum(p.numel() for p in block.parameters())
+    assert table.total('transformer') == every - norms
+    assert len(table.records()) == len(table.rows) == 8
+    assert 'feature net' in str(table)
+    with pytest.raises(ValueError, match="'model' must be an 'UnrolledGLR'"):
+        parameter_table(torch.nn.Linear(1, 1))
