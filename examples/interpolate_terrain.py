@@ -158,9 +158,7 @@ def draw_metric(metric: Tensor, data: Data, axis: Any) -> None:
         xlabel='difference of one feature',
         ylabel='difference of the other',
     )
-    axis.figure.colorbar(
-        shown, ax=axis, label='squared distance', location='bottom', pad=0.02
-    )
+    axis.figure.colorbar(shown, ax=axis, label='squared distance', shrink=0.45)
 
 
 if __name__ == '__main__':

@@ -11,7 +11,10 @@ from torch_geometric.data import Data
 from pyg_unroll.estimators.problem import read_signal
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
+from pyg_unroll.ops import divergence
+from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers import glr
+from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
 from pyg_unroll.transforms import KNNGraph, TemporalProduct, from_product
 
 TIME_WEIGHTS = tuple(4.0**k for k in range(6))
@@ -34,7 +37,7 @@ class TemporalInterpolator:
         \left( \sum_{\{i,j\}, t} w_{ij} (z_{it} - z_{jt})^2 + \omega
         \sum_{i,t} (z_{it} - z_{i,t+1})^2 \right)
 
-    The weight of an edge between sensors is the inverse mean square of their
+    The weight of an edge between sensors is the inverse variance of their
     difference at times when both are known, the maximum-likelihood estimate.
     The weight :math:`\omega` of time and the noise :math:`\omega \mu` (zero
     holds the readings) predict a tenth of what is known best from the rest.
@@ -84,7 +87,7 @@ class TemporalInterpolator:
                 nothing is known, or there is neither a graph nor positions.
         """
         x, mask = self._read(data)
-        topology = self._sensors(data)
+        topology = self._edges(data)
         generator = torch.Generator().manual_seed(self.seed)
         known = mask.flatten().nonzero().squeeze(1)
         order = torch.randperm(known.numel(), generator=generator)
@@ -134,7 +137,7 @@ class TemporalInterpolator:
         data = self._data if data is None else data
         x, mask = self._read(data)
         out = _fill(
-            *(x, mask, self._sensors(data)),
+            *(x, mask, self._edges(data)),
             *(self.report['time_weight'], self.report['noise']),
             tol=1e-6,
         )
@@ -156,7 +159,7 @@ class TemporalInterpolator:
             )
         return x, mask
 
-    def _sensors(self, data: Data) -> Topology:
+    def _edges(self, data: Data) -> Topology:
         edges = data.get('edge_index')
         edges = data.get('adj_t') if edges is None else edges
         count = data.x.size(0)
@@ -188,19 +191,17 @@ def _fill(
     tol: float,
 ) -> Tensor:
     """All readings, known ones smoothed where there is noise, `[N, T]`."""
-    level = _levels(x, mask, topology)
-    rest = torch.where(mask, x - level, 0)
-    weight = topology.directed_weight(_likeness(rest, mask, topology))
+    if bool(mask.all()):
+        return x
+    level, weight = _sensors(x, mask, topology)
     graph = TemporalProduct(time_weight)(
         Data(
-            x=rest,
+            x=torch.where(mask, x - level, 0),
             mask=mask,
             edge_index=topology.edge_index,
-            edge_weight=weight,
+            edge_weight=topology.directed_weight(weight),
         )
     )
-    if bool(mask.all()) and noise == 0:
-        return x
     out = glr(
         *(graph.x, graph.edge_index, graph.edge_weight, graph.mask),
         fidelity='soft' if noise else 'hard',
@@ -211,29 +212,37 @@ def _fill(
     return level + from_product(graph, out.x).squeeze(-1)
 
 
-def _levels(x: Tensor, mask: Tensor, topology: Topology) -> Tensor:
-    """Mean reading of each sensor, or that of its neighbours, `[N, 1]`."""
-    count = mask.sum(1, keepdim=True)
-    mean = torch.where(mask, x, 0).sum(1, keepdim=True) / count.clamp(min=1)
-    seen = count.squeeze(1) > 0
-    if bool(seen.all()):
-        return mean
-    return glr(mean, topology, None, seen, tol=1e-6, fill='mean').x
-
-
-def _likeness(rest: Tensor, mask: Tensor, topology: Topology) -> Tensor:
-    """Weight of each edge, the inverse mean square of the difference of its
-    sensors, one on average, `[E]`.
+def _sensors(
+    x: Tensor, mask: Tensor, topology: Topology
+) -> tuple[Tensor, Tensor]:
+    """Level of each sensor `[N, 1]`, and weight of each edge, the inverse
+    variance of the difference of its sensors, one on average, `[E]`.
     """
     src, dst = topology.src.long(), topology.dst.long()
     both = mask[src] & mask[dst]
     count = both.sum(1)
-    change = torch.where(both, rest[src] - rest[dst], 0).square().sum(1)
-    square = change / count.clamp(min=1)
+    change = torch.where(both, x[src] - x[dst], 0)
+    mean = change.sum(1) / count.clamp(min=1)
+    change = torch.where(both, change - mean.unsqueeze(1), 0)
+    square = change.square().sum(1) / count.clamp(min=1)
     sure = (count >= LEAST_SHARED) & (square > 0)
-    if not bool(sure.any()):
-        return torch.ones_like(square)
-    usual = square[sure].median()
-    square = torch.where(count >= LEAST_SHARED, square, usual)
-    weight = 1 / square.clamp(min=float(usual) / 100)
-    return weight / weight.mean()
+    weight = torch.ones_like(square)
+    if bool(sure.any()):
+        usual = square[sure].median()
+        square = torch.where(count >= LEAST_SHARED, square, usual)
+        weight = 1 / square.clamp(min=float(usual) / 100)
+        weight = weight / weight.mean()
+    # Levels of neighbours differ as their readings at the same times do, and
+    # are, with little weight, the sensors' own means: those would depend on
+    # the hours that are missing.
+    known = mask.sum(1).double().view(-1, 1, 1)
+    own = torch.where(mask, x, 0).sum(1).view(-1, 1, 1)
+    trust = (weight * count).unsqueeze(1)
+    system = LaplacianSystem.build(topology, trust, 1e-3 * known)
+    right = 1e-3 * own
+    right = right + divergence(topology, (trust * mean.unsqueeze(1))[:, None])
+    level = conjugate_gradient(system, right, 1e-9, 10_000)[0].squeeze(-1)
+    seen = mask.any(1)
+    if not bool(seen.all()):
+        level = glr(level, topology, None, seen, tol=1e-6, fill='mean').x
+    return level, weight
