@@ -71,7 +71,7 @@ class Problem:
 
     @property
     def mask(self) -> Tensor:
-        """True where known, `[N]`."""
+        """True where known, `[N]`, or `[N, F]` if readings are hidden."""
         return self.data.mask
 
     def rmse(self, out: Tensor) -> float:
@@ -105,6 +105,15 @@ class Signal:
         data = self.data.clone()
         data.x = torch.where(mask.unsqueeze(1), truth, torch.nan)
         data.mask = mask
+        return Problem(data, truth, self.samples, self.unit)
+
+    def hide_readings(self, share: float, seed: int, steps: int) -> Problem:
+        """Hides a share of the entries, of so many time steps."""
+        truth = self.data.x[:, :steps]
+        chance = np.random.default_rng(1000 + seed)
+        mask = torch.from_numpy(chance.random(truth.shape) >= share)
+        data = self.data.clone()
+        data.x, data.mask = torch.where(mask, truth, torch.nan), mask
         return Problem(data, truth, self.samples, self.unit)
 
 

@@ -12,9 +12,17 @@ import torch
 from graph_data import Problem
 from scipy.interpolate import RBFInterpolator, griddata
 from torch import Tensor
+from torch_geometric.data import Data
 from torch_geometric.transforms import FeaturePropagation
 
-from pyg_unroll import GraphInterpolator, KNNGraph, solvers
+from pyg_unroll import (
+    GraphInterpolator,
+    KNNGraph,
+    TemporalInterpolator,
+    TemporalProduct,
+    from_product,
+    solvers,
+)
 
 Method = Callable[[Problem], Tensor]
 
@@ -29,6 +37,8 @@ def methods(problem: Problem) -> dict[str, Method]:
         'solvers.glr': lambda p: smooth(p, 1),
         'FeaturePropagation (PyG)': propagate,
     }
+    if importlib.util.find_spec('pygsp'):
+        out['Tikhonov (PyGSP)'] = tikhonov
     if problem.data.get('pos') is not None:
         out['solvers.glr, order 2'] = lambda p: smooth(p, 2)
         out['linear (SciPy griddata)'] = linear
@@ -39,6 +49,18 @@ def methods(problem: Problem) -> dict[str, Method]:
     return out
 
 
+def methods_over_time() -> dict[str, Method]:
+    """Methods for readings that are missing at random, by name."""
+    return {
+        'TemporalInterpolator': lambda p: (
+            TemporalInterpolator().fit(p.data).predict()
+        ),
+        'linear in time (NumPy)': linear_in_time,
+        'FeaturePropagation (PyG), sensors': propagate,
+        'FeaturePropagation (PyG), product': propagate_over_time,
+    }
+
+
 def interpolator(problem: Problem) -> Tensor:
     """Ours, with everything the data have."""
     fitted = GraphInterpolator(samples=problem.samples).fit(problem.data)
@@ -47,7 +69,7 @@ def interpolator(problem: Problem) -> Tensor:
 
 def _centred(problem: Problem) -> tuple[Tensor, Tensor]:
     """The signal less the mean of what is known, zero where hidden."""
-    mean = problem.data.x[problem.mask].mean(0)
+    mean = problem.data.x.nanmean(0).nan_to_num()
     return (problem.data.x - mean).nan_to_num(), mean
 
 
@@ -79,10 +101,78 @@ def propagate(problem: Problem) -> Tensor:
     data.x, data.edge_index = x.float(), edges
     if weight is not None:
         data.edge_weight = weight.float()
-    missing = ~problem.mask.unsqueeze(1).expand_as(x)
+    missing = ~problem.mask.view(len(x), -1).expand_as(x)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # sparse tensors are in beta
         return FeaturePropagation(missing, 200)(data).x + mean
+
+
+def linear_in_time(problem: Problem) -> Tensor:
+    """Each sensor on its own; the mean of all if nothing is known of it."""
+    x, mask = problem.data.x.numpy(), problem.mask.numpy()
+    step, out = np.arange(x.shape[1]), np.full(x.shape, x[mask].mean())
+    for sensor in np.flatnonzero(mask.any(1)):
+        known = mask[sensor]
+        out[sensor] = np.interp(step, step[known], x[sensor, known])
+    return torch.from_numpy(out)
+
+
+def propagate_over_time(problem: Problem) -> Tensor:
+    """PyG's transform on the product with time; the weight of time that
+    predicts a tenth of the known readings best from the others.
+    """
+    edges, weight = _graph(problem)
+    mean = problem.data.x[problem.mask].mean()
+    chance = np.random.default_rng(0)
+    held = torch.from_numpy(chance.random(problem.mask.shape) < 0.1)
+    held &= problem.mask
+
+    def fill(time_weight: float, mask: Tensor) -> Tensor:
+        x = torch.where(mask, problem.data.x - mean, 0).float()
+        data = Data(x=x, mask=mask, edge_index=edges)
+        if weight is not None:
+            data.edge_weight = weight.float()
+        data = TemporalProduct(time_weight)(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # sparse tensors are in beta
+            data = FeaturePropagation(~data.mask.unsqueeze(1), 200)(data)
+        return from_product(data).squeeze(-1) + mean
+
+    def error(time_weight: float) -> float:
+        change = fill(time_weight, problem.mask & ~held) - problem.data.x
+        return float(change[held].square().mean())
+
+    best = min((4.0, 16.0, 64.0, 256.0, 1024.0), key=error)
+    return fill(best, problem.mask)
+
+
+def tikhonov(problem: Problem) -> Tensor:
+    """On the same graph; the regularisation that predicts a fifth of the known
+    nodes best from the others, in fifty features at most.
+    """
+    from pygsp.graphs import Graph
+    from pygsp.learning import regression_tikhonov
+    from scipy.sparse import coo_matrix
+
+    x, mean = _centred(problem)
+    y, mask = x.numpy(), problem.mask.numpy()
+    edges, weight = _graph(problem)
+    count = len(y)
+    value = np.ones(edges.size(1)) if weight is None else weight.numpy()
+    graph = Graph(coo_matrix((value, tuple(edges.numpy())), (count, count)))
+    chance = np.random.default_rng(0)
+    order = chance.permutation(np.flatnonzero(mask))
+    test, train = order[: len(order) // 5], mask.copy()
+    train[test] = False
+    few = y[:, chance.permutation(y.shape[1])[:50]]
+
+    def error(tau: float) -> float:
+        out = regression_tikhonov(graph, few, train, tau)
+        return float(np.square(out[test] - few[test]).mean())
+
+    best = min((0.01, 0.1, 1.0, 10.0), key=error)
+    out = regression_tikhonov(graph, y, mask, best)
+    return torch.from_numpy(out) + mean
 
 
 def _points(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -12,13 +12,15 @@ instead, with the elevation as a covariate, and shows the learned metric.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from graph_data import Problem, make_parser, parse_args, stations, terrain
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
+from torch_geometric.data import Data
 
-from pyg_unroll import GraphInterpolator
+from pyg_unroll import GraphInterpolator, KNNGraph
 
 OURS = 'GraphInterpolator'
 
@@ -47,10 +49,12 @@ def main() -> None:
         ]
     print_rows(rows, f'[{problem.unit}]')
     fitted = GraphInterpolator().fit(problem.data)
+    metric = None
     if args.temperature:
         tell_metric(fitted)
+        metric = fitted.metric()
     low, high = fitted.predict_interval()
-    draw(problem, outs, high - low, args.out)
+    draw(problem, outs, high - low, args.out, metric)
     print(f"\nwrote '{args.out}'")
 
 
@@ -65,9 +69,13 @@ def tell_metric(fitted: GraphInterpolator) -> None:
 
 
 def draw(
-    problem: Problem, outs: dict[str, Tensor], width: Tensor, path: Path
+    problem: Problem,
+    outs: dict[str, Tensor],
+    width: Tensor,
+    path: Path,
+    metric: Tensor | None = None,
 ) -> None:
-    """Draws the known points, two results and their errors."""
+    """Draws the known points, two results and their errors, and a metric."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -89,9 +97,14 @@ def draw(
         (f'error of {peer}', ~mask, errors[peer], error),
         ('width of 90 % intervals', ~mask, width[:, 0], {'cmap': 'magma'}),
     ]
-    figure, axes = plt.subplots(
-        2, 3, figsize=(13, 8), layout='constrained', sharex=True, sharey=True
+    figure = plt.figure(
+        figsize=(13 if metric is None else 17.5, 8), layout='constrained'
     )
+    maps = figure
+    if metric is not None:
+        maps, side = figure.subfigures(1, 2, width_ratios=(13, 4.5))
+        draw_metric(metric, problem.data, side.subplots())
+    axes = maps.subplots(2, 3, sharex=True, sharey=True)
     size = max(1.0, min(30.0, 2e4 / len(pos)))
     origin = pos.amin(0)
     for axis, (title, chosen, colour, options) in zip(
@@ -105,13 +118,54 @@ def draw(
             rmse = float(colour[chosen].square().mean().sqrt())
             title += f': RMSE {rmse:.3g} {problem.unit}'
         axis.set(title=title, aspect='equal', facecolor='0.93')
-        figure.colorbar(shown, ax=axis, label=f'[{problem.unit}]', shrink=0.7)
+        maps.colorbar(shown, ax=axis, label=f'[{problem.unit}]', shrink=0.7)
     for axis in axes[1]:
         axis.set_xlabel('east [km]')
     for axis in axes[:, 0]:
         axis.set_ylabel('north [km]')
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def draw_metric(metric: Tensor, data: Data, axis: Any) -> None:
+    """Draws what differences between neighbours count."""
+    features = torch.cat([data.pos, data.covariates], 1)
+    src, dst = KNNGraph(8)(Data(pos=data.pos)).edge_index
+    usual = (features[src] - features[dst]).square().mean(0).sqrt()
+    metric = usual.unsqueeze(1) * metric * usual
+    east, north, up = usual.tolist()
+    names = [
+        f'{east:.2f} km east',
+        f'{north:.2f} km north',
+        f'{1000 * up:.0f} m of elevation',
+    ]
+    limit = float(metric.abs().max())
+    shown = axis.imshow(metric, cmap='RdBu_r', vmin=-limit, vmax=limit)
+    for row, values in enumerate(metric.tolist()):
+        for col, value in enumerate(values):
+            dark = abs(value) > 0.6 * limit
+            axis.text(
+                *(col, row, f'{value:.2g}'),
+                ha='center',
+                va='center',
+                color='white' if dark else 'black',
+            )
+    axis.set_xticks(range(3), names, fontsize=8)
+    axis.set_yticks(range(3), names, rotation=90, va='center', fontsize=8)
+    axis.set(
+        title='learned metric M, times differences\nthat are usual between '
+        'neighbours',
+        xlabel='difference of one feature',
+        ylabel='difference of the other',
+    )
+    axis.figure.colorbar(
+        shown,
+        ax=axis,
+        label='squared distance',
+        location='bottom',
+        ticks=[-limit, 0, limit],
+        format='%.2g',
+    )
 
 
 if __name__ == '__main__':

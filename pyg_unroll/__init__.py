@@ -8,7 +8,7 @@ from pyg_unroll.data import (
     mosaic,
     points_to_data,
 )
-from pyg_unroll.estimators import GraphInterpolator
+from pyg_unroll.estimators import GraphInterpolator, TemporalInterpolator
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn import (
     GLRConv,
@@ -37,6 +37,7 @@ __all__ = [
     'InterpolateFeatures',
     'KNNGraph',
     'MahalanobisGraph',
+    'TemporalInterpolator',
     'TemporalProduct',
     'Topology',
     'UnrolledGLR',

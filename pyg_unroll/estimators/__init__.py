@@ -1,5 +1,6 @@
 """Estimators: fit and predict, without settings."""
 
 from pyg_unroll.estimators.graph_interpolator import GraphInterpolator
+from pyg_unroll.estimators.temporal_interpolator import TemporalInterpolator
 
-__all__ = ['GraphInterpolator']
+__all__ = ['GraphInterpolator', 'TemporalInterpolator']

@@ -214,11 +214,12 @@ def _matrix(data: Data, name: str, count: int) -> Tensor:
     return value
 
 
-def read_signal(data: Data) -> tuple[Tensor, Tensor]:
+def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
     r"""Reads observations: :math:`(N, F)`, zero where unknown, and the mask.
 
     Raises:
-        ValueError: If shapes or types do not fit, or values are not finite.
+        ValueError: If shapes or types do not fit, values are not finite, or,
+            unless :obj:`allow_empty`, nothing is known of a feature.
     """
     x, mask = data.get('x'), data.get('mask')
     if not isinstance(x, Tensor) or x.dim() not in (1, 2) or x.numel() == 0:
@@ -249,7 +250,7 @@ def read_signal(data: Data) -> tuple[Tensor, Tensor]:
             f"mark it as False in 'data.mask'"
         )
     empty = ~mask.any(0)
-    if bool(empty.any()):
+    if bool(empty.any()) and not allow_empty:
         column = int(empty.nonzero()[0])
         raise ValueError(
             f"'data.x' has no known entry in feature {column}: there is "

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
-from scipy.sparse import coo_array
+from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
@@ -22,11 +21,14 @@ def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
     Returns:
         Boolean :math:`(N, F)`.
     """
-    edges = weight > 0
-    src = topology.src[edges].cpu().numpy()
-    dst = topology.dst[edges].cpu().numpy()
-    shape = (topology.num_nodes, topology.num_nodes)
-    graph = coo_array((np.ones(len(src), dtype=bool), (src, dst)), shape=shape)
+    joined = (weight > 0)[topology.edge_id].cpu().numpy()
+    col, rowptr = topology.col.cpu().numpy(), topology.rowptr.cpu().numpy()
+    graph = csr_array(
+        (joined, col, rowptr),
+        shape=(topology.num_nodes, topology.num_nodes),
+        copy=not joined.all(),  # the next line works in place
+    )
+    graph.eliminate_zeros()
     count, label = connected_components(graph, directed=False)
     component = torch.from_numpy(label).long().to(known.device)
     reached = known.new_zeros((count, known.size(1)), dtype=torch.long)

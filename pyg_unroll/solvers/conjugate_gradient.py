@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.result import warn_unconverged
+
+# Something near the inverse of the operator, symmetric positive definite.
+Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
 
 # Steps between looks at the residual: each look synchronises a device.
 _CHECK_EVERY = 8
@@ -21,8 +25,9 @@ def conjugate_gradient(
     tol: float,
     max_steps: int,
     scale: Tensor | None = None,
+    preconditioner: Preconditioner | None = None,
 ) -> tuple[Tensor, float, int]:
-    r"""Solves :math:`A x = r` by Jacobi-preconditioned conjugate gradients.
+    r"""Solves :math:`A x = r` by preconditioned conjugate gradients.
 
     All columns run together; a column that has reached the tolerance is
     frozen.
@@ -36,40 +41,63 @@ def conjugate_gradient(
         scale (torch.Tensor, optional): Reference norm of each column,
             :math:`(1, F, H)`; that of :obj:`residual` if :obj:`None`.
             (default: :obj:`None`)
+        preconditioner (callable, optional): Takes a residual and returns a
+            direction; division by the diagonal if :obj:`None`.
+            (default: :obj:`None`)
 
     Returns:
         The solution, the largest relative residual and the number of steps.
     """
     x = torch.zeros_like(residual)
-    z = system.precondition(residual)
-    energy = (residual * z).sum(0, keepdim=True)
-    reference = energy.sqrt() if scale is None else scale
-    direction = z
+    residual = residual.clone()  # changed in place, as all below
+    z = torch.empty_like(residual)
+
+    def update() -> tuple[Tensor, Tensor]:
+        # Energy of the preconditioned residual, and its squared norm.
+        torch.div(residual, system.diagonal, out=z)
+        norm = _dot(residual, z)
+        if preconditioner is None:
+            return norm, norm
+        z.copy_(preconditioner(residual))
+        return _dot(residual, z), norm
+
+    energy, norm = update()
+    reference = norm.clamp(min=0).sqrt() if scale is None else scale
+    direction = z.clone()
     num_steps = 0
+    # A look costs little beside another preconditioner.
+    check_every = _CHECK_EVERY if preconditioner is None else 1
 
     def error() -> Tensor:
-        tiny = torch.finfo(energy.dtype).tiny
-        return energy.clamp(min=0).sqrt() / reference.clamp(min=tiny**0.5)
+        tiny = torch.finfo(norm.dtype).tiny
+        return norm.clamp(min=0).sqrt() / reference.clamp(min=tiny**0.5)
 
     while num_steps < max_steps:
         active = error() > tol
-        if num_steps % _CHECK_EVERY == 0 and not bool(active.any()):
+        if num_steps % check_every == 0 and not bool(active.any()):
             break
         image = system(direction)
-        curvature = (direction * image).sum(0, keepdim=True)
+        curvature = _dot(direction, image)
         active = active & (curvature > 0)
         step = torch.where(
             active, energy / torch.where(active, curvature, 1), 0
         )
-        x = x + step * direction
-        residual = residual - step * image
-        z = system.precondition(residual)
+        x.addcmul_(direction, step)
+        residual.addcmul_(image, step, value=-1)
         previous = torch.where(energy > 0, energy, 1)
-        updated = (residual * z).sum(0, keepdim=True)
-        direction = z + updated / previous * direction
+        updated, latest = update()
+        direction.mul_(updated / previous).add_(z)
         energy = torch.where(active, updated, energy)
+        norm = torch.where(active, latest, norm)
         num_steps += 1
-    return x, float(error().max()) if energy.numel() else 0.0, num_steps
+    return x, float(error().max()) if norm.numel() else 0.0, num_steps
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Products of columns, `[1, F, H]`."""
+    if a[:1].numel() == 1:
+        return torch.dot(a.flatten(), b.flatten()).view(1, 1, 1)
+    return (a * b).sum(0, keepdim=True)
 
 
 class ImplicitSolve(torch.autograd.Function):
@@ -89,6 +117,7 @@ class ImplicitSolve(torch.autograd.Function):
         order: int,
         tol: float,
         max_steps: int,
+        preconditioner: Preconditioner | None,
         report: dict[str, Any],
         weight: Tensor,
         confidence: Tensor | None,
@@ -99,17 +128,21 @@ class ImplicitSolve(torch.autograd.Function):
             topology, weight, confidence, free, order
         )
         x, residual, num_steps = conjugate_gradient(
-            system, system.restrict(b), tol, max_steps
+            system,
+            system.restrict(b),
+            tol,
+            max_steps,
+            preconditioner=preconditioner,
         )
         report.update(residual=residual, num_steps=num_steps)
-        ctx.settings = topology, free, order, tol, max_steps
+        ctx.settings = topology, free, order, tol, max_steps, preconditioner
         ctx.save_for_backward(weight, confidence, x)
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Solves once more, for the adjoint."""
-        topology, free, order, tol, _ = ctx.settings
+        topology, free, order, tol = ctx.settings[:4]
         weight, confidence, x = ctx.saved_tensors
         report: dict[str, Any] = {}
         g = ImplicitSolve.apply(
@@ -118,11 +151,11 @@ class ImplicitSolve(torch.autograd.Function):
         if report['residual'] > tol:
             warn_unconverged('glr (backward)', **report, tol=tol)
         grad_weight = grad_confidence = None
-        if ctx.needs_input_grad[6]:
+        if ctx.needs_input_grad[7]:
             system = LaplacianSystem.build(
                 topology, weight, confidence, free, order
             )
             grad_weight = -system.weight_derivative(g, x)
-        if ctx.needs_input_grad[7]:
+        if ctx.needs_input_grad[8]:
             grad_confidence = (-g * x).sum_to_size(confidence.shape)
-        return (None,) * 6 + (grad_weight, grad_confidence, g)
+        return (None,) * 7 + (grad_weight, grad_confidence, g)

@@ -12,6 +12,7 @@ from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.solvers.components import fill_value, known_mean, unreachable
+from pyg_unroll.solvers.ordering import local_order
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,8 @@ class Problem:
         mu (torch.Tensor): Weight of the prior, float64 scalar.
         start (torch.Tensor): Known entries, and the mean of them elsewhere,
             :math:`(N, F, 1)`.
+        order (torch.Tensor or None): The user's number of each node
+            :math:`(N)`; the same if :obj:`None`.
     """
 
     signal: MaskedSignal
@@ -32,12 +35,39 @@ class Problem:
     weight: Tensor
     mu: Tensor
     start: Tensor
+    order: Tensor | None = None
 
     def finish(self, x: Tensor) -> Tensor:
-        """Restores held entries bit for bit and drops the head axis."""
+        """Restores held entries bit for bit, drops the head axis, and gives
+        the nodes in the user's order.
+        """
         if self.signal.free is not None:
             x = torch.where(self.signal.free, x, self.signal.x)
-        return x.squeeze(-1)
+        x = x.squeeze(-1)
+        if self.order is None:
+            return x
+        return torch.empty_like(x).index_copy(0, self.order, x)
+
+    def reorder(self) -> Problem:
+        """The same with neighbours near each other in memory."""
+        found = local_order(self.topology)
+        if found is None:
+            return self
+        topology, node, edge = found
+        signal = replace(
+            self.signal,
+            x=self.signal.x[node],
+            free=_rows(self.signal.free, node),
+            confidence=_rows(self.signal.confidence, node),
+        )
+        return Problem(
+            signal,
+            topology,
+            self.weight[edge],
+            self.mu,
+            self.start[node],
+            node,
+        )
 
 
 def read_problem(
@@ -90,7 +120,7 @@ def read_problem(
         signal = replace(signal, x=y.unsqueeze(-1), free=free)
     mean = known_mean(y.detach(), known)
     start = torch.where(known | lost, y, mean).unsqueeze(-1)
-    return Problem(signal, topology, weight, mu, start)
+    return Problem(signal, topology, weight, mu, start).reorder()
 
 
 def check_budget(tol: float, max_steps: int) -> None:
@@ -100,6 +130,11 @@ def check_budget(tol: float, max_steps: int) -> None:
             f"'tol' and 'max_steps' must be positive (got {tol} and "
             f'{max_steps})'
         )
+
+
+def _rows(x: Tensor | None, node: Tensor) -> Tensor | None:
+    # Of what is broadcast over the nodes, there is one row.
+    return x if x is None or x.size(0) == 1 else x[node]
 
 
 def _observed(signal: MaskedSignal) -> Tensor:

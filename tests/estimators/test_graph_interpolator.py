@@ -228,3 +228,57 @@ def test_wrong_data():
         fitted.predict_interval(coverage=90)
     with pytest.raises(ValueError, match="'truth' must have shape"):
         fitted.score(truth[:3])
+
+
+def test_column_without_known_entries_is_named():
+    data, truth = points(60, features=3)
+    mask = data.mask[:, None].repeat(1, 3)
+    mask[:, 1] = False
+    data.x, data.mask = torch.where(mask, truth, torch.nan), mask
+    with pytest.raises(ValueError, match='no known entry in feature 1'):
+        GraphInterpolator().fit(data)
+    del data.mask
+    with pytest.raises(ValueError, match='no known entry in feature 1'):
+        GraphInterpolator().fit(data)
+
+
+def test_nan_where_known_is_named():
+    data, truth = points(60)
+    data.x = truth.clone()
+    data.x[7], data.mask[7] = torch.nan, True
+    with pytest.raises(ValueError, match=r'finite where it is known.*node 7'):
+        GraphInterpolator().fit(data)
+
+
+def test_one_known_node_fills_all():
+    data, truth = points(50)
+    for kind in ('points', 'graph'):
+        if kind == 'graph':
+            data = KNNGraph(4)(data)
+            del data.pos
+        data.x, data.mask = truth, torch.arange(50) == 3
+        out = GraphInterpolator().fit(data).predict()
+        torch.testing.assert_close(out, truth[3].expand(50, 1))
+
+
+def test_constant_signal_beside_another():
+    data, truth = points(80)
+    alone = GraphInterpolator(kriging=False).fit(data).predict()
+    data.x = torch.cat([truth, torch.full_like(truth, 2.0)], 1)
+    fitted = GraphInterpolator(kriging=False).fit(data)
+    out = fitted.predict()
+    torch.testing.assert_close(out[:, 1], data.x[:, 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(out[:, :1], alone, atol=1e-3, rtol=0)
+    low, high = fitted.predict_interval()
+    assert low.isfinite().all() and bool((low <= high).all())
+
+
+def test_all_points_at_two_places():
+    pos = torch.arange(20.0).remainder(2).unsqueeze(1)
+    x = pos.double() * 3 + 1
+    data = Data(x=x, pos=pos, mask=torch.arange(20) < 6)
+    out = GraphInterpolator().fit(data).predict()
+    torch.testing.assert_close(out, x)
+    everywhere = Data(x=x, pos=torch.zeros(20, 1), mask=data.mask)
+    with pytest.raises(ValueError, match='more than one place'):
+        GraphInterpolator().fit(everywhere)

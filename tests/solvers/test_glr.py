@@ -1,9 +1,14 @@
+import sys
 import warnings
 
+import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
+from scipy.sparse.linalg import spsolve
 from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.data import Batch, Data
+from torch_geometric.testing import withPackage
 
 from pyg_unroll import GLRConv, KNNGraph, Topology
 from pyg_unroll.solvers import ConvergenceWarning, SolverResult, glr
@@ -14,6 +19,7 @@ from tests.oracles import (
     grid_graph,
     random_graph,
     relative_error,
+    sparse_laplacian,
     spsolve_glr,
 )
 
@@ -372,3 +378,153 @@ def test_weights_of_several_heads():
     x, edge_index, weight, mask = small()
     with pytest.raises(ValueError, match=r'2 heads.*solve for each'):
         glr(x, edge_index, weight.unsqueeze(1).expand(-1, 2), mask)
+
+
+@withPackage('pyamg')
+@pytest.mark.parametrize('name', ['grid', 'knn'])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
+def test_multigrid_against_spsolve(name, dtype):
+    edge_index, weight, num_nodes = GRAPHS[name]()
+    x = torch.randn(num_nodes, 1, dtype=torch.float64) + 2
+    mask = torch.rand(num_nodes, 1) < 0.01
+    lost = unreachable_nodes(edge_index, num_nodes, mask)
+    mask = mask | lost
+    x, weight = x.to(dtype), weight.to(dtype)
+    result = glr(x, edge_index, weight, mask, tol=1e-12, preconditioner='amg')
+    exact = spsolve_glr(x, edge_index, weight, mask)
+    assert result.converged and result.residual <= 1e-12
+    assert result.x.dtype == dtype
+    limit = 1e-9 if dtype == torch.float64 else 1e-5
+    assert relative_error(result.x, exact) <= limit
+    assert torch.equal(result.x[mask], x[mask])
+    plain = glr(x, edge_index, weight, mask, tol=1e-12)
+    assert result.num_steps < plain.num_steps / 2
+
+
+def unreachable_nodes(edge_index, num_nodes, mask):
+    """Components without a known node, by SciPy."""
+    row, col = edge_index.numpy()
+    ones = np.ones(len(row))
+    graph = sp.coo_array((ones, (row, col)), shape=(num_nodes, num_nodes))
+    _, label = sp.csgraph.connected_components(graph)
+    seen = np.isin(label, label[mask[:, 0].numpy()])
+    return torch.from_numpy(~seen).unsqueeze(1)
+
+
+@withPackage('pyamg')
+def test_multigrid_of_several_masks_and_confidences():
+    x, edge_index, weight, mask = small(num_nodes=60, features=4)
+    mask[:, 3] = mask[:, 0]
+    kwargs = {'tol': 1e-12, 'preconditioner': 'amg'}
+    out = glr(x, edge_index, weight, mask, **kwargs).x
+    assert_same(out, dense_glr(x, edge_index, weight, mask))
+    c = torch.rand(60, 4).double() + 0.5
+    kwargs |= {'mu': 3.0, 'fidelity': 'soft'}
+    for known, confidence in [(None, None), (mask, c), (mask[:, 0], c[:, 0])]:
+        total = torch.ones_like(x) if confidence is None else c
+        if known is not None:
+            total = known.view(60, -1) * confidence.view(60, -1)
+        out = glr(
+            *(x, edge_index, weight, known), confidence=confidence, **kwargs
+        ).x
+        expected = dense_proximal(x, edge_index, weight, total, 3.0)
+        assert_same(out, expected)
+
+
+@withPackage('pyamg')
+def test_gradients_with_multigrid():
+    x, edge_index, weight, mask = small(num_nodes=30)
+    c = torch.rand(30, 2).double() + 0.5
+    results = []
+    for preconditioner in ('jacobi', 'amg'):
+        arguments = [y.clone().requires_grad_() for y in (x, weight, c)]
+        x_, weight_, c_ = arguments
+        kwargs = {'tol': 1e-13, 'preconditioner': preconditioner}
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore', ConvergenceWarning)
+            hard = glr(x_, edge_index, weight_, mask, **kwargs).x
+            soft = glr(
+                *(x_, edge_index, weight_, mask),
+                confidence=c_,
+                fidelity='soft',
+                **kwargs,
+            ).x
+            loss = (hard.square() + soft.square()).sum()
+            first = torch.autograd.grad(loss, arguments, create_graph=True)
+            again = sum(grad.square().sum() for grad in first)
+            results.append((*first, *torch.autograd.grad(again, arguments)))
+    for plain, multigrid in zip(*results, strict=True):
+        torch.testing.assert_close(multigrid, plain, rtol=1e-7, atol=1e-9)
+
+
+@withPackage('pyamg')
+def test_multigrid_is_deterministic_and_refuses_what_it_cannot():
+    x, edge_index, weight, mask = small(num_nodes=200)
+    outs = [
+        glr(x, edge_index, weight, mask, tol=1e-4, preconditioner='amg').x
+        for _ in range(2)
+    ]
+    assert torch.equal(*outs)
+    with pytest.raises(ValueError, match="'jacobi' with 'order=2'"):
+        glr(x, edge_index, weight, mask, order=2, preconditioner='amg')
+    with pytest.raises(ValueError, match="'preconditioner' must be 'jacobi'"):
+        glr(x, edge_index, weight, mask, preconditioner='ilu')
+
+
+def test_multigrid_without_pyamg(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pyamg', None)
+    x, edge_index, weight, mask = small()
+    with pytest.raises(ImportError, match=r'pyg_unroll\[amg\]'):
+        glr(x, edge_index, weight, mask, preconditioner='amg')
+
+
+@withPackage('pyamg')
+def test_multigrid_of_isolated_nodes():
+    edge_index = torch.tensor([[0, 1], [1, 0]])
+    x = torch.tensor([[1.0], [3.0], [7.0]])
+    out = glr(x, edge_index, preconditioner='amg').x  # all are noisy
+    assert_same(out, torch.tensor([[5 / 3], [7 / 3], [7.0]]))
+
+
+@pytest.mark.parametrize('preconditioner', ['jacobi', 'amg'])
+def test_points_in_random_order(preconditioner):
+    # Large enough to be renumbered; a soft mask, and derivatives.
+    if preconditioner == 'amg':
+        pytest.importorskip('pyamg')
+    count = 2**15 + 5
+    data = KNNGraph(4)(Data(pos=torch.rand(count, 2)))
+    topology = KNNGraph(4).topology(data)
+    weight = topology.directed_weight(torch.rand(topology.num_edges) + 0.1)
+    weight = weight.double().requires_grad_()
+    x = torch.randn(count, 2).double().requires_grad_()
+    kwargs = {'tol': 1e-11, 'preconditioner': preconditioner}
+    mask = torch.rand(count) < 0.3
+    with torch.inference_mode():  # what is remembered serves training, too
+        glr(x, data.edge_index, weight, mask, fill=0.0, tol=1.0)
+    out = glr(x, data.edge_index, weight, mask, fill=0.0, **kwargs).x
+    lost = unreachable_nodes(data.edge_index, count, mask.unsqueeze(1))[:, 0]
+    assert bool((out[lost] == 0).all())
+    assert torch.equal(out[mask], x[mask])
+    held = torch.where(lost.unsqueeze(1), 0, x.detach())
+    known = mask | lost
+    exact = spsolve_glr(held, data.edge_index, weight.detach(), known)
+    assert relative_error(out, exact) < 1e-9
+    # d <g, x> / dw_ij = -(x_i - x_j) (a_i - a_j), with the adjoint a.
+    target = torch.randn(count, 2).double()
+    grads = torch.autograd.grad((out * target).sum(), [x, weight])
+    matrix = sparse_laplacian(data.edge_index, weight.detach(), count)
+    free = (~known).numpy()
+    inner = matrix[free][:, free].tocsc()
+    adjoint = np.zeros((count, 2))
+    adjoint[free] = spsolve(inner, target.numpy()[free])
+    row, col = data.edge_index
+    adjoint = torch.from_numpy(adjoint)
+    expected = -((adjoint[row] - adjoint[col]) * (exact[row] - exact[col]))
+    # Half of it in each direction.
+    torch.testing.assert_close(
+        grads[1], expected.sum(1) / 2, rtol=1e-6, atol=1e-7
+    )
+    right = target - torch.from_numpy(matrix @ adjoint.numpy())
+    torch.testing.assert_close(
+        grads[0][mask], right[mask], rtol=1e-6, atol=1e-7
+    )

@@ -20,7 +20,7 @@ from torch_geometric.utils import (
     to_undirected,
 )
 
-from pyg_unroll import InterpolateFeatures
+from pyg_unroll import InterpolateFeatures, KNNGraph
 from pyg_unroll.solvers import ConvergenceWarning
 from pyg_unroll.testing import (
     assert_batch_equals_loop,
@@ -565,3 +565,15 @@ def test_heterogeneous_data():
     for wrong in (data, Batch.from_data_list([data, data])):
         with pytest.raises(ValueError, match=r'homogeneous.*each node type'):
             transform(wrong)
+
+
+def test_one_known_node_and_duplicate_points():
+    pos = torch.rand(N, 2).repeat(2, 1)
+    data = KNNGraph(3)(Data(x=torch.randn(2 * N, F), pos=pos))
+    data.missing_mask = torch.arange(2 * N) != 5
+    data.edge_index = torch.cat(  # a path, lest a component be lost
+        [data.edge_index, torch.stack([torch.arange(39), torch.arange(1, 40)])],
+        1,
+    )
+    out = InterpolateFeatures('missing_mask', tol=1e-10)(data).x
+    torch.testing.assert_close(out, data.x[5].expand(2 * N, F))

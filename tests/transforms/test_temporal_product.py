@@ -12,6 +12,7 @@ from torch_geometric.utils import to_torch_csr_tensor
 
 from pyg_unroll import (
     GLRConv,
+    KNNGraph,
     MahalanobisGraph,
     TemporalProduct,
     Topology,
@@ -351,3 +352,61 @@ def test_wrong_data():
         from_product(data)
     with pytest.raises(ValueError, match=r"'x' must have shape \[54\]"):
         from_product(transform(data), data.x)
+
+
+def fill(data, **kwargs):
+    """The documented recipe."""
+    graph = TemporalProduct()(data)
+    out = solvers.glr(
+        *(graph.x, graph.edge_index, graph.edge_weight, graph.mask), **kwargs
+    )
+    return from_product(graph, out.x)[..., 0]
+
+
+def test_sensors_that_nothing_joins_to_a_known_reading():
+    data = sensors(num_nodes=4)
+    data.mask = torch.rand(4, STEPS) < 0.5
+    data.mask[0, 0] = True
+    both = Data(
+        x=torch.cat([data.x, data.x]),
+        edge_index=torch.cat([data.edge_index, data.edge_index + 4], 1),
+        mask=torch.cat([data.mask, torch.zeros(4, STEPS).bool()]),
+    )
+    with pytest.raises(ValueError, match=rf'{4 * STEPS} node\(s\) \(36, 37'):
+        fill(both)
+    out = fill(both, fill='mean')
+    torch.testing.assert_close(
+        out[4:], data.x[data.mask].mean().expand(4, STEPS)
+    )
+    # A sensor or a time without readings is no component of its own.
+    data.mask[1], data.mask[:, 4] = False, False
+    assert fill(data).isfinite().all()
+
+
+def test_one_reading_constants_and_nan():
+    data = sensors()
+    data.mask = torch.zeros(N, STEPS).bool()
+    data.mask[2, 3] = True
+    data.x = torch.where(data.mask, data.x, torch.nan)
+    expected = data.x[2, 3].expand(N, STEPS)
+    torch.testing.assert_close(fill(data), expected)
+    constant = sensors()
+    constant.x = torch.full((N, STEPS), 3.0).double()
+    constant.mask = data.mask
+    torch.testing.assert_close(fill(constant), constant.x)
+    data.mask[1, 1] = True  # but NaN
+    with pytest.raises(ValueError, match='finite where it is known'):
+        fill(data)
+    data.mask[:] = False
+    with pytest.raises(ValueError, match='no known entry'):
+        fill(data)
+
+
+def test_duplicate_positions():
+    pos = torch.rand(N, 2).repeat(2, 1)
+    data = KNNGraph(3)(Data(x=torch.randn(2 * N, STEPS), pos=pos))
+    data.mask = torch.rand(2 * N, STEPS) < 0.5
+    data.mask[:, 0] = True
+    out = fill(data)
+    assert out.isfinite().all()
+    assert torch.equal(out[data.mask], data.x[data.mask])

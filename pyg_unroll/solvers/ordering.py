@@ -1,0 +1,66 @@
+"""Neighbours brought near each other in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import reverse_cuthill_mckee
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from pyg_unroll.graph import Topology
+
+# Smaller signals fit in a cache as they are.
+LEAST_NODES = 2**15
+
+# Orders by topology, for repeated solves. Entries die with their key.
+_CACHE: Any = WeakIdKeyDictionary()
+
+
+def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
+    r"""Renumbers the nodes of a large graph whose neighbours lie far apart.
+
+    On the CPU, where a step on points in random order waits for memory: with
+    a million points and eight neighbours, the reverse Cuthill-McKee order
+    makes it seven times as fast, and costs as much as twenty slow ones.
+
+    Args:
+        topology (Topology): The graph.
+
+    Returns:
+        The renumbered graph, the old number of each of its nodes :math:`(N)`
+        and of each of its edges :math:`(E)`; :obj:`None` if its order will do.
+    """
+    if topology in _CACHE:
+        return _CACHE[topology]
+    size = topology.num_nodes
+    if size < LEAST_NODES or topology.grid or topology.device.type != 'cpu':
+        return None
+    # The mean distance is a third of the size in random order.
+    distance = topology.dst - topology.src
+    if not distance.numel() or float(distance.double().mean()) < size / 30:
+        return None
+    # Tensors made in inference mode could not be used for training later.
+    with torch.inference_mode(False):
+        found = _renumber(topology)
+    _CACHE[topology] = found
+    return found
+
+
+def _renumber(topology: Topology) -> tuple[Topology, Tensor, Tensor]:
+    size, col = topology.num_nodes, topology.col.numpy()
+    graph = csr_matrix(
+        (np.ones(len(col), np.int8), col, topology.rowptr.numpy()),
+        shape=(size, size),
+    )
+    order = reverse_cuthill_mckee(graph, symmetric_mode=True)
+    node = torch.from_numpy(order.astype(np.int64))
+    number = torch.empty_like(node)
+    number[node] = torch.arange(size)
+    src, dst = number[topology.src.long()], number[topology.dst.long()]
+    src, dst = torch.minimum(src, dst), torch.maximum(src, dst)
+    edge = (src * size + dst).argsort()
+    return Topology.from_pairs(src[edge], dst[edge], size), node, edge
