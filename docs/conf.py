@@ -27,7 +27,7 @@ exclude_patterns = ['_build']
 html_theme = 'furo'
 html_title = f'pyg_unroll {release}'
 html_static_path = ['_static']
-html_css_files = ['tables.css']
+html_css_files = ['pages.css']
 html_show_copyright = False
 copybutton_prompt_text = r'>>> |\.\.\. |\$ '
 copybutton_prompt_is_regexp = True
@@ -70,5 +70,5 @@ if os.environ.get('DOCS_ONLINE'):
     }
 else:
     nitpick_ignore_regex.append(
-        ('py:.*', r'(torch|torch_geometric|torch_sparse|pathlib)(\..*)?')
+        ('py:.*', r'(torch|torch_geometric|torch_sparse|pandas|pathlib)(\..*)?')
     )
