@@ -46,6 +46,10 @@ _TYPES = {
     'EdgeIndex': 'torch_geometric.EdgeIndex',
     'SparseTensor': 'torch_sparse.SparseTensor',
     'Topology': 'pyg_unroll.graph.Topology',
+    'GLRConv': 'pyg_unroll.nn.GLRConv',
+    'GTVConv': 'pyg_unroll.nn.GTVConv',
+    'UnrolledGLR': 'pyg_unroll.nn.UnrolledGLR',
+    'UnrolledGTV': 'pyg_unroll.nn.UnrolledGTV',
     'Path': 'pathlib.Path',
 }
 napoleon_type_aliases = {
@@ -56,7 +60,8 @@ napoleon_type_aliases = {
 # become links if their inventories may be fetched: DOCS_ONLINE=1 make docs
 nitpick_ignore_regex = [
     ('py:obj', '(?s).*'),
-    ('py:class', r'callable|LaplacianSystem|MaskedSignal|.*[\[\]].*'),
+    ('py:class', r'callable|[sS]equence|matplotlib axes|.*[\[\]].*'),
+    ('py:class', 'LaplacianSystem|MaskedSignal'),
 ]
 if os.environ.get('DOCS_ONLINE'):
     extensions.append('sphinx.ext.intersphinx')

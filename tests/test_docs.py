@@ -1,6 +1,7 @@
 """The examples of README and docstrings; pytest itself runs those of docs/."""
 
 import doctest
+import importlib
 import re
 from pathlib import Path
 
@@ -30,3 +31,16 @@ def test_readme_runs():
 def test_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize(
+    'package',
+    ['data', 'estimators', 'nn', 'ops', 'solvers', 'transforms'],
+)
+def test_api_reference_is_complete(package):
+    pages = (README.parent / 'docs' / 'api').glob('*.rst')
+    text = '\n'.join(page.read_text() for page in pages)
+    described = set(re.findall(r'^\.\. (?:auto|py:)\w+:: (\S+)', text, re.M))
+    described = {name.rpartition('.')[2] for name in described}
+    public = importlib.import_module(f'pyg_unroll.{package}').__all__
+    assert set(public) <= described, set(public) - described
