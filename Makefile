@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv, once.
 #   make demo    demosaic a photograph and write demosaic.png
 #   make test    run the tests
+#   make docs    build the documentation in docs/_build
 #   make bench   measure speed and memory; ARGS='--device cuda' on a GPU
 # Other builds of PyTorch: make test TORCH='torch==2.8.0'
 
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
 STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo test test-sparse lint format bench clean
+.PHONY: setup demo docs test test-sparse lint format bench clean
 
 setup: $(STAMP)-dev
 
@@ -26,6 +27,10 @@ $(STAMP): pyproject.toml
 
 $(STAMP)-dev: $(STAMP)
 	@$(PIP) install -e '.[dev]'
+	@touch $@
+
+$(STAMP)-docs: $(STAMP)
+	@$(PIP) install -e '.[docs]'
 	@touch $@
 
 # These two are compiled from source against the torch in the environment.
@@ -43,6 +48,10 @@ test: $(STAMP)-dev
 test-sparse: $(STAMP)-sparse
 	@$(BIN)/python -m pytest
 
+docs: $(STAMP)-docs
+	@$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
+	@echo 'Wrote docs/_build/index.html'
+
 lint: $(STAMP)-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -58,4 +67,4 @@ bench: $(STAMP)-dev
 	@$(BIN)/python benchmarks/scaling.py --write $(ARGS)
 
 clean:
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -60,10 +60,11 @@ def resolve_graph(
         edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology): An
             undirected graph: :math:`(2, 2E)` indices, a sparse
             :math:`(N, N)` adjacency matrix (whose values are the weights if
-            :obj:`edge_weight` is :obj:`None`), or a :class:`Topology`.
+            :obj:`edge_weight` is :obj:`None`), or a
+            :class:`~pyg_unroll.graph.Topology`.
         edge_weight (torch.Tensor or None): Symmetric, non-negative weights,
-            :math:`(2E)` or :math:`(2E, H)`; with a :class:`Topology`,
-            :math:`(E)` or :math:`(E, H)`. All ones if :obj:`None`.
+            :math:`(2E)` or :math:`(2E, H)`; with a topology, :math:`(E)` or
+            :math:`(E, H)`. All ones if :obj:`None`.
         num_nodes (int): Number of nodes.
         dtype (torch.dtype): Type that the weights are converted to.
         validate_args (bool, optional): Check the values of indices and

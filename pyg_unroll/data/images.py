@@ -60,7 +60,8 @@ def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
 
     Raises:
         ValueError: If sizes do not fit, or the images of a batch differ in
-            size (take it apart with :meth:`Batch.to_data_list` then).
+            size (take it apart with
+            :meth:`~torch_geometric.data.Batch.to_data_list` then).
     """
     x = data.x if x is None else x
     if not isinstance(x, Tensor) or x.dim() != 2:

@@ -211,7 +211,7 @@ class GraphInterpolator:
 
     @property
     def report(self) -> dict[str, float]:
-        """The blend: mean weight of each candidate over the components."""
+        """The blend, as the mean weight of each candidate."""
         blends = [blend for fit in self._fits for blend in fit.blends]
         total: dict[str, float] = {}
         for blend in blends:

@@ -231,7 +231,8 @@ def from_product(data: Data, x: Tensor | None = None) -> Tensor:
     Raises:
         ValueError: If the data is no such product, the shape of the signals
             does not fit, or the examples of a batch differ in their number of
-            times (take it apart with :meth:`Batch.to_data_list` then).
+            times (take it apart with
+            :meth:`~torch_geometric.data.Batch.to_data_list` then).
     """
     x = data.x if x is None else x
     if data.get('num_time_steps') is None:

@@ -79,7 +79,7 @@ class GTVConv(SmoothnessConv):
         checkpoint (bool, optional): Keep nothing of the inner steps but
             their start, and run them again instead: less memory for more
             time. The dual variable is never kept for the derivative, but
-            computed again (see :class:`~pyg_unroll.ops.replay.DualReplay`).
+            computed again (see :obj:`pyg_unroll.ops.replay.DualReplay`).
             (default: :obj:`False`)
         validate_args (bool, optional): Check the values of the inputs: finite
             signal, non-negative and symmetric weights. Costs a pass over the

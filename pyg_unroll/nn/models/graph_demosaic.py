@@ -39,7 +39,7 @@ class GraphDemosaic(torch.nn.Module):
     :math:`B - G` where they could not interpolate :math:`R` and :math:`B`:
 
     1. A green guide :math:`g` by directional filters
-       (:func:`~pyg_unroll.nn.models.directional_green.directional_green`);
+       (:obj:`pyg_unroll.nn.models.directional_green`);
        for X-Trans, by a graph layer on the pixel grid.
     2. A layer smooths the colour differences :math:`d` to :math:`z` on the
        graph of :math:`(g, d_R, d_B)`. Green is corrected by it at red and blue

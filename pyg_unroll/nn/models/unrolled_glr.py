@@ -35,8 +35,9 @@ class UnrolledGLR(UnrolledNet):
             known, started by a pyramid).
             (default: :obj:`'image'`)
         pos_channels (int, optional): Number of coordinates of a point, best
-            scaled to unit size (:class:`~torch_geometric.transforms.
-            NormalizeScale`). (default: :obj:`2`)
+            scaled to unit size by
+            :class:`~torch_geometric.transforms.NormalizeScale`.
+            (default: :obj:`2`)
         num_blocks (int, optional): Number of blocks. (default: :obj:`2`)
         num_steps (int, optional): Steps of each layer.
             (default: :obj:`8`)

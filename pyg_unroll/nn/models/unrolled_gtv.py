@@ -37,8 +37,9 @@ class UnrolledGTV(UnrolledNet):
             known, started by a pyramid).
             (default: :obj:`'image'`)
         pos_channels (int, optional): Number of coordinates of a point, best
-            scaled to unit size (:class:`~torch_geometric.transforms.
-            NormalizeScale`). (default: :obj:`2`)
+            scaled to unit size by
+            :class:`~torch_geometric.transforms.NormalizeScale`.
+            (default: :obj:`2`)
         num_blocks (int, optional): Number of blocks. (default: :obj:`2`)
         num_iters (int, optional): Iterations of each layer.
             (default: :obj:`4`)
