@@ -30,7 +30,7 @@ class TemporalInterpolator:
     the times before and after.
 
     Readings less their sensor's level are smooth on the product of the sensor
-    graph and time (:class:`~pyg_unroll.TemporalProduct`):
+    graph and time (:class:`~pyg_unroll.transforms.TemporalProduct`):
 
     .. math::
         \arg\min_{\mathbf{Z}} \sum_{\textrm{known}} (z_{it} - y_{it})^2 + \mu
@@ -76,7 +76,7 @@ class TemporalInterpolator:
     def fit(self, data: Data) -> Self:
         """Chooses the weights from what is known.
 
-        Afterwards, :attr:`report` holds the weight of time, the noise, and
+        Afterwards, :obj:`report` holds the weight of time, the noise, and
         the error of held-out readings (RMSE, NaN if too few are known).
 
         Args:
