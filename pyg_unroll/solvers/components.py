@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
@@ -22,6 +20,10 @@ def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
     Returns:
         Boolean :math:`(N, F)`.
     """
+    # Late, as parts of SciPy take longer to load than all of the package.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     edges = weight > 0
     src = topology.src[edges].cpu().numpy()
     dst = topology.dst[edges].cpu().numpy()
