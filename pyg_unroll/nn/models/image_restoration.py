@@ -90,7 +90,7 @@ class ImageRestoration(Storage):
         """Runs the layer; returns the estimate and what to pass on."""
 
     def _blocks(self) -> list[UnrolledBlock]:
-        return cast(list[UnrolledBlock], list(self.blocks))
+        return cast('list[UnrolledBlock]', list(self.blocks))
 
     def _scene_reader(self) -> SceneReader:
         if self.reader is None:
