@@ -119,6 +119,10 @@ def spsolve_glr(x, edge_index, edge_weight, mask):
     for f in range(out.shape[1]):
         known = mask[:, f]
         system = matrix[~known][:, ~known].tocsc()
+        # SuperLU takes no others; SciPy 1.11 does not convert them.
+        system.indices, system.indptr = (
+            index.astype(np.intc) for index in (system.indices, system.indptr)
+        )
         right = -matrix[~known][:, known] @ out[known, f]
         out[~known, f] = spsolve(system, right)
     return torch.from_numpy(out)
