@@ -3,40 +3,44 @@
 #   make test    run the tests
 #   make docs    build the documentation in docs/_build
 #   make bench   measure speed and memory; ARGS='--device cuda' on a GPU
+#   make dist    build the sdist and the wheel
+#   make smoke   try the wheel in a new environment without extras
+#   make test-oldest   run the tests with the oldest releases of all packages
 # Other builds of PyTorch: make test TORCH='torch==2.8.0'
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip -qq --disable-pip-version-check
+PIP := python -m pip -qq --disable-pip-version-check
 STAMP := $(VENV)/.torch-$(shell echo '$(TORCH)' | cksum | cut -d' ' -f1)
 
-.PHONY: setup demo docs test test-sparse lint format bench clean
+.PHONY: setup demo docs test test-sparse test-oldest lint format bench \
+	dist smoke clean
 
 setup: $(STAMP)-dev
 
 $(STAMP): pyproject.toml
 	@echo 'Setting up $(VENV) (a few minutes the first time) ...'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) install --upgrade pip setuptools wheel
-	@$(PIP) install '$(TORCH)'
-	@$(PIP) install -e '.[images,viz]' 'numba>=0.61'
+	@$(BIN)/$(PIP) install --upgrade pip setuptools wheel
+	@$(BIN)/$(PIP) install '$(TORCH)'
+	@$(BIN)/$(PIP) install -e '.[images,viz]' 'numba>=0.61'
 	@rm -f $(VENV)/.torch-*
 	@touch $@
 
 $(STAMP)-dev: $(STAMP)
-	@$(PIP) install -e '.[dev]'
+	@$(BIN)/$(PIP) install -e '.[dev]'
 	@touch $@
 
 $(STAMP)-docs: $(STAMP)
-	@$(PIP) install -e '.[docs]'
+	@$(BIN)/$(PIP) install -e '.[docs]'
 	@touch $@
 
 # These two are compiled from source against the torch in the environment.
 $(STAMP)-sparse: $(STAMP)-dev
 	@echo 'Compiling torch-scatter and torch-sparse (up to half an hour) ...'
-	@$(PIP) install --no-build-isolation -e '.[sparse]'
+	@$(BIN)/$(PIP) install --no-build-isolation -e '.[sparse]'
 	@touch $@
 
 demo: $(STAMP)
@@ -52,6 +56,19 @@ docs: $(STAMP)-docs
 	@$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build
 	@echo 'Wrote docs/_build/index.html'
 
+# An environment of its own; Python 3.11 or 3.12, for which there are wheels.
+OLDEST := .venv-oldest
+
+$(OLDEST)/.stamp: pyproject.toml .ci/oldest.txt
+	@echo 'Setting up $(OLDEST) (a few minutes the first time) ...'
+	@test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/$(PIP) install --upgrade pip setuptools wheel
+	@$(OLDEST)/bin/$(PIP) install -e '.[dev]' -c .ci/oldest.txt
+	@touch $@
+
+test-oldest: $(OLDEST)/.stamp
+	@$(OLDEST)/bin/python -m pytest
+
 lint: $(STAMP)-dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -66,5 +83,17 @@ bench: $(STAMP)-dev
 	@$(BIN)/python benchmarks/layers.py --write $(ARGS)
 	@$(BIN)/python benchmarks/scaling.py --write $(ARGS)
 
+# The wheel is made from the sdist.
+dist: $(STAMP)-dev
+	@rm -rf build dist
+	@$(BIN)/python -m build --no-isolation --outdir dist . > /dev/null
+
+SMOKE := .venv-smoke
+
+smoke: dist
+	@$(PYTHON) -m venv --clear $(SMOKE)
+	@$(SMOKE)/bin/$(PIP) install '$(TORCH)' dist/*.whl
+	@cd $(SMOKE) && bin/python -I '$(CURDIR)/.ci/smoke.py'
+
 clean:
-	@rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(OLDEST) $(SMOKE) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -1,5 +1,7 @@
 """Graph-smoothness solvers, unrolled into PyTorch Geometric layers."""
 
+from importlib.metadata import PackageNotFoundError, version
+
 from pyg_unroll import ops, solvers
 from pyg_unroll.data import (
     cfa_mask,
@@ -26,7 +28,10 @@ from pyg_unroll.transforms import (
     from_product,
 )
 
-__version__ = '0.1.0'
+try:
+    __version__ = version('pyg_unroll')
+except PackageNotFoundError:  # on the path, but not installed
+    __version__ = 'unknown'
 
 __all__ = [
     'GLRConv',

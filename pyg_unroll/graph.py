@@ -89,8 +89,9 @@ class Topology:
     @property
     def operands(self) -> tuple[list[Tensor], list[int]]:
         """The same as registered operators take it: tensors and numbers."""
+        *tensors, grid = self.arrays
         # PyTorch takes an empty list for one of tensors, hence the zero.
-        return list(self.arrays[:6]), list(self.grid) or [0]
+        return tensors, list(grid) or [0]
 
     @property
     def edge_index(self) -> Tensor:

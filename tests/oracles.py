@@ -108,7 +108,7 @@ def sparse_laplacian(edge_index, edge_weight, num_nodes):
         (edge_weight.double().numpy(), (row, col)),
         shape=(num_nodes, num_nodes),
     ).tocsr()
-    return (sp.diags_array(adjacency.sum(1)) - adjacency).tocsr()
+    return (sp.csr_array(sp.diags(adjacency.sum(1))) - adjacency).tocsr()
 
 
 def spsolve_glr(x, edge_index, edge_weight, mask):
@@ -119,6 +119,10 @@ def spsolve_glr(x, edge_index, edge_weight, mask):
     for f in range(out.shape[1]):
         known = mask[:, f]
         system = matrix[~known][:, ~known].tocsc()
+        # SuperLU takes no others; SciPy 1.11 does not convert them.
+        system.indices, system.indptr = (
+            index.astype(np.intc) for index in (system.indices, system.indptr)
+        )
         right = -matrix[~known][:, known] @ out[known, f]
         out[~known, f] = spsolve(system, right)
     return torch.from_numpy(out)
@@ -149,7 +153,7 @@ def linprog_gtv(x, edge_index, edge_weight, mask):
     incidence, weight = _one_direction(edge_index, edge_weight, x.size(0))
     count, num_nodes = incidence.shape
     mask = mask.view(num_nodes, -1).expand_as(x).numpy()
-    eye = sp.eye_array(count)
+    eye = sp.csr_array(sp.eye(count))
     matrix = sp.hstack([incidence, -eye, eye]).tocsr()
     cost = np.concatenate([np.zeros(num_nodes), weight, weight])
     optimum = []
@@ -176,7 +180,7 @@ def dual_gtv_proximal(y, edge_index, edge_weight, confidence, mu):
     a least-squares problem in a box.
     """
     incidence, weight = _one_direction(edge_index, edge_weight, y.size(0))
-    push = mu / 2 * (incidence.T @ sp.diags_array(weight)).toarray()
+    push = mu / 2 * (incidence.T @ sp.csr_array(sp.diags(weight))).toarray()
     c = confidence.double().view(y.size(0), -1).expand_as(y).numpy()
     columns = []
     for f in range(y.size(1)):

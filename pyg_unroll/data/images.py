@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
@@ -74,8 +76,8 @@ def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
             "'data' has no 'height' and 'width' of an image; make it with "
             "'pyg_unroll.image_to_data'"
         )
-    heights = torch.as_tensor(data.height).view(-1).tolist()
-    widths = torch.as_tensor(data.width).view(-1).tolist()
+    heights = _per_image(data.height)
+    widths = _per_image(data.width)
     if len(set(zip(heights, widths, strict=True))) != 1:
         raise ValueError(
             "'data' holds images of different sizes; take it apart with "
@@ -89,6 +91,14 @@ def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
         )
     images = x.view(count, height, width, -1).permute(0, 3, 1, 2)
     return images if isinstance(data, Batch) else images[0]
+
+
+def _per_image(size: Any) -> list[int]:
+    """Height or width of each image."""
+    # PyTorch 2.6 does not trace a number's way through a tensor.
+    if isinstance(size, int):
+        return [size]
+    return torch.as_tensor(size).view(-1).tolist()
 
 
 def pixel_positions(height: int, width: int, device: torch.device) -> Tensor:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 from torch import Tensor
 
 from pyg_unroll.estimators.candidates import (
@@ -200,6 +199,8 @@ def _weights(guesses: Tensor, target: Tensor) -> Tensor:
         guesses (torch.Tensor): Held-out predictions :math:`(K, F, C)`.
         target (torch.Tensor): What was known :math:`(K, F)`.
     """
+    from scipy.optimize import nnls  # late: slow to load
+
     count, features, candidates = guesses.shape
     error = (guesses - target.unsqueeze(-1)).square().mean((0, 1)).min()
     size = _RIDGE * features * error.clamp(min=1e-12)

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from scipy.spatial import KDTree
 from torch import Tensor
 
 SMOOTHNESS = (0.5, 1.5, 2.5)
@@ -212,6 +211,8 @@ def _squared(a: Tensor, b: Tensor) -> Tensor:
 
 def _nearest(points: Tensor, query: Tensor, count: int) -> Tensor:
     """Indices `[M, K]` of the nearest points."""
+    from scipy.spatial import KDTree  # late: slow to load
+
     count = min(count, points.size(0))
     tree = KDTree(points.detach().numpy())
     _, near = tree.query(query.detach().numpy(), k=[*range(1, count + 1)])

@@ -6,11 +6,16 @@ import warnings
 from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any
+from typing import Any, List, TypeAlias  # noqa: UP035
 
 from torch import Tensor
 
 from pyg_unroll.graph import Arrays
+
+# Lists among the operands of registered operators: PyTorch 2.6 knows them by
+# these names only, and no annotations that are strings.
+Tensors: TypeAlias = List[Tensor]  # noqa: UP006
+Ints: TypeAlias = List[int]  # noqa: UP006
 
 # By type of device: our module, and the package that it needs.
 _BACKENDS = {'cpu': ('cpu', 'numba'), 'cuda': ('cuda', 'triton')}

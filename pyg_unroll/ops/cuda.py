@@ -18,6 +18,7 @@ from torch import Tensor
 from pyg_unroll.graph import Arrays
 from pyg_unroll.ops import cuda_kernels as kernels
 from pyg_unroll.ops import cuda_steps as steps
+from pyg_unroll.ops.reference import accumulate_type
 
 # Numbers of a tile: a few for each of the 128 threads of four warps.
 _TILE = 1024
@@ -50,11 +51,7 @@ class _Launch:
         self.firsts = range(0, features, block_f)
         self.head_blocks = triton.cdiv(heads, block_h)
         self.device_of = tensors[0]
-        self.accumulate = (
-            torch.float64
-            if tensors[0].dtype == torch.float64
-            else torch.float32
-        )
+        self.accumulate = accumulate_type(tensors[0].dtype)
         is_wide = max(tensor.numel() for tensor in tensors) >= 2**31
         is_double = self.accumulate == torch.float64
         self.meta = {
@@ -259,11 +256,11 @@ def admm_step(
     """See :func:`.reference.admm_step`."""
     weight, x, dual = _contiguous(weight, x, dual)
     scalars = _contiguous(rho_previous, rho, relaxation)
-    residual, new_dual = torch.empty_like(x), torch.empty_like(dual)
+    b, new_dual = torch.empty_like(x), torch.empty_like(dual)
     launch = _Launch(*x.shape, x, dual)
-    arrays = (weight, x, dual, *scalars, residual, new_dual)
+    arrays = (weight, x, dual, *scalars, b, new_dual)
     launch(steps.admm_step, *_csr(graph), *arrays)
-    return residual, new_dual
+    return b, new_dual
 
 
 def admm_step_backward(
@@ -274,12 +271,12 @@ def admm_step_backward(
     rho_previous: Tensor,
     rho: Tensor,
     relaxation: Tensor,
-    grad_residual: Tensor,
+    grad_b: Tensor,
     grad_dual: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See :func:`.reference.admm_step_backward`."""
     weight, x, dual = _contiguous(weight, x, dual)
-    grads = _contiguous(grad_residual, grad_dual)
+    grads = _contiguous(grad_b, grad_dual)
     scalars = _contiguous(rho_previous, rho, relaxation)
     launch = _Launch(*x.shape, x, dual)
     grad_x, grad_old_dual = torch.empty_like(x), torch.empty_like(dual)

@@ -171,7 +171,7 @@ def log_degree(
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """See :func:`.cuda.log_degree`."""
+    """See :func:`.reference.log_degree`."""
     row, inside = rows_of(num_nodes, BLOCK)
     start, count = entries_of(rowptr, row, inside)
     _, head, lanes = lanes_of(0, features, HEADS, BF, BH)
@@ -214,7 +214,7 @@ def log_degree_backward(
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """See :func:`.cuda.log_degree_backward`."""
+    """See :func:`.reference.log_degree_backward`."""
     edge, inside = rows_of(num_edges, BLOCK)
     _, head, lanes = lanes_of(0, features, HEADS, BF, BH)
     mask = inside[:, None] & lanes

@@ -190,8 +190,8 @@ def cg_step_backward(
 
 
 @triton.jit
-def _shrink(difference, w, dual, rho_previous, rho, relaxation):
-    """The steps of ADMM on an edge: flow, p, s, shrunk and target."""
+def _edge_state(difference, w, dual, rho_previous, rho, relaxation):
+    """What ADMM computes along one edge: see :func:`.reference.admm_step`."""
     flow = w * difference
     p = dual + rho_previous * flow
     s = flow + p / rho
@@ -212,7 +212,7 @@ def admm_step(
     rho_previous,
     rho,
     relaxation,
-    residual,
+    b,
     new_dual,
     num_nodes,
     features,
@@ -223,7 +223,7 @@ def admm_step(
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """See :func:`.cuda.admm_step`."""
+    """See :func:`.reference.admm_step`."""
     row, inside = rows_of(num_nodes, BLOCK)
     start, count = entries_of(rowptr, row, inside)
     first = tl.program_id(1) * BF
@@ -245,13 +245,15 @@ def admm_step(
         old = load(dual, edge, mask, ACC)
         difference = mine - load(x, j * width + place, mask, ACC)
         difference = tl.where(j > node, difference, -difference)
-        _, p, _, _, target = _shrink(difference, w, old, before, penalty, relax)
+        _, p, _, _, target = _edge_state(
+            difference, w, old, before, penalty, relax
+        )
         value = w * (target - p / penalty)
         value = tl.where(j > node, value, -value)
         total += tl.where(mask, value, 0.0)
         # The row of the smaller endpoint sees to the edge.
         tl.store(new_dual + edge, p - penalty * target, mask=mask & (j > node))
-    tl.store(residual + at, total, mask=here)
+    tl.store(b + at, total, mask=here)
 
 
 @triton.jit
@@ -265,7 +267,7 @@ def admm_step_backward(
     rho_previous,
     rho,
     relaxation,
-    grad_residual,
+    grad_b,
     grad_dual,
     grad_x,
     grad_weight,
@@ -281,7 +283,7 @@ def admm_step_backward(
     INDEX: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """See :func:`.cuda.admm_step_backward`; one block of features."""
+    """See :func:`.reference.admm_step_backward`; one block of features."""
     row, inside = rows_of(num_nodes, BLOCK)
     start, count = entries_of(rowptr, row, inside)
     place, head, lanes = lanes_of(first, features, HEADS, BF, BH)
@@ -294,7 +296,7 @@ def admm_step_backward(
     relax = load_scalar(relaxation, head, HEADS, ACC)
     square = penalty * penalty
     mine = load(x, at, here, ACC)
-    my_grad = load(grad_residual, at, here, ACC)
+    my_grad = load(grad_b, at, here, ACC)
     total = tl.zeros((BLOCK, BF * BH), ACC)
     grad_before = tl.zeros((BLOCK, BF * BH), ACC)
     grad_penalty = tl.zeros((BLOCK, BF * BH), ACC)
@@ -310,9 +312,9 @@ def admm_step_backward(
         gq = load(grad_dual, edge, mask, ACC)
         difference = mine - load(x, j * width + place, mask, ACC)
         difference = tl.where(j > node, difference, -difference)
-        r = my_grad - load(grad_residual, j * width + place, mask, ACC)
+        r = my_grad - load(grad_b, j * width + place, mask, ACC)
         r = tl.where(j > node, r, -r)
-        flow, p, s, shrunk, target = _shrink(
+        flow, p, s, shrunk, target = _edge_state(
             difference, w, old, before, penalty, relax
         )
         gu = w * r

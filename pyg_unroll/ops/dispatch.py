@@ -8,8 +8,6 @@ operands are saved: nothing of size edges x features. The work is done by the
 backend of the operands' device, see :mod:`.backend`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,50 +15,40 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.backend import arrays, backend
+from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
 
 _define = torch.library.custom_op
 
 
 @_define('pyg_unroll::to_edges', mutates_args=())
-def _to_edges(
-    graph: list[Tensor], grid: list[int], x: Tensor, signed: bool
-) -> Tensor:
+def _to_edges(graph: Tensors, grid: Ints, x: Tensor, signed: bool) -> Tensor:
     return backend(x).to_edges(arrays(graph, grid), x, signed)
 
 
 @_define('pyg_unroll::to_nodes', mutates_args=())
-def _to_nodes(
-    graph: list[Tensor], grid: list[int], z: Tensor, signed: bool
-) -> Tensor:
+def _to_nodes(graph: Tensors, grid: Ints, z: Tensor, signed: bool) -> Tensor:
     return backend(z).to_nodes(arrays(graph, grid), z, signed)
 
 
 @_define('pyg_unroll::laplacian', mutates_args=())
-def _laplacian(
-    graph: list[Tensor], grid: list[int], weight: Tensor, x: Tensor
-) -> Tensor:
+def _laplacian(graph: Tensors, grid: Ints, weight: Tensor, x: Tensor) -> Tensor:
     return backend(x).laplacian(arrays(graph, grid), weight, x)
 
 
 @_define('pyg_unroll::edge_dot', mutates_args=())
-def _edge_dot(
-    graph: list[Tensor], grid: list[int], a: Tensor, b: Tensor
-) -> Tensor:
+def _edge_dot(graph: Tensors, grid: Ints, a: Tensor, b: Tensor) -> Tensor:
     return backend(a).edge_dot(arrays(graph, grid), a, b)
 
 
 @_define('pyg_unroll::log_degree', mutates_args=())
-def _log_degree(
-    graph: list[Tensor], grid: list[int], distance: Tensor
-) -> Tensor:
+def _log_degree(graph: Tensors, grid: Ints, distance: Tensor) -> Tensor:
     return backend(distance).log_degree(arrays(graph, grid), distance)
 
 
 @_define('pyg_unroll::log_degree_backward', mutates_args=())
 def _log_degree_grad(
-    graph: list[Tensor],
-    grid: list[int],
+    graph: Tensors,
+    grid: Ints,
     distance: Tensor,
     log_degree: Tensor,
     grad: Tensor,
@@ -71,32 +59,32 @@ def _log_degree_grad(
 
 
 @_to_edges.register_fake
-def _(graph: list[Tensor], grid: list[int], x: Tensor, signed: bool) -> Tensor:
+def _(graph: Tensors, grid: Ints, x: Tensor, signed: bool) -> Tensor:
     return x.new_empty((graph[0].size(0), *x.shape[1:]))
 
 
 @_to_nodes.register_fake
-def _(graph: list[Tensor], grid: list[int], z: Tensor, signed: bool) -> Tensor:
+def _(graph: Tensors, grid: Ints, z: Tensor, signed: bool) -> Tensor:
     return z.new_empty((graph[2].size(0) - 1, *z.shape[1:]))
 
 
 @_laplacian.register_fake
-def _(graph: list[Tensor], grid: list[int], *args: Tensor) -> Tensor:
+def _(graph: Tensors, grid: Ints, *args: Tensor) -> Tensor:
     return torch.empty_like(args[-1], memory_format=torch.contiguous_format)
 
 
 @_edge_dot.register_fake
-def _(graph: list[Tensor], grid: list[int], a: Tensor, b: Tensor) -> Tensor:
+def _(graph: Tensors, grid: Ints, a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty((graph[0].size(0), a.size(2)))
 
 
 @_log_degree.register_fake
-def _(graph: list[Tensor], grid: list[int], distance: Tensor) -> Tensor:
+def _(graph: Tensors, grid: Ints, distance: Tensor) -> Tensor:
     return distance.new_empty((graph[2].size(0) - 1, distance.size(1)))
 
 
 @_log_degree_grad.register_fake
-def _(graph: list[Tensor], grid: list[int], *args: Tensor) -> Tensor:
+def _(graph: Tensors, grid: Ints, *args: Tensor) -> Tensor:
     return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
 

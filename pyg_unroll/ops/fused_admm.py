@@ -5,8 +5,6 @@ derivatives of higher order it is composed of the operators of
 :mod:`.dispatch`.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -14,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.backend import arrays, backend
+from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
 from pyg_unroll.ops.dispatch import divergence, gradient
 from pyg_unroll.ops.fused import (
     differentiate,
@@ -43,8 +41,8 @@ def admm_step(
 
 @_define('pyg_unroll::admm_step', mutates_args=())
 def _admm_step(
-    graph: list[Tensor],
-    grid: list[int],
+    graph: Tensors,
+    grid: Ints,
     weight: Tensor,
     x: Tensor,
     dual: Tensor,
@@ -58,14 +56,14 @@ def _admm_step(
 
 
 @_admm_step.register_fake
-def _(graph: list[Tensor], grid: list[int], *args: Any) -> tuple[Tensor, ...]:
+def _(graph: Tensors, grid: Ints, *args: Any) -> tuple[Tensor, ...]:
     return empty_like(args[1]), empty_like(args[2])
 
 
 @_define('pyg_unroll::admm_step_backward', mutates_args=())
 def _admm_step_backward(
-    graph: list[Tensor],
-    grid: list[int],
+    graph: Tensors,
+    grid: Ints,
     weight: Tensor,
     x: Tensor,
     dual: Tensor,
@@ -84,7 +82,7 @@ def _admm_step_backward(
 
 
 @_admm_step_backward.register_fake
-def _(graph: list[Tensor], grid: list[int], *args: Any) -> tuple[Tensor, ...]:
+def _(graph: Tensors, grid: Ints, *args: Any) -> tuple[Tensor, ...]:
     return tuple(empty_like(operand) for operand in args[:6])
 
 

@@ -6,8 +6,6 @@ edges x features is stored. For derivatives of higher order the steps are
 composed of the operators of :mod:`.dispatch`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -16,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.backend import arrays, backend
+from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
 from pyg_unroll.ops.dispatch import laplacian
 from pyg_unroll.ops.fused import (
     differentiate,
@@ -70,8 +68,8 @@ def cg_steps(
 
 @_define('pyg_unroll::cg_steps', mutates_args=())
 def _cg_steps(
-    graph: list[Tensor],
-    grid: list[int],
+    graph: Tensors,
+    grid: Ints,
     weight: Tensor,
     diagonal: Tensor,
     confidence: Tensor | None,
@@ -80,7 +78,7 @@ def _cg_steps(
     alpha: Tensor,
     beta: Tensor,
     keep: bool,
-) -> tuple[Tensor, list[Tensor]]:
+) -> tuple[Tensor, Tensors]:
     ops, edges = backend(x), arrays(graph, grid)
     start, weight, diagonal, alpha, beta = numbers(
         x, weight, diagonal, alpha, beta
@@ -113,9 +111,7 @@ def _cg_steps(
 
 
 @_cg_steps.register_fake
-def _(
-    graph: list[Tensor], grid: list[int], *args: Any
-) -> tuple[Tensor, list[Tensor]]:
+def _(graph: Tensors, grid: Ints, *args: Any) -> tuple[Tensor, Tensors]:
     x, alpha, keep = args[3], args[5], args[7]
     dtype = accumulate_type(x.dtype)
     count = alpha.size(0) if keep else 0
@@ -124,13 +120,13 @@ def _(
 
 @_define('pyg_unroll::cg_steps_backward', mutates_args=())
 def _cg_steps_backward(
-    graph: list[Tensor],
-    grid: list[int],
+    graph: Tensors,
+    grid: Ints,
     weight: Tensor,
     diagonal: Tensor,
     confidence: Tensor | None,
     x: Tensor,
-    directions: list[Tensor],
+    directions: Tensors,
     alpha: Tensor,
     beta: Tensor,
     grad: Tensor,
@@ -195,7 +191,7 @@ def _cg_steps_backward(
 
 
 @_cg_steps_backward.register_fake
-def _(graph: list[Tensor], grid: list[int], *args: Any) -> tuple[Tensor, ...]:
+def _(graph: Tensors, grid: Ints, *args: Any) -> tuple[Tensor, ...]:
     weight, diagonal, confidence, x, _, alpha, beta, grad = args
     if confidence is None:
         confidence = grad.new_empty(0)

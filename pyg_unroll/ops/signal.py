@@ -11,7 +11,6 @@ from torch import Tensor
 from pyg_unroll.ops.samples import Samples
 
 Fidelity: TypeAlias = Literal['hard', 'soft']
-_ONE = Samples()
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +32,7 @@ class MaskedSignal:
     x: Tensor
     free: Tensor | None
     confidence: Tensor | None
-    samples: Samples = _ONE
+    samples: Samples
 
     def tile(self, parameter: Tensor) -> Tensor:
         """A layer's parameter per head, in the type of the signal."""
@@ -48,7 +47,7 @@ class MaskedSignal:
         fidelity: Fidelity,
         validate_args: bool = True,
         name: str = 'x',
-        samples: Samples = _ONE,
+        samples: Samples | None = None,
     ) -> MaskedSignal:
         r"""Checks the arguments of a layer or solver and brings them in shape.
 
@@ -65,13 +64,15 @@ class MaskedSignal:
             validate_args (bool, optional): Check values, not only shapes.
                 (default: :obj:`True`)
             name (str, optional): Name of :obj:`x` in messages.
-            samples (Samples, optional): How to lay out several samples.
+            samples (Samples, optional): How to lay out several samples; one
+                signal if :obj:`None`. (default: :obj:`None`)
 
         Raises:
             ValueError: If a shape or type does not fit, known entries are not
                 finite, or all or none of the entries are known.
         """
         validate_args = validate_args and not torch.compiler.is_compiling()
+        samples = Samples() if samples is None else samples
         if not isinstance(x, Tensor):
             raise ValueError(
                 f"'{name}' must be a tensor of shape [num_nodes, features] "

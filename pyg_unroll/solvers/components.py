@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.sparse import csr_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
@@ -21,6 +19,10 @@ def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
     Returns:
         Boolean :math:`(N, F)`.
     """
+    # Late, as parts of SciPy take longer to load than all of the package.
+    from scipy.sparse import csr_array
+    from scipy.sparse.csgraph import connected_components
+
     joined = (weight > 0)[topology.edge_id].cpu().numpy()
     col, rowptr = topology.col.cpu().numpy(), topology.rowptr.cpu().numpy()
     graph = csr_array(

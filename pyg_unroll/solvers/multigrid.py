@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from pyg_unroll.ops.system import LaplacianSystem
@@ -87,6 +86,8 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
 
 def _matrix(system: LaplacianSystem) -> Any:
     """The Laplacian."""
+    from scipy.sparse import csr_matrix
+
     topology = system.topology
     size = topology.num_nodes
     weight = system.weight.detach()[:, 0]
@@ -98,5 +99,7 @@ def _matrix(system: LaplacianSystem) -> Any:
 
 
 def _diagonal(value: Any) -> Any:
+    from scipy.sparse import csr_matrix
+
     row = np.arange(len(value))
     return csr_matrix((value, (row, row)))

@@ -6,8 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.sparse import csr_matrix
-from scipy.sparse.csgraph import reverse_cuthill_mckee
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -51,6 +49,10 @@ def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
 
 
 def _renumber(topology: Topology) -> tuple[Topology, Tensor, Tensor]:
+    # Late, as parts of SciPy take longer to load than all of the package.
+    from scipy.sparse import csr_matrix
+    from scipy.sparse.csgraph import reverse_cuthill_mckee
+
     size, col = topology.num_nodes, topology.col.numpy()
     graph = csr_matrix(
         (np.ones(len(col), np.int8), col, topology.rowptr.numpy()),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.spatial import KDTree
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
@@ -105,6 +104,8 @@ class KNNGraph(BaseTransform):
 def _query(pos: Tensor, k: int) -> Tensor:
     """Indices of the `k` nearest points, `[N, k]`, nearest first."""
     if pos.device.type == 'cpu':
+        from scipy.spatial import KDTree  # late: slow to load
+
         points = pos.double().numpy()
         _, near = KDTree(points).query(points, k=k, workers=-1)
         return torch.from_numpy(near).view(-1, k)

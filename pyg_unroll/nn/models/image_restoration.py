@@ -57,7 +57,7 @@ class ImageRestoration(Storage):
         """Runs the layer; returns the estimate and what to pass on."""
 
     def _blocks(self) -> list[UnrolledBlock | DifferenceBlock]:
-        return cast(list[UnrolledBlock | DifferenceBlock], list(self.blocks))
+        return cast('list[UnrolledBlock | DifferenceBlock]', list(self.blocks))
 
     def _scene_reader(self) -> SceneReader:
         if self.reader is None:

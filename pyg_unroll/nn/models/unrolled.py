@@ -226,7 +226,7 @@ class UnrolledNet(ImageRestoration):
         if mask is not None:
             known = mask.view(x.size(0), -1).to(x.dtype).expand_as(x)
         estimate, state = x, None
-        for block in cast(list[UnrolledBlock], list(self.blocks)):
+        for block in cast('list[UnrolledBlock]', list(self.blocks)):
             seen = torch.cat([estimate, known], dim=-1)
             features = block.features(seen, data)
             guide: Tensor | float = 0.0

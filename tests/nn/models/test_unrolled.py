@@ -381,6 +381,10 @@ def test_compile(cls, domain):
     assert_compiles(model, data, backend='aot_eager')
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith('2.6.'),
+    reason="PyTorch 2.6 cannot trace how PyG's data is made",
+)
 @parametrize_models
 @parametrize_domains
 def test_export(cls, domain):

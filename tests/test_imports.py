@@ -1,0 +1,106 @@
+"""What imports what: inside the package, and of other packages."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyg_unroll
+
+ROOT = Path(pyg_unroll.__file__).parent
+
+# By part of the package, the parts that it may import from.
+CORE = {'graph', 'layouts', 'ops'}
+MIDDLE = {'data', 'nn.conv', 'solvers', 'transforms'}
+ARROWS = {
+    'graph': set(),
+    'layouts': {'graph'},
+    'ops': {'graph'},
+    'data': CORE,
+    'nn.conv': CORE,
+    'solvers': CORE,
+    'transforms': CORE | {'solvers'},
+    'nn.models': CORE | MIDDLE,
+    'estimators': CORE | MIDDLE,
+    'nn': {'nn.conv', 'nn.models'},
+    'explain': CORE | MIDDLE | {'nn', 'nn.models'},
+    'testing': CORE,
+}
+
+
+def part_of(module: str) -> str:
+    """`pyg_unroll.nn.conv.glr_conv` is of the part `nn.conv`."""
+    names = module.split('.')[1:]
+    is_inner = names[0] == 'nn' and names[1:2] in (['conv'], ['models'])
+    return '.'.join(names[: 2 if is_inner else 1])
+
+
+def imported(source: str) -> Iterator[str]:
+    """Modules and names that a source imports, wherever it does."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, 'relative import'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def against_arrows(part: str, source: str) -> set[str]:
+    ours = {
+        part_of(module)
+        for module in imported(source)
+        if module.startswith('pyg_unroll.')
+    }
+    return ours - ARROWS[part] - {part}
+
+
+def test_arrows():
+    wrong = {}
+    for path in ROOT.rglob('*.py'):
+        names = path.relative_to(ROOT.parent).with_suffix('').parts
+        module = '.'.join(name for name in names if name != '__init__')
+        if module != 'pyg_unroll':  # the public names, of all parts
+            found = against_arrows(part_of(module), path.read_text())
+            wrong.update({module: found} if found else {})
+    assert not wrong
+
+
+def test_arrows_see_wrong_imports():
+    for source, wrong in (
+        ('from pyg_unroll.nn.conv.glr_conv import GLRConv', 'nn.conv'),
+        ('from pyg_unroll.nn import models', 'nn.models'),
+        ('from pyg_unroll import solvers', 'solvers'),
+        ('def f():\n    import pyg_unroll.testing', 'testing'),
+        ('from pyg_unroll import GLRConv', 'GLRConv'),
+    ):
+        assert against_arrows('ops', source) == {wrong}
+    assert not against_arrows('ops', 'from pyg_unroll.graph import Topology')
+
+
+def test_light_import():
+    script = """
+import sys
+import torch_geometric
+
+before = set(sys.modules)
+import pyg_unroll
+
+print(*sorted(set(sys.modules) - before))
+"""
+    done = subprocess.run(
+        [sys.executable, '-c', script],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    added = done.stdout.split()
+    ours = {name for name in added if name.startswith('pyg_unroll')}
+    packages = {name.split('.')[0] for name in set(added) - ours}
+    assert packages - sys.stdlib_module_names <= {'numpy', 'safetensors'}
+    # PyTorch loads numba and Triton itself where it finds them; these are the
+    # modules that need them.
+    needing = {'cpu', 'cpu_kernels', 'cpu_steps', 'cuda', 'simd', 'tiles'}
+    assert not {f'pyg_unroll.ops.{name}' for name in needing} & ours
+    assert 'pyg_unroll.ops.reference' in ours
