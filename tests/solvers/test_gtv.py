@@ -201,7 +201,7 @@ def test_batch_and_type():
 def test_bad_input():
     graph = random_graph(8, 8)
     x, mask = torch.rand(8, 1), torch.arange(8) < 4
-    with pytest.raises(ValueError, match="'tol' and 'max_steps'"):
+    with pytest.raises(ValueError, match="'max_steps' must be"):
         gtv(x, *graph[:2], mask, tol=-1)
     with pytest.raises(ValueError, match="'fidelity' must be one of"):
         gtv(x, *graph[:2], mask, fidelity='other')
