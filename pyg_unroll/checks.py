@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -41,7 +43,8 @@ def check_data(data: Any) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    is_integer = isinstance(value, (int, torch.SymInt))
+    if isinstance(value, bool) or not is_integer or value < 1:
         raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
 
 
@@ -49,7 +52,7 @@ def check_between(
     name: str, value: Any, low: float = 0.0, high: float = math.inf
 ) -> None:
     """Raises a `ValueError` unless `value` is a number between two others."""
-    if isinstance(value, (int, float)) and low < value < high:
+    if isinstance(value, Real) and low < float(value) < high:
         return
     between = f'lie in ({low:g}, {high:g})'
     if low == 0 and high == math.inf:

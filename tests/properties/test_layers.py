@@ -51,7 +51,7 @@ def limited(make, weight):
     """Weights whose squares do not overflow, as GTVConv needs."""
     if weight is None or make is not CONVS['GTVConv']:
         return weight
-    return weight.clamp(max=torch.finfo(weight.dtype).max ** 0.5 / 1e3)
+    return weight.clamp(max=torch.finfo(weight.dtype).max ** 0.5 / 20)
 
 
 @parametrize_convs

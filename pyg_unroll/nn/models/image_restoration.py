@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_tensor
 from pyg_unroll.data import data_to_image
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
@@ -19,7 +18,7 @@ from pyg_unroll.nn.models.features import (
     CNNFeatures,
     MLPFeatures,
 )
-from pyg_unroll.nn.models.scene import SceneReader
+from pyg_unroll.nn.models.scene import SceneReader, check_images
 from pyg_unroll.nn.models.storage import Storage
 from pyg_unroll.nn.models.tiling import run_in_tiles
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
@@ -159,7 +158,7 @@ class ImageRestoration(Storage):
                 negative or not asked for, or the model has another domain.
         """
         reader = self._scene_reader()
-        _check_images(image, mask, self.in_channels)
+        check_images(image, mask, self.in_channels)
         phase = reader.offset(mask)
         noise_std = self._noise_std(image, mask, noise_std)
         return run_in_tiles(
@@ -282,23 +281,6 @@ class ImageRestoration(Storage):
                 estimate = torch.where(mask, image, estimate)
             results.append(estimate)
         return results
-
-
-def _check_images(image: Tensor, mask: Tensor, channels: int) -> None:
-    shape = f'[batch, {channels}, height, width]'
-    check_tensor('image', image, shape)
-    check_tensor('mask', mask, shape)
-    if image.dim() != 4 or image.size(1) != channels:
-        raise ValueError(
-            f"'image' must have shape {shape} (got {list(image.shape)}); one "
-            f"image needs '.unsqueeze(0)'"
-        )
-    if mask.dtype != torch.bool or mask.shape[-3:] != image.shape[-3:]:
-        raise ValueError(
-            f"'mask' must be boolean, True where known, of shape "
-            f'{list(image.shape)} or {[1, *image.shape[1:]]} (got '
-            f'{mask.dtype} of {list(mask.shape)})'
-        )
 
 
 # Where softplus is one.
