@@ -101,6 +101,19 @@ class Case:
     def permutation(self, n):
         return torch.randperm(n, generator=self.generator)
 
+    def renaming(self):
+        """A random order of the nodes, and the new name of each."""
+        order = self.permutation(self.num_nodes)
+        name = torch.empty_like(order)
+        name[order] = torch.arange(self.num_nodes)
+        return order, name
+
+    def known(self):
+        """The mask of all entries."""
+        if self.mask is None:
+            return torch.ones_like(self.x, dtype=torch.bool)
+        return self.mask.view(self.num_nodes, -1).expand_as(self.x)
+
     def columns(self):
         """Both directions in random order, and weights in that order."""
         order = self.permutation(2 * self.num_edges)
@@ -174,7 +187,9 @@ def cases(
     headless=False,
 ):
     n, edges = draw(pairs(max_nodes))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    seed = draw(st.integers(0, 2**32))
+    torch.manual_seed(seed)  # of the parameters of layers and models
+    generator = torch.Generator().manual_seed(seed)
     dtype = draw(st.sampled_from(dtypes))
     kind = draw(st.sampled_from(weights))
     heads = None if headless else draw(st.none() | HEADS)

@@ -87,9 +87,7 @@ def test_layouts(make, case, layout, fidelity):
 def test_renamed_nodes(make, case, fidelity):
     conv = make(heads=case.heads, fidelity=fidelity)
     index, weight = case.columns()
-    order = case.permutation(case.num_nodes)
-    name = torch.empty_like(order)
-    name[order] = torch.arange(case.num_nodes)
+    order, name = case.renaming()
     mask = None if case.mask is None else case.mask[order]
     out = conv(case.x[order], name[index], weight, mask)
     close(out, conv(case.x, index, weight, case.mask)[order])
@@ -154,23 +152,17 @@ def test_untrained_glr_descends(order, case, fidelity, num_steps, mu):
     index, weight = case.columns()
     conv = GLRConv(num_steps, fidelity=fidelity, order=order, mu=mu)
     held = case.mask is not None and fidelity == 'hard'
-    confidence = None
-    if not held:
-        known = torch.ones_like(case.x, dtype=torch.bool)
-        if case.mask is not None:
-            known = case.mask.view(case.num_nodes, -1).expand_as(case.x)
-        confidence = known.double()
+    confidence = None if held else case.known().double()
     start = case.randn(*case.x.shape)
     out = conv(case.x, index, weight, case.mask, warm_start=start)
     if held:
-        known = case.mask.view(case.num_nodes, -1)
-        start = torch.where(known, case.x, start)
+        start = torch.where(case.known(), case.x, start)
     before, after = (
         objective(case, z, case.x, 1.0 if held else mu, order, confidence)
         for z in (start, out)
     )
     rounding = 100 * torch.finfo(case.dtype).eps
-    size = case.dense().sum() + case.num_nodes
+    size = max(mu, 1) * case.dense().sum() + case.num_nodes
     assert bool((after <= before * (1 + rounding) + rounding * size).all())
 
 

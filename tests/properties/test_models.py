@@ -39,9 +39,7 @@ def test_points(name, case, fidelity, guide):
     assert bool(out.isfinite().all())
     if case.mask is not None and fidelity == 'hard':
         assert torch.equal(out[case.mask], case.x[case.mask])
-    order = case.permutation(case.num_nodes)
-    rename = torch.empty_like(order)
-    rename[order] = torch.arange(case.num_nodes)
+    order, rename = case.renaming()
     renamed = Data(
         x=case.x[order],
         pos=pos[order],
@@ -68,7 +66,7 @@ def test_points(name, case, fidelity, guide):
     st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
 )
 def test_mosaics(name, height, width, pattern, seed, unit):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.manual_seed(seed)
     image = unit * torch.rand((3, height, width), generator=generator)
     data = mosaic(image, pattern)
     for model in (
@@ -91,7 +89,7 @@ def test_mosaics(name, height, width, pattern, seed, unit):
     st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
 )
 def test_graph_demosaic(height, width, pattern, prior, seed, unit):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.manual_seed(seed)
     image = unit * torch.rand((3, height, width), generator=generator)
     data = mosaic(image, pattern)
     with torch.no_grad():
@@ -111,7 +109,7 @@ def test_graph_demosaic(height, width, pattern, prior, seed, unit):
     st.sampled_from([0.0, 1.0, 1e6]),
 )
 def test_images(name, height, width, fidelity, seed, unit):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.manual_seed(seed)
     image = unit * torch.randn((1, height, width), generator=generator)
     data = image_to_data(image)
     model = MODELS[name](1, fidelity=fidelity, **SMALL)
@@ -129,7 +127,7 @@ def test_images(name, height, width, fidelity, seed, unit):
 )
 @pytest.mark.filterwarnings('ignore')
 def test_graph_interpolator(n, seed, unit, kind, signal):
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.manual_seed(seed)
     pos = torch.rand((n, 2), generator=generator)
     x = {
         'smooth': pos.sum(1),

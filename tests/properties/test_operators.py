@@ -112,9 +112,7 @@ def test_powers_of_two_change_no_bit(case, k, m):
 @given(cases(), HEADS)
 def test_renamed_nodes(case, heads):
     w, a, b, _ = signals(case, heads)
-    order = case.permutation(case.num_nodes)
-    name = torch.empty_like(order)
-    name[order] = torch.arange(case.num_nodes)
+    order, name = case.renaming()
     ends = name[case.pairs]
     low, high = ends.amin(0), ends.amax(0)
     renamed, topology = (
