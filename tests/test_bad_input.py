@@ -390,6 +390,10 @@ TRANSFORMS = [
         r"'data.x' must be finite \(got nan",
     ),
     (
+        lambda: MahalanobisGraph(1)(data(x=X * 1e30, edge_index=PATH)),
+        r"'data.x' is too large for torch.float32 \(up to 2.0e\+30\)",
+    ),
+    (
         lambda: MahalanobisGraph(1, normalization='row').edge_weights(
             X, TOPOLOGY
         ),

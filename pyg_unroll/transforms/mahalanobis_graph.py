@@ -232,6 +232,13 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         else:
             weight = self.edge_weights(features, topology)
             edge_weight = topology.directed_weight(weight)
+        is_eager = not torch.compiler.is_compiling()
+        if is_eager and not bool(edge_weight.isfinite().all()):
+            raise ValueError(
+                f"'data.{self.attr}' is too large for {features.dtype} (up to "
+                f'{float(features.abs().amax()):.1e}): squared distances '
+                f'overflow; scale it to about one'
+            )
         if self.heads == 1:
             edge_weight = edge_weight.squeeze(1)
         return set_edge_weight(copy.copy(data), edge_weight)
