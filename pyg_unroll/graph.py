@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
+from pyg_unroll.checks import check_tensor
+
 
 class Arrays(NamedTuple):
     """What kernels read of a :class:`Topology`."""
@@ -123,9 +125,15 @@ class Topology:
                 self-loop, a duplicate or lacks its reverse; the message names
                 the edge.
         """
+        check_tensor('edge_index', edge_index, '[2, num_edges]')
         if isinstance(edge_index, EdgeIndex):
             edge_index = edge_index.as_tensor()
         if validate_args:
+            if not isinstance(num_nodes, (int, torch.SymInt)) or num_nodes < 0:
+                raise ValueError(
+                    f"'num_nodes' must be a non-negative integer (got "
+                    f'{num_nodes!r})'
+                )
             _check_indices(edge_index, num_nodes)
         row, col = edge_index.long()
         low, high = torch.minimum(row, col), torch.maximum(row, col)
@@ -162,7 +170,8 @@ class Topology:
         num_edges = src.size(0)
         row, col = torch.cat([src, dst]), torch.cat([dst, src])
         order = torch.argsort(row * num_nodes + col)
-        index = torch.int32 if 2 * num_edges < 2**31 else torch.int64
+        is_small = max(2 * num_edges, num_nodes) < 2**31
+        index = torch.int32 if is_small else torch.int64
         nodes = torch.arange(num_nodes + 1, device=row.device)
         # Columns smaller than the row come first, as the row is then `dst`.
         edge_id = torch.where(order < num_edges, order, order - num_edges)
@@ -210,6 +219,14 @@ class Topology:
             ValueError: If the shape does not fit or the weights are not
                 symmetric.
         """
+        columns = 2 * self.num_edges
+        shapes = f'[{columns}] or [{columns}, heads]'
+        check_tensor('edge_weight', edge_weight, shapes)
+        if edge_weight.dim() not in (1, 2) or edge_weight.size(0) != columns:
+            raise ValueError(
+                f"'edge_weight' must have shape {shapes}, one row per column "
+                f"of 'edge_index' (got {list(edge_weight.shape)})"
+            )
         if edge_weight.dim() == 1:
             edge_weight = edge_weight.unsqueeze(-1)
         pairs = edge_weight[self.entry]
@@ -243,6 +260,11 @@ class Topology:
         Returns:
             One row per column of :attr:`edge_index`, :math:`(2E, *)`.
         """
+        if weight.size(0) != self.num_edges:
+            raise ValueError(
+                f"'weight' must have {self.num_edges} rows, one per undirected "
+                f'edge (got {list(weight.shape)})'
+            )
         edge_of = torch.empty_like(self.entry.view(-1))
         edge_of[self.entry.view(-1)] = torch.arange(
             self.num_edges, device=self.device
@@ -259,7 +281,8 @@ def _check_indices(edge_index: Tensor, num_nodes: int) -> None:
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ValueError(
             f"'edge_index' must have shape [2, num_edges] (got "
-            f'{list(edge_index.shape)}); transpose it if its rows are edges'
+            f'{list(edge_index.shape)}); transpose it if its rows are edges, '
+            f"or give an adjacency matrix as '.to_sparse_csr()'"
         )
     if edge_index.dtype not in (torch.int64, torch.int32):
         raise ValueError(

@@ -57,7 +57,8 @@ def assert_laplacian(topology: Topology, weight: Tensor) -> None:
     Raises:
         AssertionError: If the matrix of a head lacks one of the properties.
     """
-    weight = weight.detach().view(topology.num_edges, -1)
+    weight = weight.detach()
+    weight = weight.unsqueeze(-1) if weight.dim() == 1 else weight
     basis = torch.eye(
         topology.num_nodes, dtype=weight.dtype, device=weight.device
     )

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from pyg_unroll.checks import check_positive
 from pyg_unroll.data.images import image_to_data, to_unit_range
 
 _BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
@@ -50,6 +51,8 @@ def cfa_mask(
         raise ValueError(
             f"'pattern' must be one of {CFA_PATTERNS} (got {pattern!r})"
         )
+    check_positive('height', height)
+    check_positive('width', width)
     tile = torch.tensor(
         [['RGB'.index(colour) for colour in row] for row in _TILES[pattern]],
         dtype=torch.uint8,
@@ -83,6 +86,8 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
         ValueError: If the image has not 1 or 3 channels, holds NaN or
             infinity, or the pattern is unknown.
     """
+    if isinstance(image, Tensor) and image.numel() == 0:
+        raise ValueError(f"'image' is empty (got {list(image.shape)})")
     if isinstance(image, Tensor) and image.dim() == 4:
         return Batch.from_data_list([mosaic(part, pattern) for part in image])
     if (

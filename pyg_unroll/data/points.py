@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.checks import check_tensor
+
 
 def points_to_data(
     pos: Tensor, signal: Tensor, mask: Tensor | None = None
@@ -30,6 +32,10 @@ def points_to_data(
         ValueError: If shapes do not fit, a known entry is not finite or a
             feature has no known entry.
     """
+    check_tensor('pos', pos, '[num_points, dimensions]')
+    check_tensor('signal', signal, '[num_points] or [num_points, features]')
+    if mask is not None:
+        check_tensor('mask', mask, '[num_points] or [num_points, features]')
     if pos.dim() != 2:
         raise ValueError(
             f"'pos' must have shape [num_points, dimensions] (got "

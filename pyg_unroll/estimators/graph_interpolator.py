@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.checks import check_data, check_positive, check_tensor
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
 from pyg_unroll.estimators.candidates import KrigingCandidate
 from pyg_unroll.estimators.problem import Nodes, Problem, read_signal
@@ -69,8 +70,7 @@ class GraphInterpolator:
         kriging: bool = True,
         seed: int = 0,
     ) -> None:
-        if isinstance(neighbors, bool) or neighbors < 1:
-            raise ValueError(f"'neighbors' must be positive (got {neighbors})")
+        check_positive('neighbors', neighbors)
         self.neighbors = neighbors
         self.samples = samples
         self.covariates = covariates
@@ -90,6 +90,7 @@ class GraphInterpolator:
                 there is neither a graph nor positions, or nothing is known of
                 a feature.
         """
+        check_data(data)
         x, mask = read_signal(data)
         nodes = Nodes.read(data, self.covariates, self.neighbors)
         patterns, which = torch.unique(mask, dim=1, return_inverse=True)
@@ -189,6 +190,7 @@ class GraphInterpolator:
         """
         data = self._check(data)
         _, mask = read_signal(data)
+        check_tensor('truth', truth, str(list(mask.shape)))
         truth = truth.detach().cpu().double().view(truth.size(0), -1)
         if truth.shape != mask.shape:
             raise ValueError(
@@ -264,6 +266,7 @@ class GraphInterpolator:
         if self._data is None:
             raise ValueError("call 'fit' first")
         data = self._data if data is None else data
+        check_data(data)
         x = data.get('x')
         count = sum(fit.features.numel() for fit in self._fits)
         if not isinstance(x, Tensor) or x[0].numel() != count:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyg_unroll.checks import check_tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
 
@@ -164,12 +165,22 @@ _edge_dot.register_autograd(_edge_dot_backward, setup_context=_save)
 _log_degree.register_autograd(_log_degree_backward, setup_context=_save_all)
 
 
-def _check(name: str, value: Tensor, rows: int, what: str, dim: int) -> None:
-    if value.dim() != dim or value.size(0) != rows:
-        shape = {2: '[{}, heads]', 3: '[{}, features, heads]'}[dim]
+def _check(
+    topology: Topology, name: str, value: Tensor, what: str, dim: int
+) -> None:
+    if not isinstance(topology, Topology):
         raise ValueError(
-            f"'{name}' must have shape {shape.format(rows)}, one row per "
-            f'{what} (got {list(value.shape)})'
+            f"'topology' must be a 'Topology' (got "
+            f"'{type(topology).__name__}'); make it with "
+            f"'Topology.from_edge_index(edge_index, num_nodes)'"
+        )
+    rows = topology.num_nodes if what == 'node' else topology.num_edges
+    shape = f'[{rows}, heads]' if dim == 2 else f'[{rows}, features, heads]'
+    check_tensor(name, value, shape)
+    if value.dim() != dim or value.size(0) != rows:
+        raise ValueError(
+            f"'{name}' must have shape {shape}, one row per {what} (got "
+            f'{list(value.shape)})'
         )
     if not value.is_floating_point():
         raise ValueError(
@@ -200,7 +211,7 @@ def gradient(topology: Topology, x: Tensor) -> Tensor:
     Raises:
         ValueError: If :obj:`x` has another shape or is not floating point.
     """
-    _check('x', x, topology.num_nodes, 'node', 3)
+    _check(topology, 'x', x, 'node', 3)
     return _to_edges(*topology.operands, x, True)
 
 
@@ -217,7 +228,7 @@ def divergence(topology: Topology, z: Tensor) -> Tensor:
     Raises:
         ValueError: If :obj:`z` has another shape or is not floating point.
     """
-    _check('z', z, topology.num_edges, 'undirected edge', 3)
+    _check(topology, 'z', z, 'undirected edge', 3)
     return _to_nodes(*topology.operands, z, True)
 
 
@@ -238,8 +249,8 @@ def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes, heads or types do not fit.
     """
-    _check('weight', weight, topology.num_edges, 'undirected edge', 2)
-    _check('x', x, topology.num_nodes, 'node', 3)
+    _check(topology, 'weight', weight, 'undirected edge', 2)
+    _check(topology, 'x', x, 'node', 3)
     _check_same('weight', weight, 'x', x)
     return _laplacian(*topology.operands, weight, x)
 
@@ -258,8 +269,8 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
     Raises:
         ValueError: If shapes, heads or types do not fit.
     """
-    _check('a', a, topology.num_nodes, 'node', 3)
-    _check('b', b, topology.num_nodes, 'node', 3)
+    _check(topology, 'a', a, 'node', 3)
+    _check(topology, 'b', b, 'node', 3)
     _check_same('a', a, 'b', b)
     if a.size(1) != b.size(1):
         raise ValueError(
@@ -282,7 +293,7 @@ def degree(topology: Topology, weight: Tensor) -> Tensor:
     Raises:
         ValueError: If :obj:`weight` has another shape or type.
     """
-    _check('weight', weight, topology.num_edges, 'undirected edge', 2)
+    _check(topology, 'weight', weight, 'undirected edge', 2)
     return _to_nodes(*topology.operands, weight, False)
 
 
@@ -299,7 +310,7 @@ def endpoint_sum(topology: Topology, x: Tensor) -> Tensor:
     Raises:
         ValueError: If :obj:`x` has another shape or type.
     """
-    _check('x', x, topology.num_nodes, 'node', 2)
+    _check(topology, 'x', x, 'node', 2)
     return _to_edges(*topology.operands, x, False)
 
 
@@ -319,5 +330,5 @@ def log_degree(topology: Topology, distance: Tensor) -> Tensor:
     Raises:
         ValueError: If :obj:`distance` has another shape or type.
     """
-    _check('distance', distance, topology.num_edges, 'undirected edge', 2)
+    _check(topology, 'distance', distance, 'undirected edge', 2)
     return _log_degree(*topology.operands, distance)

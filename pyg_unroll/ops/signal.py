@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from pyg_unroll.checks import check_tensor
 from pyg_unroll.ops.samples import Samples
 
 Fidelity: TypeAlias = Literal['hard', 'soft']
@@ -121,6 +122,7 @@ class MaskedSignal:
 
 
 def _read_mask(mask: Tensor, x: Tensor) -> Tensor:
+    check_tensor('mask', mask, '[num_nodes] or [num_nodes, features]')
     if mask.dtype != torch.bool:
         raise ValueError(
             f"'mask' must be boolean, True where known (got {mask.dtype}); "
@@ -142,6 +144,8 @@ def _per_entry(name: str, value: Tensor, x: Tensor) -> Tensor:
 
 
 def _read_confidence(confidence: Tensor, x: Tensor) -> Tensor:
+    shapes = '[num_nodes] or [num_nodes, features]'
+    check_tensor('confidence', confidence, shapes)
     return _per_entry('confidence', confidence.to(x.dtype), x)
 
 

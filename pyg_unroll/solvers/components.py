@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ def fill_value(
     Raises:
         ValueError: If entries are lost and :obj:`fill` is :obj:`None`.
     """
-    if isinstance(fill, str) and fill != 'mean':
+    if fill not in (None, 'mean') and not isinstance(fill, Real):
         raise ValueError(f"'fill' must be a number or 'mean' (got {fill!r})")
     if not bool(lost.any()):
         return x

@@ -116,6 +116,8 @@ def _refuse_gradients(**arguments: Tensor | float | None) -> None:
 def _solve(
     problem: Problem, tol: float, max_steps: int
 ) -> tuple[Tensor, float, int]:
+    if problem.start.numel() == 0:
+        return problem.start, 0.0, 0
     # At unit scale, one initial penalty suits all problems.
     low, high = problem.start.amin(0), problem.start.amax(0)
     middle, size = (low + high) / 2, high - low

@@ -8,6 +8,7 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
+from pyg_unroll.checks import check_between, check_positive, check_tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
@@ -89,6 +90,11 @@ def read_problem(
         raise ValueError(
             f"'fidelity' must be one of {get_args(Fidelity)} (got {fidelity!r})"
         )
+    check_tensor('x', x, '[num_nodes, features]')
+    if mask is not None:
+        check_tensor('mask', mask, '[num_nodes] or [num_nodes, features]')
+    if not isinstance(mu, Tensor):
+        check_between('mu', mu)
     mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
     if mu.numel() != 1 or not bool((mu > 0) & torch.isfinite(mu)):
         raise ValueError(
@@ -125,11 +131,8 @@ def read_problem(
 
 def check_budget(tol: float, max_steps: int) -> None:
     """Raises a `ValueError` unless both are positive."""
-    if not tol > 0 or max_steps < 1:
-        raise ValueError(
-            f"'tol' and 'max_steps' must be positive (got {tol} and "
-            f'{max_steps})'
-        )
+    check_between('tol', tol)
+    check_positive('max_steps', max_steps)
 
 
 def _rows(x: Tensor | None, node: Tensor) -> Tensor | None:

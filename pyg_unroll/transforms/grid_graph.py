@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from pyg_unroll.checks import check_data
 from pyg_unroll.graph import Topology
 from pyg_unroll.transforms.stencil import stencil_topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
@@ -100,9 +101,15 @@ def _half_offsets(
                 f'list of (row, column) offsets (got {window})'
             )
         return _WINDOWS[window]
+    if not isinstance(window, Iterable):
+        raise ValueError(
+            f"'window' must be one of {sorted(_WINDOWS)} or a list of (row, "
+            f'column) offsets (got {window!r})'
+        )
     half = set()
     for offset in window:
-        if len(offset) != 2 or not all(isinstance(k, int) for k in offset):
+        is_pair = isinstance(offset, Sequence) and len(offset) == 2
+        if not is_pair or not all(isinstance(k, int) for k in offset):
             raise ValueError(
                 f"'window' must list integer (row, column) offsets (got "
                 f'{offset!r})'
@@ -125,6 +132,7 @@ def _device(data: Data) -> torch.device:
 
 
 def _image_shapes(data: Data) -> list[tuple[int, int]]:
+    check_data(data)
     if data.get('height') is None or data.get('width') is None:
         raise ValueError(
             "'data' has no 'height' and 'width' of an image; make it with "

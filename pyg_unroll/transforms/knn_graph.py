@@ -8,6 +8,7 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from pyg_unroll.checks import check_data, check_positive
 from pyg_unroll.graph import Topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
 
@@ -43,8 +44,7 @@ class KNNGraph(BaseTransform):
     """
 
     def __init__(self, k: int = 8) -> None:
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"'k' must be a positive integer (got {k!r})")
+        check_positive('k', k)
         self.k = k
 
     def forward(self, data: Data) -> Data:
@@ -58,6 +58,7 @@ class KNNGraph(BaseTransform):
         return join_topologies(self._parts(data))
 
     def _parts(self, data: Data) -> list[Topology]:
+        check_data(data)
         pos = data.get('pos')
         if not isinstance(pos, Tensor):
             raise ValueError(
@@ -66,10 +67,15 @@ class KNNGraph(BaseTransform):
             )
         pos = pos.detach()
         pos = pos.view(-1, 1) if pos.dim() == 1 else pos
+        if pos.dim() != 2 or pos.size(1) == 0 or pos.is_complex():
+            raise ValueError(
+                f"'data.pos' must be real numbers of shape [num_nodes, "
+                f'dimensions] (got {pos.dtype} of {list(pos.shape)})'
+            )
         if not bool(torch.isfinite(pos).all()):
             node = int((~torch.isfinite(pos)).any(-1).nonzero()[0])
             raise ValueError(
-                f"'pos' must be finite (got {pos[node].tolist()} at node "
+                f"'data.pos' must be finite (got {pos[node].tolist()} at node "
                 f'{node}); remove such points first'
             )
         sizes = [pos.size(0)]

@@ -13,6 +13,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import softmax
 
+from pyg_unroll.checks import check_data, check_finite, check_positive
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
@@ -87,13 +88,14 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 f"'normalization' must be one of {options} (got "
                 f'{normalization!r})'
             )
-        for name, value in (('heads', heads), ('rank', rank)):
-            if value is not None and value < 1:
-                raise ValueError(f"'{name}' must be positive (got {value})")
-        if in_channels < 1 and in_channels != -1:
+        check_positive('heads', heads)
+        if rank is not None:
+            check_positive('rank', rank)
+        is_size = isinstance(in_channels, int) and in_channels > 0
+        if not is_size and in_channels != -1:
             raise ValueError(
                 f"'in_channels' must be positive, or -1 to derive it from "
-                f'the first input (got {in_channels})'
+                f'the first input (got {in_channels!r})'
             )
         self.in_channels = in_channels
         self.heads = heads
@@ -196,11 +198,17 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns a shallow copy of the data with :obj:`edge_weight`."""
+        check_data(data)
         features = data.get(self.attr)
         if not isinstance(features, Tensor):
             raise ValueError(
                 f"'data' has no features {self.attr!r}; set them or name "
                 f"another attribute by 'attr'"
+            )
+        if not features.is_floating_point():
+            raise ValueError(
+                f"'data.{self.attr}' must be floating point (got "
+                f"{features.dtype}); convert it with '.float()'"
             )
         edge_index = data.get('edge_index')
         if edge_index is None:
@@ -209,6 +217,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 'first'
             )
         features = features.view(-1, 1) if features.dim() == 1 else features
+        if not torch.compiler.is_compiling():
+            check_finite(f'data.{self.attr}', features)
         topology, _ = resolve_graph(
             edge_index, None, features.size(0), features.dtype
         )
@@ -222,6 +232,13 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         else:
             weight = self.edge_weights(features, topology)
             edge_weight = topology.directed_weight(weight)
+        is_eager = not torch.compiler.is_compiling()
+        if is_eager and not bool(edge_weight.isfinite().all()):
+            raise ValueError(
+                f"'data.{self.attr}' is too large for {features.dtype} (up to "
+                f'{float(features.abs().amax()):.1e}): squared distances '
+                f'overflow; scale it to about one'
+            )
         if self.heads == 1:
             edge_weight = edge_weight.squeeze(1)
         return set_edge_weight(copy.copy(data), edge_weight)

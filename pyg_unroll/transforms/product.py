@@ -30,7 +30,8 @@ def product_topology(space: Topology, time: Topology) -> Topology:
     num_spatial = space.num_edges * num_steps
     num_nodes = space.num_nodes * num_steps
     num_edges = num_spatial + space.num_nodes * time.num_edges
-    index = torch.int32 if 2 * num_edges < 2**31 else torch.int64
+    is_small = max(2 * num_edges, num_nodes) < 2**31
+    index = torch.int32 if is_small else torch.int64
     node, step = (
         torch.arange(graph.num_nodes, device=space.device)
         for graph in (space, time)

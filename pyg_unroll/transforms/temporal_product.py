@@ -11,6 +11,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from pyg_unroll.checks import check_between, check_data, check_tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import remember_topology, resolve_graph
 from pyg_unroll.transforms.product import product_topology
@@ -87,10 +88,8 @@ class TemporalProduct(BaseTransform):
             ('time_weight', time_weight),
             ('period_weight', period_weight),
         ):
-            if weight is not None and not 0 < weight < float('inf'):
-                raise ValueError(
-                    f"'{name}' must be positive and finite (got {weight})"
-                )
+            if weight is not None:
+                check_between(name, weight)
         if period is not None and (not isinstance(period, int) or period < 2):
             raise ValueError(
                 f"'period' must be an integer of at least 2, the number of "
@@ -114,11 +113,7 @@ class TemporalProduct(BaseTransform):
             return Batch.from_data_list(
                 [self(example) for example in data.to_data_list()]
             )
-        if not isinstance(data, Data):
-            raise ValueError(
-                f"'data' must be a homogeneous 'Data' or 'Batch' (got "
-                f"'{type(data).__name__}')"
-            )
+        check_data(data)
         x = data.get('x')
         if not isinstance(x, Tensor) or x.dim() not in (2, 3):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
@@ -245,11 +240,10 @@ def from_product(data: Data, x: Tensor | None = None) -> Tensor:
             f"'data' holds products of {sorted(set(steps))} time steps; take "
             f"it apart with 'data.to_data_list()'"
         )
+    shapes = f'[{data.num_nodes}] or [{data.num_nodes}, features]'
+    check_tensor('x', x, shapes)
     if x.dim() not in (1, 2) or x.size(0) != data.num_nodes:
-        raise ValueError(
-            f"'x' must have shape [{data.num_nodes}] or [{data.num_nodes}, "
-            f'features] (got {list(x.shape)})'
-        )
+        raise ValueError(f"'x' must have shape {shapes} (got {list(x.shape)})")
     return x.unflatten(0, (-1, steps[0]))
 
 

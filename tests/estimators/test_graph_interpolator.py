@@ -217,7 +217,9 @@ def test_wrong_data():
                 del wrong.mask
         with pytest.raises(ValueError, match=problem):
             GraphInterpolator().fit(wrong)
-    with pytest.raises(ValueError, match="'neighbors' must be positive"):
+    with pytest.raises(
+        ValueError, match="'neighbors' must be a positive integer"
+    ):
         GraphInterpolator(neighbors=0)
     with pytest.raises(ValueError, match="call 'fit' first"):
         GraphInterpolator().predict()

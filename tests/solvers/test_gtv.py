@@ -201,11 +201,11 @@ def test_batch_and_type():
 def test_bad_input():
     graph = random_graph(8, 8)
     x, mask = torch.rand(8, 1), torch.arange(8) < 4
-    with pytest.raises(ValueError, match="'tol' and 'max_steps'"):
+    with pytest.raises(ValueError, match="'tol' must be positive"):
         gtv(x, *graph[:2], mask, tol=-1)
     with pytest.raises(ValueError, match="'fidelity' must be one of"):
         gtv(x, *graph[:2], mask, fidelity='other')
-    with pytest.raises(ValueError, match="'mu' must be one positive"):
+    with pytest.raises(ValueError, match="'mu' must be positive"):
         gtv(x, *graph[:2], mu=-1)
     with pytest.raises(ValueError, match='True everywhere'):
         gtv(x, *graph[:2], torch.ones(8).bool())

@@ -511,8 +511,8 @@ MASK = torch.ones(N, F).bool()
         ({'normalization': 'row'}, "'normalization' must be one of"),
         ({'order': 3}, "'order' must be 1 or 2"),
         ({'fill': 'median'}, "'fill' must be a number, 'mean' or None"),
-        ({'tol': 0.0}, "'tol' and 'max_steps' must be positive"),
-        ({'max_steps': 0}, "'tol' and 'max_steps' must be positive"),
+        ({'tol': 0.0}, "'tol' must be positive and finite"),
+        ({'max_steps': 0}, "'max_steps' must be a positive integer"),
     ],
 )
 def test_wrong_options(options, match):

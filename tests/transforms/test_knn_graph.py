@@ -131,5 +131,5 @@ def test_wrong_data():
         KNNGraph(4)(Data(pos=torch.rand(4, 2)))
     pos = torch.rand(9, 2)
     pos[3, 1] = float('nan')
-    with pytest.raises(ValueError, match=r"'pos' must be finite.*node 3"):
+    with pytest.raises(ValueError, match=r"'data.pos' must be finite.*node 3"):
         KNNGraph(2)(Data(pos=pos))

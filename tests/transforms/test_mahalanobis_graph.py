@@ -260,8 +260,8 @@ def test_isolated_nodes_and_no_edges():
     'kwargs, match',
     [
         ({'in_channels': 0}, "'in_channels' must be positive, or -1"),
-        ({'in_channels': 3, 'heads': 0}, "'heads' must be positive"),
-        ({'in_channels': 3, 'rank': 0}, "'rank' must be positive"),
+        ({'in_channels': 3, 'heads': 0}, "'heads' must be a positive integer"),
+        ({'in_channels': 3, 'rank': 0}, "'rank' must be a positive integer"),
         ({'in_channels': 3, 'normalization': 'l2'}, 'sym.*row.*None.*l2'),
     ],
 )

@@ -7,11 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyg_unroll.nn.conv.smoothness_conv import (
-    SmoothnessConv,
-    check_positive,
-    check_spectrum,
-)
+from pyg_unroll.checks import check_positive
+from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_spectrum
 from pyg_unroll.ops.signal import Fidelity
 from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
 

@@ -10,11 +10,10 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from pyg_unroll.nn.conv.smoothness_conv import (
-    SmoothnessConv,
-    check_positive,
-    check_spectrum,
-)
+from pyg_unroll.checks import check_between, check_positive, check_tensor
+from pyg_unroll.graph import Topology
+from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_spectrum
+from pyg_unroll.ops import degree
 from pyg_unroll.ops.admm import TotalVariation
 from pyg_unroll.ops.fused_admm import admm_step
 from pyg_unroll.ops.replay import DualReplay
@@ -123,12 +122,8 @@ class GTVConv(SmoothnessConv):
         super().__init__(heads, fidelity, mu, validate_args)
         check_positive('num_iters', num_iters)
         check_positive('num_steps', num_steps)
-        if not 0 < rho < float('inf'):
-            raise ValueError(f"'rho' must be positive and finite (got {rho})")
-        if not 0 < relaxation < 2:
-            raise ValueError(
-                f"'relaxation' must lie in (0, 2) (got {relaxation})"
-            )
+        check_between('rho', rho)
+        check_between('relaxation', relaxation, high=2.0)
         self.num_iters = num_iters
         self.num_steps = num_steps
         self.rho = rho
@@ -224,11 +219,15 @@ class GTVConv(SmoothnessConv):
         signal, topology, weight = self._read(
             x, edge_index, edge_weight, mask, confidence
         )
+        if self.validate_args and not torch.compiler.is_compiling():
+            _check_squares(topology, weight)
         samples, tile = signal.samples, signal.tile
         mu = tile(self.log_mu.exp())
         problem = TotalVariation(topology, weight, signal, mu)
         out = self._start(signal, warm_start)
         shape = (*x.shape[:-2], topology.num_edges, x.size(-1), self.heads)
+        if state is not None:
+            check_tensor('state', state, str(list(shape)))
         if state is None:
             dual = out.new_zeros((topology.num_edges, *out.shape[1:]))
         elif state.shape == shape:
@@ -265,4 +264,16 @@ class GTVConv(SmoothnessConv):
             f'{self.__class__.__name__}(num_iters={self.num_iters}, '
             f'num_steps={self.num_steps}, heads={self.heads}, '
             f'fidelity={self.fidelity!r})'
+        )
+
+
+def _check_squares(topology: Topology, weight: Tensor) -> None:
+    """Squared weights, summed and times a signal, must not overflow."""
+    with torch.no_grad():
+        total = degree(topology, weight.square())
+    if not bool((total < torch.finfo(weight.dtype).max / 16).all()):
+        raise ValueError(
+            f"'edge_weight' is too large for {weight.dtype} (got up to "
+            f'{float(weight.amax()):.1e}): the squares of a node are summed '
+            f'and overflow; divide it by its maximum'
         )

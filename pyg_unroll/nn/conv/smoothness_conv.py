@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 
+from pyg_unroll.checks import (
+    check_between,
+    check_finite,
+    check_positive,
+    check_tensor,
+)
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops.samples import Samples
@@ -42,8 +48,7 @@ class SmoothnessConv(MessagePassing):
                 f"'fidelity' must be one of {get_args(Fidelity)} (got "
                 f'{fidelity!r})'
             )
-        if not 0 < mu < float('inf'):
-            raise ValueError(f"'mu' must be positive and finite (got {mu})")
+        check_between('mu', mu)
         self.heads = heads
         self.fidelity: Fidelity = fidelity
         self.mu = mu
@@ -123,11 +128,14 @@ class SmoothnessConv(MessagePassing):
         x, samples = signal.x, signal.samples
         if warm_start is not None:
             shape = samples.unfold(samples.first_heads(x)).shape
+            check_tensor('warm_start', warm_start, str(list(shape)))
             if warm_start.shape != shape:
                 raise ValueError(
                     f"'warm_start' must have the shape of 'x', "
                     f'{list(shape)} (got {list(warm_start.shape)})'
                 )
+            if self.validate_args and not torch.compiler.is_compiling():
+                check_finite('warm_start', warm_start)
             start = samples.fold(warm_start.to(x.dtype))
             free = signal.free
             x = start if free is None else torch.where(free, start, x)
@@ -155,7 +163,7 @@ class SmoothnessConv(MessagePassing):
 def _read_samples(x: Tensor, edge_weight: Tensor | None, heads: int) -> Samples:
     is_batch = isinstance(x, Tensor) and x.dim() == 3
     count = x.size(0) if is_batch else None
-    if edge_weight is None or edge_weight.dim() != 3:
+    if not isinstance(edge_weight, Tensor) or edge_weight.dim() != 3:
         return Samples(count, heads)
     if edge_weight.size(0) != count:
         raise ValueError(
@@ -167,12 +175,6 @@ def _read_samples(x: Tensor, edge_weight: Tensor | None, heads: int) -> Samples:
     return Samples(count, heads, own_weights=True)
 
 
-def check_positive(name: str, value: int) -> None:
-    """Raises a `ValueError` unless `value` is a positive integer."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
-
-
 def check_spectrum(
     spectrum: tuple[float, float] | None, num_steps: int, order: int = 1
 ) -> tuple[float, float]:
@@ -180,10 +182,14 @@ def check_spectrum(
     if spectrum is None:
         # Low frequencies take many steps: aim only as low as K can reach.
         return 1 / max(num_steps, 2), 2.0**order
-    lower, upper = spectrum
-    if not 0 < lower < upper < float('inf'):
+    try:
+        lower, upper = spectrum
+        is_interval = 0 < lower < upper < float('inf')
+    except (TypeError, ValueError):
+        is_interval = False
+    if not is_interval:
         raise ValueError(
             f"'spectrum' must be an interval (lower, upper) of positive "
-            f'eigenvalues (got {spectrum})'
+            f'eigenvalues (got {spectrum!r})'
         )
     return lower, upper

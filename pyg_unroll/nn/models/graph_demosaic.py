@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from pyg_unroll.checks import check_data, check_positive
 from pyg_unroll.data import data_to_image, image_to_data
 from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.conv import GLRConv, GTVConv
-from pyg_unroll.nn.conv.smoothness_conv import check_positive
 from pyg_unroll.nn.models.directional_green import (
     detail_ratio,
     directional_green,
@@ -116,6 +116,7 @@ class GraphDemosaic(torch.nn.Module):
 
     def forward(self, data: Data) -> Tensor:
         """Reconstructs the missing colours."""
+        check_data(data)
         mask = check_mosaic(data)
         if isinstance(data, Batch):
             parts = [self(part) for part in data.to_data_list()]

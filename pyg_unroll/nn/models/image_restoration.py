@@ -13,7 +13,7 @@ from pyg_unroll.data import data_to_image
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
 from pyg_unroll.nn.models.difference_block import DifferenceBlock
-from pyg_unroll.nn.models.scene import SceneReader
+from pyg_unroll.nn.models.scene import SceneReader, check_images
 from pyg_unroll.nn.models.storage import Storage
 from pyg_unroll.nn.models.tiling import run_in_tiles
 from pyg_unroll.nn.models.unrolled_block import UnrolledBlock
@@ -122,6 +122,7 @@ class ImageRestoration(Storage):
                 negative or not asked for, or the model has another domain.
         """
         reader = self._scene_reader()
+        check_images(image, mask, self.in_channels)
         reader.offset(mask)  # refuses masks that the model is not for
         noise_std = self._noise_std(image, mask, noise_std)
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.checks import check_tensor
 from pyg_unroll.data import cfa_mask
 from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.models.directional_green import (
@@ -40,6 +41,24 @@ class Scene:
     estimate: Tensor
     context: Tensor
     reference: Tensor
+
+
+def check_images(image: Tensor, mask: Tensor, channels: int) -> None:
+    """Raises a `ValueError` unless an image and its mask have their shapes."""
+    shape = f'[batch, {channels}, height, width]'
+    check_tensor('image', image, shape)
+    check_tensor('mask', mask, shape)
+    if image.dim() != 4 or image.size(1) != channels:
+        raise ValueError(
+            f"'image' must have shape {shape} (got {list(image.shape)}); one "
+            f"image needs '.unsqueeze(0)'"
+        )
+    if mask.dtype != torch.bool or mask.shape[-3:] != image.shape[-3:]:
+        raise ValueError(
+            f"'mask' must be boolean, True where known, of shape "
+            f'{list(image.shape)} or {[1, *image.shape[1:]]} (got '
+            f'{mask.dtype} of {list(mask.shape)})'
+        )
 
 
 class SceneReader(ABC):

@@ -11,6 +11,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from pyg_unroll.checks import check_finite
+
 _FOLDER = Path(__file__).parent / 'pretrained'
 
 
@@ -34,6 +36,9 @@ class Storage(torch.nn.Module):
             path (str or Path): The file.
             notes (dict[str, str], optional): More metadata, for example how
                 the model was trained. (default: :obj:`None`)
+
+        Raises:
+            ValueError: If the file cannot be written.
         """
         metadata = {
             **(notes or {}),
@@ -44,7 +49,13 @@ class Storage(torch.nn.Module):
             name: value.contiguous()
             for name, value in self.state_dict().items()
         }
-        save_file(state, path, metadata)
+        try:
+            save_file(state, path, metadata)
+        except (TypeError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"'path' cannot be written, or 'notes' are not texts (got "
+                f'{path}: {error})'
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -57,7 +68,7 @@ class Storage(torch.nn.Module):
             with safe_open(path, framework='pt') as file:
                 metadata = file.metadata() or {}
                 state = {key: file.get_tensor(key) for key in file.keys()}
-        except (OSError, SafetensorError) as error:
+        except (TypeError, OSError, SafetensorError) as error:
             raise ValueError(
                 f"'path' is not a readable safetensors file (got {path}: "
                 f'{error})'
@@ -71,6 +82,8 @@ class Storage(torch.nn.Module):
         try:
             model = cls(**json.loads(metadata['config']))
             model.load_state_dict(state)
+            for key, value in state.items():
+                check_finite(key, value)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"'path' holds a {cls.__name__} whose weights or configuration "

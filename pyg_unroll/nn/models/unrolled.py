@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.checks import check_data, check_positive
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
-from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_positive
+from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
 from pyg_unroll.nn.models.difference_block import DifferenceBlock
 from pyg_unroll.nn.models.features import (
     CellFeatures,
@@ -212,6 +213,8 @@ class UnrolledNet(ImageRestoration):
         Under :meth:`torch.compile`, :obj:`data.edge_index` must be there:
         edges, or what :obj:`model.graph.topology(data)` gives.
         """
+        check_data(data)
+        self._check_type(data.x)
         if self.reader is not None:
             return self._forward_scene(data)
         x, mask = data.x, data.get('mask')
@@ -248,6 +251,19 @@ class UnrolledNet(ImageRestoration):
             if mask is not None and self.fidelity == 'hard':
                 estimate = torch.where(known > 0, x, estimate)
         return estimate
+
+    def _check_type(self, x: Any) -> None:
+        dtype = next(self.parameters()).dtype
+        is_other = isinstance(x, Tensor) and x.dtype != dtype
+        if (
+            is_other
+            and x.is_floating_point()
+            and not torch.is_autocast_enabled(x.device.type)
+        ):
+            raise ValueError(
+                f"'data.x' must have the type of the model, {dtype} (got "
+                f"{x.dtype}); convert one of them with '.to({dtype})'"
+            )
 
     def _topology(self, data: Data) -> Topology:
         if data.get('edge_index') is None:

@@ -1,0 +1,658 @@
+"""A catalogue of bad input: the error and its text.
+
+All are `ValueError`; the text names the argument in quotes, says what was
+received, and where it is not obvious how to mend it.
+"""
+
+import re
+
+import pytest
+import torch
+from torch_geometric.data import Batch, Data, HeteroData
+
+from pyg_unroll import (
+    GLRConv,
+    GraphDemosaic,
+    GraphInterpolator,
+    GridGraph,
+    GTVConv,
+    InterpolateFeatures,
+    KNNGraph,
+    MahalanobisGraph,
+    TemporalProduct,
+    Topology,
+    UnrolledGLR,
+    UnrolledGTV,
+    cfa_mask,
+    data_to_image,
+    from_product,
+    image_to_data,
+    mosaic,
+    ops,
+    points_to_data,
+    solvers,
+)
+
+NAN = float('nan')
+PATH = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
+X = torch.tensor([[0.0], [1.0], [2.0]])
+X3 = X.unsqueeze(-1)
+ONES = torch.ones(4)
+EDGES = torch.ones(2, 1)
+MASK = torch.tensor([True, False, True])
+TOPOLOGY = Topology.from_edge_index(PATH, 3)
+IMAGE = torch.rand(3, 4, 4)
+GRID = image_to_data(IMAGE)
+BAYER = cfa_mask('RGGB', 4, 4)
+HEADED = torch.ones(4, 3)
+
+
+def glr(*args, **kwargs):
+    return GLRConv(2)(*args, **kwargs)
+
+
+def gtv(*args, **kwargs):
+    return GTVConv(2)(*args, **kwargs)
+
+
+def data(**kwargs):
+    return Data(**kwargs)
+
+
+def on_path(**kwargs):
+    return Data(x=X, edge_index=PATH, **kwargs)
+
+
+def product():
+    return TemporalProduct()(Data(x=X.expand(-1, 2), edge_index=PATH))
+
+
+def points():
+    return Data(x=torch.rand(9), pos=torch.rand(9, 2), mask=torch.arange(9) > 3)
+
+
+def fitted():
+    return GraphInterpolator(kriging=False).fit(points())
+
+
+def images(*shapes):
+    return Batch.from_data_list([image_to_data(torch.rand(s)) for s in shapes])
+
+
+TENSOR = "must be a tensor of shape .*got 'list'.*'torch.as_tensor'"
+POSITIVE = "'{}' must be a positive integer \\(got {}\\)"
+FINITE = "'{}' must be positive and finite \\(got {}\\)"
+DATA = "'data' must be a homogeneous 'Data' or 'Batch' \\(got 'Tensor'\\)"
+
+TOPOLOGIES = [
+    (lambda: Topology.from_edge_index([[0], [1]], 2), f"'edge_index' {TENSOR}"),
+    (
+        lambda: Topology.from_edge_index(PATH.float(), 3),
+        r"'edge_index' must hold integers.*float32.*'\.long\(\)'",
+    ),
+    (
+        lambda: Topology.from_edge_index(PATH.T, 3),
+        r"'edge_index' must have shape \[2, .*got \[4, 2\].*transpose",
+    ),
+    (
+        lambda: Topology.from_edge_index(PATH, 2),
+        r"'edge_index' is out of range: edge \(1, 2\).*2 nodes",
+    ),
+    (
+        lambda: Topology.from_edge_index(PATH - 1, 3),
+        r"'edge_index' is out of range: edge \(-1, 0\)",
+    ),
+    (
+        lambda: Topology.from_edge_index(PATH, 3.0),
+        r"'num_nodes' must be a non-negative integer \(got 3\.0\)",
+    ),
+    (
+        lambda: Topology.from_edge_index(PATH[:, :0], -1),
+        r"'num_nodes' must be .*\(got -1\)",
+    ),
+    (
+        lambda: Topology.from_edge_index(torch.tensor([[1], [1]]), 2),
+        r"self-loop at edge \(1, 1\).*'torch_geometric.utils.remove_self_loops",
+    ),
+    (
+        lambda: Topology.from_edge_index(torch.cat([PATH, PATH], 1), 3),
+        r'duplicate edge for \(0, 1\).*coalesce',
+    ),
+    (
+        lambda: Topology.from_edge_index(PATH[:, 1:], 3),
+        r'no reverse edge for \(1, 0\).*to_undirected',
+    ),
+    (
+        lambda: TOPOLOGY.undirected_weight(torch.ones(3)),
+        r"'edge_weight' must have shape \[4\].*got \[3\]",
+    ),
+    (lambda: TOPOLOGY.undirected_weight([1.0] * 4), f"'edge_weight' {TENSOR}"),
+    (
+        lambda: TOPOLOGY.undirected_weight(torch.arange(4.0)),
+        r"'edge_weight' is not symmetric: edge \(0, 1\).*to_undirected",
+    ),
+    (
+        lambda: TOPOLOGY.directed_weight(torch.ones(3)),
+        r"'weight' must have 2 rows, one per undirected.*got \[3\]",
+    ),
+]
+
+LAYERS = [
+    case
+    for conv in (glr, gtv)
+    for case in (
+        (
+            lambda c=conv: c(X.tolist(), PATH),
+            "'x' must be a tensor.*got 'list'",
+        ),
+        (
+            lambda c=conv: c(X[:, 0], PATH),
+            r"'x' must have shape.*got \[3\].*'\.unsqueeze\(-1\)'",
+        ),
+        (
+            lambda c=conv: c(X.long(), PATH),
+            r"'x' must be floating point \(got torch.int64.*convert",
+        ),
+        (
+            lambda c=conv: c(X.cfloat(), PATH),
+            r"'x' must be floating point \(got torch.complex64",
+        ),
+        (
+            lambda c=conv: c(X * NAN, PATH),
+            r"'x' must be finite.*got nan at node 0, feature 0.*'mask'",
+        ),
+        (
+            lambda c=conv: c(
+                X / torch.tensor([[1.0], [0], [1]]), PATH, mask=MASK
+            ),
+            r"'x' must be finite \(got inf at node 1.*'torch.where",
+        ),
+        (
+            lambda c=conv: c(X, None),
+            "'edge_index' must be a tensor.*'NoneType'",
+        ),
+        (lambda c=conv: c(X, PATH.numpy()), "'edge_index'.*got 'ndarray'"),
+        (
+            lambda c=conv: c(X, torch.ones(3, 3)),
+            r"'edge_index' must have shape \[2, num_edges\] .*to_sparse_csr",
+        ),
+        (
+            lambda c=conv: c(X, torch.eye(4).to_sparse_csr()),
+            r"'edge_index' is a sparse matrix of shape \[4, 4\].*3 rows",
+        ),
+        (
+            lambda c=conv: c(X[:2], TOPOLOGY),
+            "'edge_index' is a topology of 3 nodes, but 'x' has 2 rows",
+        ),
+        (lambda c=conv: c(X, PATH, [1.0] * 4), f"'edge_weight' {TENSOR}"),
+        (
+            lambda c=conv: c(X, PATH, ONES[:3]),
+            r"'edge_weight' must have shape \[4\] or .*got \[3\]",
+        ),
+        (
+            lambda c=conv: c(X, PATH, -ONES),
+            r"'edge_weight' must be finite and non-negative \(got -1.0.*\(0, 1",
+        ),
+        (
+            lambda c=conv: c(X, PATH, ONES * NAN),
+            r"'edge_weight' must be finite and non-negative \(got nan",
+        ),
+        (
+            lambda c=conv: c(X, PATH, ONES.cfloat()),
+            r"'edge_weight' must be real \(got torch.complex64",
+        ),
+        (
+            lambda c=conv: c(X, PATH, HEADED),
+            "'edge_weight' has 3 heads, but the layer has 1.*'heads=3'",
+        ),
+        (
+            lambda c=conv: c(X, PATH, torch.ones(2, 4, 1)),
+            r"'edge_weight' holds weights of 2 samples.*'x' must.*got \[3, 1\]",
+        ),
+        (lambda c=conv: c(X, PATH, mask=[True] * 3), f"'mask' {TENSOR}"),
+        (
+            lambda c=conv: c(X, PATH, mask=MASK.float()),
+            r"'mask' must be boolean.*float32.*'mask.bool\(\)'",
+        ),
+        (
+            lambda c=conv: c(X, PATH, mask=MASK[:2]),
+            r"'mask' must have shape \[3\] or \[3, 1\] \(got \[2\]\)",
+        ),
+        (lambda c=conv: c(X, PATH, mask=~MASK & MASK), "'mask' has no known"),
+        (
+            lambda c=conv: c(X, PATH, mask=MASK | ~MASK),
+            "'mask' is True everywhere.*pass no mask",
+        ),
+        (
+            lambda c=conv: c(X, PATH, mask=MASK, confidence=X),
+            "'confidence' was given.*fidelity='soft'",
+        ),
+        (lambda c=conv: c(X, PATH, confidence=[1.0]), f"'confidence' {TENSOR}"),
+        (
+            lambda c=conv: c(X, PATH, confidence=-X),
+            "'confidence' must be finite and non-negative.*-2.0 to",
+        ),
+        (
+            lambda c=conv: c(X, PATH, confidence=0 * X),
+            "'confidence' is zero everywhere",
+        ),
+        (lambda c=conv: c(X, PATH, warm_start=[0.0]), f"'warm_start' {TENSOR}"),
+        (
+            lambda c=conv: c(X, PATH, warm_start=X[:2]),
+            r"'warm_start' must have the shape of 'x', \[3, 1\] \(got \[2, 1\]",
+        ),
+        (
+            lambda c=conv: c(X, PATH, warm_start=X * NAN),
+            r"'warm_start' must be finite \(got nan at index \[0, 0\]",
+        ),
+    )
+] + [
+    (lambda: gtv(X, PATH, state=[0.0]), f"'state' {TENSOR}"),
+    (
+        lambda: gtv(X, PATH, state=X),
+        r"'state' must have shape \[2, 1, 1\].*got \[3, 1\]",
+    ),
+    (
+        lambda: gtv(X, PATH, ONES * 1e30),
+        r"'edge_weight' is too large for torch.float32.*1.0e\+30.*its maximum",
+    ),
+    (lambda: GLRConv(0), POSITIVE.format('num_steps', 0)),
+    (lambda: GLRConv(2.0), POSITIVE.format('num_steps', 2.0)),
+    (lambda: GLRConv(1, heads=True), POSITIVE.format('heads', True)),
+    (lambda: GLRConv(1, fidelity='x'), r"'fidelity' must be one of.*got 'x'"),
+    (lambda: GLRConv(1, mu=0), FINITE.format('mu', 0)),
+    (lambda: GLRConv(1, mu='1'), FINITE.format('mu', "'1'")),
+    (lambda: GLRConv(1, order=3), r"'order' must be 1 or 2 \(got 3\)"),
+    (lambda: GLRConv(1, spectrum=(2, 1)), r"'spectrum'.*got \(2, 1\)"),
+    (lambda: GLRConv(1, spectrum=2.0), r"'spectrum' must be an.*got 2\.0"),
+    (lambda: GTVConv(0), POSITIVE.format('num_iters', 0)),
+    (lambda: GTVConv(1, rho=NAN), FINITE.format('rho', 'nan')),
+    (
+        lambda: GTVConv(1, relaxation=2.0),
+        r"'relaxation' must lie in \(0, 2\) \(got 2\.0\)",
+    ),
+]
+
+SOLVERS = [
+    case
+    for solve in (solvers.glr, solvers.gtv)
+    for case in (
+        (lambda s=solve: s(X.tolist(), PATH), f"'x' {TENSOR}"),
+        (lambda s=solve: s(X.long(), PATH), "'x' must be floating point"),
+        (lambda s=solve: s(X, PATH, mask=[True]), f"'mask' {TENSOR}"),
+        (lambda s=solve: s(X * NAN, PATH, mask=MASK), "'x' must be finite"),
+        (lambda s=solve: s(X, PATH, fidelity='x'), r"'fidelity' must.*got 'x'"),
+        (lambda s=solve: s(X, PATH, mu=-1.0), FINITE.format('mu', -1.0)),
+        (lambda s=solve: s(X, PATH, mu=None), FINITE.format('mu', None)),
+        (
+            lambda s=solve: s(X, PATH, mu=torch.ones(2)),
+            r"'mu' must be one positive.*got \[1.0, 1.0\]",
+        ),
+        (lambda s=solve: s(X, PATH, tol=0), FINITE.format('tol', 0)),
+        (
+            lambda s=solve: s(X, PATH, max_steps=2.5),
+            POSITIVE.format('max_steps', 2.5),
+        ),
+        (
+            lambda s=solve: s(X, PATH, mask=MASK, fill='median'),
+            "'fill' must be a number or 'mean'.*'median'",
+        ),
+        (
+            lambda s=solve: s(X, PATH, mask=MASK, fill=[0.0]),
+            r"'fill' must be a number or 'mean' \(got \[0.0\]\)",
+        ),
+        (
+            lambda s=solve: s(X, PATH[:, :0], mask=MASK),
+            r"'mask' has no known entry.*of 1 node\(s\) \(1\).*'fill'",
+        ),
+        (
+            lambda s=solve: s(X, PATH, HEADED),
+            "'edge_weight' must have one value per edge.*3 heads",
+        ),
+    )
+] + [
+    (lambda: solvers.glr(X, PATH, order=0), "'order' must be 1 or 2"),
+    (
+        lambda: solvers.gtv(X.clone().requires_grad_(), PATH),
+        "'x' requires gradients.*'GTVConv'",
+    ),
+]
+
+OPERATORS = [
+    (lambda: ops.gradient(PATH, X3), "'topology'.*from_edge_index"),
+    (lambda: ops.gradient(TOPOLOGY, [1.0]), f"'x' {TENSOR}"),
+    (lambda: ops.gradient(TOPOLOGY, X), r"'x' must have shape \[3, features"),
+    (lambda: ops.divergence(TOPOLOGY, X3), "'z'.*one row per undirected edge"),
+    (lambda: ops.laplacian(TOPOLOGY, EDGES[:1], X3), "'weight'.*got .1, 1"),
+    (
+        lambda: ops.laplacian(TOPOLOGY, EDGES.double(), X3),
+        "'weight' and 'x' must agree in type and heads",
+    ),
+    (
+        lambda: ops.edge_dot(TOPOLOGY, X3, X3.expand(-1, 2, -1)),
+        "'a' and 'b' must have the same number of features.*1 and 2",
+    ),
+    (lambda: ops.degree(TOPOLOGY, EDGES[:, 0]), r"'weight' must have shape"),
+    (lambda: ops.degree(TOPOLOGY, EDGES.long()), r"'weight'.*'\.float\(\)'"),
+    (lambda: ops.endpoint_sum(TOPOLOGY, X3), r"'x' must have shape \[3, heads"),
+    (lambda: ops.log_degree(TOPOLOGY, X), "'distance' must have shape"),
+]
+
+TRANSFORMS = [
+    (lambda: GridGraph(5), r"'window' must be one of \[4, 8, 12, 24\].*got 5"),
+    (lambda: GridGraph(8.0), r"'window' must be one of.*got 8\.0"),
+    (lambda: GridGraph([1]), "'window' must list integer.*got 1"),
+    (lambda: GridGraph([(0, 0)]), r"'window' must not hold \(0, 0\)"),
+    (lambda: GridGraph([]), "'window' must hold at least one offset"),
+    (lambda: GridGraph()(X), DATA),
+    (lambda: GridGraph()(data(x=X)), "'data' has no 'height' and 'width'"),
+    (
+        lambda: GridGraph()(data(x=X, height=2, width=2)),
+        "'data' has 3 nodes, but its 'height' and 'width' make 4 pixels",
+    ),
+    (lambda: KNNGraph(0), POSITIVE.format('k', 0)),
+    (lambda: KNNGraph()(X), DATA),
+    (lambda: KNNGraph()(data(x=X)), "'data' has no positions; set 'data.pos'"),
+    (lambda: KNNGraph(3)(data(pos=X)), "'k' must be smaller.*k=3 for 3 points"),
+    (lambda: KNNGraph(1)(data(pos=X * NAN)), r"'data.pos'.*nan\] at node 0"),
+    (lambda: KNNGraph(1)(data(pos=X3)), r"'data.pos'.*of \[3, 1, 1\]"),
+    (lambda: KNNGraph(1)(data(pos=X[:, :0])), r"'data.pos'.*of \[3, 0\]"),
+    (
+        lambda: MahalanobisGraph(0),
+        r"'in_channels' must be positive, or -1.*got 0\)",
+    ),
+    (lambda: MahalanobisGraph('x'), r"'in_channels' must be.*got 'x'\)"),
+    (lambda: MahalanobisGraph(1, heads=1.5), POSITIVE.format('heads', 1.5)),
+    (lambda: MahalanobisGraph(1, rank=0), POSITIVE.format('rank', 0)),
+    (
+        lambda: MahalanobisGraph(1, normalization='col'),
+        r"'normalization' must be one of.*got 'col'",
+    ),
+    (lambda: MahalanobisGraph(1)(X), DATA),
+    (
+        lambda: MahalanobisGraph(1, attr='f')(on_path()),
+        "'data' has no features 'f'.*'attr'",
+    ),
+    (
+        lambda: MahalanobisGraph(1)(data(x=X)),
+        "'data' has no 'edge_index'; apply 'GridGraph' or 'KNNGraph'",
+    ),
+    (
+        lambda: MahalanobisGraph(2)(on_path()),
+        r"'features' must have shape.*got \[3, 1\].*'in_channels'",
+    ),
+    (
+        lambda: MahalanobisGraph(1)(data(x=X.long(), edge_index=PATH)),
+        r"'data.x' must be floating point \(got torch.int64",
+    ),
+    (
+        lambda: MahalanobisGraph(1)(data(x=X * NAN, edge_index=PATH)),
+        r"'data.x' must be finite \(got nan",
+    ),
+    (
+        lambda: MahalanobisGraph(1)(data(x=X * 1e30, edge_index=PATH)),
+        r"'data.x' is too large for torch.float32 \(up to 2.0e\+30\)",
+    ),
+    (
+        lambda: MahalanobisGraph(1, normalization='row').edge_weights(
+            X, TOPOLOGY
+        ),
+        "normalization='row' gives weights that differ by direction",
+    ),
+    (lambda: TemporalProduct(0), FINITE.format('time_weight', 0)),
+    (lambda: TemporalProduct(period=1), r"'period' must be.*\(got 1\)"),
+    (lambda: TemporalProduct(period_weight=1.0), "without a 'period'"),
+    (lambda: TemporalProduct(attrs='mask'), r"'attrs'.*write \['mask'\]"),
+    (lambda: TemporalProduct(attrs=['m'])(on_path()), "'attrs' names 'm'"),
+    (lambda: TemporalProduct()(HeteroData()), "'data'.*got 'HeteroData'"),
+    (lambda: TemporalProduct()(data(x=X)), "'data' has no 'edge_index'"),
+    (
+        lambda: TemporalProduct()(data(x=X[:, 0], edge_index=PATH)),
+        r"'data.x' must have shape.*got \[3\]",
+    ),
+    (
+        lambda: TemporalProduct(period=5)(on_path()),
+        "'period' must be smaller.*5 for 1",
+    ),
+    (lambda: from_product(data(x=X)), "'num_time_steps'.*'TemporalProduct'"),
+    (lambda: from_product(product(), [1.0]), f"'x' {TENSOR}"),
+    (
+        lambda: from_product(product(), X),
+        r"'x' must have shape \[6\].*\[3, 1\]",
+    ),
+    (lambda: InterpolateFeatures(None), "'missing_mask'.*got NoneType"),
+    (lambda: InterpolateFeatures(X), "'missing_mask'.*got torch.float32"),
+    (
+        lambda: InterpolateFeatures(MASK, normalization='row'),
+        "'normalization' must be.*got 'row'",
+    ),
+    (lambda: InterpolateFeatures(MASK, order=0), "'order' must be 1 or 2"),
+    (lambda: InterpolateFeatures(MASK, fill='max'), "'fill' must.*got 'max'"),
+    (lambda: InterpolateFeatures(MASK, tol=-1), FINITE.format('tol', -1)),
+    (
+        lambda: InterpolateFeatures('m')(on_path()),
+        "'missing_mask' names 'm'.*set data.m",
+    ),
+    (
+        lambda: InterpolateFeatures(MASK[:2])(on_path()),
+        r"'missing_mask' must have shape \[3\] or.*got \[2\]",
+    ),
+    (
+        lambda: InterpolateFeatures(MASK)(data(x=X)),
+        "'data' has no 'edge_index' and no sparse 'adj_t'",
+    ),
+    (
+        lambda: InterpolateFeatures(MASK)(data(x=X * NAN, edge_index=PATH)),
+        "'data.x' must be finite.*node 1.*'missing_mask'",
+    ),
+    (
+        lambda: InterpolateFeatures(MASK)(on_path(edge_weight=-ONES)),
+        r"'data.edge_weight' must be finite and non-negative \(got -1",
+    ),
+]
+
+IMAGES = [
+    (lambda: cfa_mask('RGB', 2, 2), r"'pattern' must be one of.*got 'RGB'"),
+    (lambda: cfa_mask('RGGB', -1, 2), POSITIVE.format('height', -1)),
+    (lambda: cfa_mask('RGGB', 2, 2.5), POSITIVE.format('width', 2.5)),
+    (lambda: mosaic(IMAGE[:2]), r"'image' must have shape \[3.*\[2, 4, 4\]"),
+    (lambda: mosaic(IMAGE.permute(1, 2, 0)), "'image'.*channels come last"),
+    (lambda: mosaic(IMAGE[:, :0]), r"'image' is empty \(got \[3, 0, 4\]\)"),
+    (lambda: mosaic(IMAGE * NAN), "'image' must be finite"),
+    (lambda: mosaic(IMAGE.long()), r"'image'.*uint8.*got torch.int64"),
+    (lambda: mosaic(IMAGE, 'BGR'), "'pattern' must be one of.*got 'BGR'"),
+    (lambda: image_to_data(IMAGE[0]), r"'image' must.*\.unsqueeze\(0\)"),
+    (lambda: image_to_data(None), "'image' must be a tensor.*got None"),
+    (lambda: image_to_data(IMAGE[:, :0]), "'image' is empty"),
+    (lambda: data_to_image(data(x=X)), "'data' has no 'height'"),
+    (lambda: data_to_image(GRID, X), "'x' has 3 rows.*16 pixels"),
+    (lambda: data_to_image(GRID, X[:, 0]), r"'x' must have shape.*got \[3\]"),
+    (
+        lambda: data_to_image(images((1, 2, 2), (1, 3, 2))),
+        r"'data' holds images of different sizes.*to_data_list\(\)",
+    ),
+    (lambda: points_to_data(X.tolist(), X), f"'pos' {TENSOR}"),
+    (lambda: points_to_data(X[:, 0], X), r"'pos' must have shape.*got \[3\]"),
+    (lambda: points_to_data(X, [1.0]), f"'signal' {TENSOR}"),
+    (lambda: points_to_data(X, X[:2]), r"'signal' must have shape \[3, feat"),
+    (lambda: points_to_data(X, X, [True]), f"'mask' {TENSOR}"),
+    (lambda: points_to_data(X, X, X), "'mask' must be boolean.*float32"),
+    (lambda: points_to_data(X, X, MASK[:2]), r"'mask' must have.*got \[2\]"),
+    (lambda: points_to_data(X, X / 0), "'signal' must be finite.*'mask'"),
+    (lambda: points_to_data(X, X * NAN), "'signal' has no known entry"),
+]
+
+MODELS = [
+    case
+    for model in (UnrolledGLR, UnrolledGTV)
+    for case in (
+        (lambda m=model: m(0), POSITIVE.format('in_channels', 0)),
+        (lambda m=model: m(1, 'video'), "'domain' must be one of.*got 'video'"),
+        (lambda m=model: m(1, num_steps=0), POSITIVE.format('num_steps', 0)),
+        (lambda m=model: m(1, 'mosaic'), r"'in_channels' must be 3 \(got 1\)"),
+        (lambda m=model: m(3, 'mosaic', num_layers=3), "'num_layers'.*even"),
+        (lambda m=model: m(1)(X), DATA),
+        (lambda m=model: m(1)(data(height=2, width=2)), "'data.x' must be a"),
+        (
+            lambda m=model: m(1)(GRID),
+            "'data.x' has 3 channels.*'in_channels=1'",
+        ),
+        (
+            lambda m=model: m(3)(image_to_data(IMAGE.double())),
+            r"'data.x' must have the type of the model, torch.float32 \(got",
+        ),
+        (lambda m=model: m(1)(data(x=X)), "'data' has no 'height'"),
+        (lambda m=model: m(1, 'points')(data(x=X)), "'data' has no positions"),
+        (
+            lambda m=model: m(1, 'points', neighbors=1)(data(x=X, pos=X)),
+            r"'data.pos' must have 2 coordinates \(got 1\).*'pos_channels'",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic')(GRID),
+            "'data' must be a mosaic.*'pyg_unroll.mosaic'",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic')(mosaic(IMAGE, 'X-Trans')),
+            "'data.mask' must be that of a Bayer pattern.*GraphDemosaic",
+        ),
+        (
+            lambda m=model: m(3, 'inpainting')(GRID),
+            r"'data' must have a 'mask'.*got None",
+        ),
+        (
+            lambda m=model: m(3).restore(IMAGE[None], BAYER[None]),
+            "domain='image'; whole images need domain='mosaic'",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(IMAGE, BAYER),
+            r"'image' must have shape \[batch, 3.*\.unsqueeze\(0\)",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(IMAGE[None], IMAGE[None]),
+            "'mask' must be boolean.*got torch.float32",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(
+                IMAGE[None], BAYER[None, :, :2]
+            ),
+            r"'mask' must be.*of shape \[1, 3, 4, 4\].*\[1, 3, 2, 4\]",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(
+                IMAGE[None], BAYER[None], 0.1
+            ),
+            "'noise_std' was given.*fidelity='soft'",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic', fidelity='soft').restore(
+                IMAGE[None], BAYER[None], -1.0
+            ),
+            r"'noise_std' must be finite and non-negative.*got -1\.0",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic', fidelity='soft')(mosaic(IMAGE)),
+            "6 x 6 pixels.*set 'data.noise_std'",
+        ),
+        (
+            lambda m=model: m.from_pretrained('x'),
+            r"'name' must be one of \[.*got 'x'\).*load'",
+        ),
+        (lambda m=model: m.load(None), "'path' is not a readable"),
+        (
+            lambda m=model: m.load('nowhere/x'),
+            "'path' is not a readable.*nowhere",
+        ),
+        (lambda m=model: m(1).save('nowhere/x'), "'path' cannot be written"),
+    )
+] + [
+    (lambda: GraphDemosaic('tv'), r"'prior' must be one of.*got 'tv'"),
+    (lambda: GraphDemosaic(max_pixels=0), POSITIVE.format('max_pixels', 0)),
+    (lambda: GraphDemosaic()(IMAGE), DATA),
+    (lambda: GraphDemosaic()(GRID), "'data' must be a mosaic"),
+]
+
+ESTIMATORS = [
+    (lambda: GraphInterpolator(0), POSITIVE.format('neighbors', 0)),
+    (lambda: GraphInterpolator(2.5), POSITIVE.format('neighbors', 2.5)),
+    (lambda: GraphInterpolator().predict(), "call 'fit' first"),
+    (lambda: GraphInterpolator().fit(X), DATA),
+    (lambda: GraphInterpolator().fit(data(pos=X)), "'data.x' must be a signal"),
+    (
+        lambda: GraphInterpolator().fit(on_path(mask=[True] * 3)),
+        f"'data.mask' {TENSOR}",
+    ),
+    (
+        lambda: GraphInterpolator().fit(on_path(mask=X)),
+        "'data.mask' must be boolean.*float32",
+    ),
+    (
+        lambda: GraphInterpolator().fit(on_path(mask=MASK[:2])),
+        r"'data.mask' must have shape \[3\].*got \[2\]",
+    ),
+    (
+        lambda: GraphInterpolator().fit(data(x=X / 0, pos=X, mask=MASK)),
+        "'data.x' must be finite.*nan at node 0.*'data.mask'",
+    ),
+    (
+        lambda: GraphInterpolator().fit(data(x=X * NAN, pos=X)),
+        "'data.x' has no known entry in feature 0",
+    ),
+    (
+        lambda: GraphInterpolator().fit(data(x=X, mask=MASK)),
+        "'data' has neither 'edge_index' nor 'pos'",
+    ),
+    (
+        lambda: GraphInterpolator().fit(data(x=X, pos=X[:2], mask=MASK)),
+        r"'data.pos' must have shape \[3, features\].*got \[2, 1\]",
+    ),
+    (
+        lambda: GraphInterpolator().fit(data(x=X, pos=X * NAN, mask=MASK)),
+        "'data.pos' must be finite at all nodes",
+    ),
+    (
+        lambda: GraphInterpolator().fit(Batch.from_data_list([points()])),
+        r"'data' must be one graph.*to_data_list\(\)",
+    ),
+    (
+        lambda: fitted().predict_interval(coverage=1.0),
+        r"'coverage' must be between 0 and 1 \(got 1\.0\)",
+    ),
+    (lambda: fitted().predict_interval(), 'intervals need 8 known nodes'),
+    (lambda: fitted().score([1.0]), f"'truth' {TENSOR}"),
+    (lambda: fitted().score(X), r"'truth' must have shape \[9, 1\]"),
+    (
+        lambda: fitted().score(torch.full((9,), NAN)),
+        "'truth' has no missing entries",
+    ),
+    (
+        lambda: fitted().predict(data(x=torch.rand(9, 2), pos=X)),
+        r"'data.x' must have the 1 feature\(s\) of 'fit' \(got \[9, 2\]\)",
+    ),
+    (lambda: fitted().metric(), 'no metric was learned'),
+]
+
+CATALOGUE = {
+    'topology': TOPOLOGIES,
+    'layer': LAYERS,
+    'solver': SOLVERS,
+    'operator': OPERATORS,
+    'transform': TRANSFORMS,
+    'image': IMAGES,
+    'model': MODELS,
+    'estimator': ESTIMATORS,
+}
+
+
+@pytest.mark.parametrize(
+    ('call', 'text'),
+    [
+        pytest.param(*case, id=f'{part}-{k}')
+        for part, cases in CATALOGUE.items()
+        for k, case in enumerate(cases)
+    ],
+)
+def test_bad_input(call, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert re.search(text, str(caught.value), re.DOTALL), str(caught.value)

@@ -1,0 +1,319 @@
+"""Extreme values, copies, threads and processes."""
+
+import copy
+import json
+import multiprocessing
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch_geometric.data import Batch, Data
+from torch_geometric.loader import DataLoader
+from torch_geometric.transforms import Compose
+
+from pyg_unroll import (
+    GLRConv,
+    GraphDemosaic,
+    GraphInterpolator,
+    GridGraph,
+    GTVConv,
+    KNNGraph,
+    MahalanobisGraph,
+    Topology,
+    UnrolledGLR,
+    UnrolledGTV,
+    image_to_data,
+    mosaic,
+    solvers,
+)
+from pyg_unroll.testing import assert_same
+from tests.oracles import random_graph
+
+CONVS = {
+    'GLRConv': lambda **kwargs: GLRConv(4, **kwargs),
+    'GLRConv2': lambda **kwargs: GLRConv(3, order=2, **kwargs),
+    'GTVConv': lambda **kwargs: GTVConv(3, 2, **kwargs),
+}
+parametrize_convs = pytest.mark.parametrize(
+    'make', CONVS.values(), ids=list(CONVS)
+)
+EMPTY = torch.empty(2, 0, dtype=torch.long)
+SMALL = {'num_blocks': 1, 'hidden_channels': 4, 'feature_channels': 2}
+
+
+@parametrize_convs
+@pytest.mark.parametrize('shape', [(0, 1), (0, 3), (1, 1), (5, 0)])
+def test_empty_signals_and_single_nodes(make, shape):
+    x = torch.randn(shape).requires_grad_()
+    conv = make(heads=2)
+    out = conv(x, EMPTY)
+    # Nothing to smooth with: the observations come back.
+    assert_same(out, x)
+    out.sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(x))
+
+
+@pytest.mark.parametrize('solve', [solvers.glr, solvers.gtv])
+@pytest.mark.parametrize('num_nodes', [0, 1, 4])
+def test_solvers_without_edges(solve, num_nodes):
+    x = torch.randn(num_nodes, 2)
+    result = solve(x, EMPTY)
+    assert result.converged
+    assert_same(result.x, x)
+
+
+@pytest.mark.parametrize('scale', [1e-30, 1e-15, 1e15, 1e30])
+@pytest.mark.parametrize('order', [1, 2])
+def test_glr_does_not_depend_on_the_unit_of_weights(scale, order):
+    graph = random_graph(30, 60)
+    x, mask = torch.randn(30, 2), torch.arange(30) % 4 == 0
+    conv = GLRConv(6, order=order)
+    x.requires_grad_()
+    outputs, grads = [], []
+    for unit in (1.0, scale):
+        weight = graph.edge_weight * unit
+        out = conv(x, graph.edge_index, weight, mask)
+        outputs.append(out.detach())
+        grads.append(torch.autograd.grad(out.square().sum(), x)[0])
+    assert_same(*outputs)
+    assert_same(*grads)
+
+
+def test_gtv_refuses_weights_whose_squares_overflow():
+    graph = random_graph(9, 9)
+    x = torch.randn(9, 1)
+    for dtype, limit in (
+        (torch.float16, 10.0),
+        (torch.float32, 1e17),
+        (torch.float64, 1e152),
+    ):
+        weight = graph.edge_weight.to(dtype)
+        weight = weight / weight.max()
+        args = x.to(dtype), graph.edge_index
+        assert bool(GTVConv(3)(*args, weight * limit).isfinite().all())
+        with pytest.raises(ValueError, match='too large for'):
+            GTVConv(3)(*args, weight * limit * 100)
+
+
+@parametrize_convs
+def test_expanded_inputs(make):
+    graph = random_graph(12, 20)
+    x = torch.randn(12, 1).expand(-1, 3)
+    weight = graph.edge_weight.unsqueeze(1).expand(-1, 4)
+    mask = (torch.arange(12) % 3 == 0).unsqueeze(1).expand(-1, 3)
+    conv = make(heads=4)
+    out = conv(x, graph.edge_index, weight, mask)
+    whole = (v.contiguous() for v in (x, graph.edge_index, weight, mask))
+    assert torch.equal(out, conv(*whole))
+
+
+def models():
+    image = mosaic(torch.rand(3, 6, 6))
+    points = Data(x=torch.randn(9, 1), pos=torch.rand(9, 2))
+    grid = GridGraph(8)(image)
+    return {
+        'uGLR': (UnrolledGLR(3, 'mosaic', num_layers=2, **SMALL), image),
+        'uGTV': (UnrolledGTV(1, 'points', neighbors=3, **SMALL), points),
+        'GraphDemosaic': (GraphDemosaic('gtv'), image),
+        'MahalanobisGraph': (MahalanobisGraph(3), grid),
+        'GridGraph': (GridGraph(4), image),
+        'KNNGraph': (KNNGraph(2), points),
+    }
+
+
+@pytest.mark.parametrize('name', models())
+def test_copies_and_pickles(name):
+    model, data = models()[name]
+
+    def result(model, data):
+        out = model(data)
+        if isinstance(out, Data):
+            return out.get('edge_weight', out.edge_index.float())
+        return out
+
+    expected = result(model, data)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for given in (data, copy.deepcopy(data)):
+            assert torch.equal(result(twin, given), expected)
+    if isinstance(model, torch.nn.Module):
+        twin = copy.deepcopy(model)
+        with torch.no_grad():
+            for parameter in twin.parameters():
+                parameter.add_(1.0)
+        assert torch.equal(result(model, data), expected)
+
+
+def test_copies_of_topologies_and_estimators():
+    graph = random_graph(9, 9)
+    topology = Topology.from_edge_index(graph.edge_index, 9)
+    for twin in (copy.deepcopy(topology), pickle.loads(pickle.dumps(topology))):
+        assert torch.equal(twin.edge_index, graph.edge_index)
+    data = Data(x=torch.randn(9), mask=torch.arange(9) > 2)
+    data.edge_index = graph.edge_index
+    fitted = GraphInterpolator().fit(data)
+    assert_same(copy.deepcopy(fitted).predict(), fitted.predict())
+
+
+@parametrize_convs
+def test_threads(make):
+    # Graphs are remembered, and kernels shared, between threads.
+    conv = make()
+    graphs = [random_graph(40, 80) for _ in range(3)]
+    x = torch.randn(40, 3)
+
+    def work(k):
+        graph = graphs[k % 3]
+        leaf = x.clone().requires_grad_()
+        out = conv(leaf, graph.edge_index, graph.edge_weight)
+        return out.detach(), torch.autograd.grad(out.square().sum(), leaf)[0]
+
+    expected = [work(k) for k in range(3)]
+    graphs[:] = [
+        type(g)(g.edge_index.clone(), *g[1:]) for g in graphs
+    ]  # not remembered yet
+    with ThreadPoolExecutor(4) as pool:
+        for k, results in enumerate(pool.map(work, range(24))):
+            assert all(map(torch.equal, results, expected[k % 3]))
+
+
+def make_example(k):
+    generator = torch.Generator().manual_seed(k)
+    image = torch.rand((3, 5, 4), generator=generator)
+    data = Compose([GridGraph(8), MahalanobisGraph(3)])(image_to_data(image))
+    data.mask = torch.arange(data.num_nodes) % 3 == k % 3
+    points = Data(pos=data.x, num_nodes=data.num_nodes)
+    data.near_edge_index = KNNGraph(3)(points).edge_index
+    out = GLRConv(2)(data.x, data.edge_index, mask=data.mask)
+    data.filled = out.detach()
+    return data.apply(torch.Tensor.detach)
+
+
+class Examples(torch.utils.data.Dataset):
+    """Made in the worker: transforms, and a layer's kernels."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, k):
+        torch.set_num_threads(1)
+        torch.manual_seed(0)
+        return make_example(k)
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_workers_of_a_loader(method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"no '{method}' on this system")
+    examples = Examples()
+    loader = DataLoader(
+        examples,
+        batch_size=2,
+        num_workers=2,
+        multiprocessing_context=method,
+        timeout=300,
+    )
+    conv = GLRConv(2)
+    for k, batch in enumerate(loader):
+        expected = Batch.from_data_list([examples[2 * k], examples[2 * k + 1]])
+        for key in (
+            'x',
+            'edge_index',
+            'edge_weight',
+            'near_edge_index',
+            'filled',
+        ):
+            assert torch.equal(batch[key], expected[key]), key
+        out = conv(batch.x, batch.edge_index, mask=batch.mask)
+        assert_same(out, batch.filled)
+    assert k == 2
+
+
+@pytest.fixture
+def saved(tmp_path):
+    model = UnrolledGLR(1, heads=1, **SMALL)
+    path = tmp_path / 'model.safetensors'
+    model.save(path)
+    content = path.read_bytes()
+    header = int.from_bytes(content[:8], 'little')
+    return SimpleNamespace(
+        model=model, path=path, content=content, start=8 + header
+    )
+
+
+def test_truncated_files(saved):
+    for cut in (*range(0, saved.start, 37), *range(-4, 0)):
+        saved.path.write_bytes(saved.content[:cut])
+        with pytest.raises(ValueError, match="'path' is not a readable"):
+            UnrolledGLR.load(saved.path)
+    saved.path.write_bytes(saved.content + b'more')
+    with pytest.raises(ValueError, match="'path' is not a readable"):
+        UnrolledGLR.load(saved.path)
+
+
+def test_any_damaged_byte_of_the_header(saved):
+    # Refused, or it does not matter: never another error, never another net.
+    refused = 0
+    for place in range(0, saved.start, 3):
+        damaged = bytearray(saved.content)
+        damaged[place] ^= 1 << (place % 7)
+        saved.path.write_bytes(damaged)
+        try:
+            model = UnrolledGLR.load(saved.path)
+        except ValueError as error:
+            assert "'path'" in str(error)
+            refused += 1
+            continue
+        for name, value in saved.model.state_dict().items():
+            assert torch.equal(model.state_dict()[name], value)
+    assert refused > 0.8 * len(range(0, saved.start, 3))
+
+
+@pytest.mark.parametrize(
+    'config',
+    [
+        *('', '[]', 'null', '3', '{', '{"in_channels": null}'),
+        *('{"in_channels": "1"}', '{"in_channels": 1, "heads": 2}'),
+        *('{"in_channels": 1, "num_blocks": 1e9}', '{"in_channels": 1e400}'),
+    ],
+)
+def test_wrong_configurations(saved, config):
+    metadata = {'class': 'UnrolledGLR', 'config': config}
+    save_file(load_file(saved.path), saved.path, metadata)
+    with pytest.raises(ValueError, match='weights or configuration'):
+        UnrolledGLR.load(saved.path)
+
+
+@pytest.mark.parametrize('change', ['shape', 'missing', 'more', 'nan'])
+def test_wrong_weights(saved, change):
+    state = saved.model.state_dict()
+    name = next(iter(state))
+    if change == 'shape':
+        state[name] = state[name][..., :-1].clone()
+    elif change == 'missing':
+        del state[name]
+    elif change == 'more':
+        state['more'] = torch.ones(1)
+    else:
+        state[name] = torch.full_like(state[name], torch.nan)
+    metadata = {
+        'class': 'UnrolledGLR',
+        'config': json.dumps(saved.model.config),
+    }
+    save_file(state, saved.path, metadata)
+    with pytest.raises(ValueError, match='weights or configuration'):
+        UnrolledGLR.load(saved.path)
+
+
+def test_foreign_files(saved):
+    torch.save(saved.model.state_dict(), saved.path)  # a zip of pickles
+    with pytest.raises(ValueError, match="'path' is not a readable"):
+        UnrolledGLR.load(saved.path)
+    saved.path.write_bytes(b'\x80\x04}\x94.')  # a pickle
+    with pytest.raises(ValueError, match="'path' is not a readable"):
+        UnrolledGLR.load(saved.path)
+    save_file({'weight': torch.ones(2)}, saved.path)
+    with pytest.raises(ValueError, match='holds a foreign file'):
+        UnrolledGLR.load(saved.path)
