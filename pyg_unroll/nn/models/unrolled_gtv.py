@@ -75,7 +75,7 @@ class UnrolledGTV(UnrolledNet):
             (default: :obj:`False`)
         max_pixels (int, optional): Larger images of the last two domains are
             worked on in tiles of about this size; the result is the same.
-            (default: :obj:`250_000`)
+            (default: :obj:`450_000`)
         num_views (int, optional): Mirrored and transposed copies of an image
             of the last two domains, 1, 2, 4 or 8, whose results are averaged:
             some tenths of a decibel for as many times the work; can be set
@@ -112,7 +112,7 @@ class UnrolledGTV(UnrolledNet):
         fidelity: Fidelity = 'hard',
         num_layers: int | None = None,
         color_differences: bool = False,
-        max_pixels: int = 250_000,
+        max_pixels: int = 450_000,
         num_views: int = 1,
     ) -> None:
         super().__init__(
