@@ -112,7 +112,7 @@ def test_explain(tmp_path, photo, options):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
     lines = done.stdout.splitlines()
-    assert 'blocks.1.conv' in done.stdout
+    assert 'blocks.1.' in done.stdout
     # The table and the list of steps say the same.
     rising = [line for line in lines if line.endswith(' rises')]
     named = [line for line in lines if line.endswith(', combined')]
