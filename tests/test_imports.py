@@ -11,12 +11,13 @@ import pyg_unroll
 ROOT = Path(pyg_unroll.__file__).parent
 
 # By part of the package, the parts that it may import from.
-CORE = {'graph', 'layouts', 'ops'}
+CORE = {'checks', 'graph', 'layouts', 'ops'}
 MIDDLE = {'data', 'nn.conv', 'solvers', 'transforms'}
 ARROWS = {
-    'graph': set(),
-    'layouts': {'graph'},
-    'ops': {'graph'},
+    'checks': set(),
+    'graph': {'checks'},
+    'layouts': {'checks', 'graph'},
+    'ops': {'checks', 'graph'},
     'data': CORE,
     'nn.conv': CORE,
     'solvers': CORE,
