@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -152,13 +152,17 @@ class LaplacianSystem:
             The signal after :math:`K` steps :math:`(N, F, H)`.
         """
         if self.degree is not None:
-            if not _is_recorded(x, b, alpha, beta, self.weight):
-                return self._iterate_in_place(x, b, alpha, beta)
-            return composed_cg_steps(
+            # Broadcasting over few heads is slower than reading more.
+            system = replace(
                 self,
-                self.precondition,
+                degree=self.degree.expand_as(x).contiguous(),
+                diagonal=self.diagonal.expand_as(x).contiguous(),
+            )
+            return composed_cg_steps(
+                system,
+                system.precondition,
                 x,
-                self._first_residual(x, b),
+                system._first_residual(x, b),
                 alpha,
                 beta,
             )
@@ -181,47 +185,11 @@ class LaplacianSystem:
             checkpoint,
         )
 
-    def _iterate_in_place(
-        self, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
-    ) -> Tensor:
-        """The steps of a prior of second order, in fewer passes."""
-        assert self.degree is not None
-
-        def full(value: Tensor) -> Tensor:
-            # Broadcasting over few heads is slower than reading more.
-            return value.expand_as(x).contiguous()
-
-        # Nothing moves where this is zero; residuals there do not matter.
-        inverse = full(self.restrict(self.diagonal.reciprocal()))
-        degree_inverse = full(self.degree.reciprocal())
-        residual = full(self._first_residual(x, b))
-        direction = residual * inverse
-        x = torch.addcmul(x, direction, full(alpha[0]))
-        for k in range(1, len(alpha)):
-            image = laplacian(self.topology, self.weight, direction)
-            image = image.mul_(degree_inverse)
-            image = laplacian(self.topology, self.weight, image)
-            if self.confidence is not None:
-                image.addcmul_(self.confidence, direction)
-            residual.addcmul_(image, full(alpha[k - 1]), value=-1)
-            direction.mul_(full(beta[k - 1])).addcmul_(residual, inverse)
-            x.addcmul_(direction, full(alpha[k]))
-        return x
-
     def _first_residual(self, x: Tensor, b: Tensor | None) -> Tensor:
         image = self.prior(x)
         if self.confidence is not None:
             image = image + self.confidence * x
         return self.restrict(-image if b is None else b - image)
-
-
-def _is_recorded(*operands: Tensor | None) -> bool:
-    """Whether a derivative or a trace of the operations is wanted."""
-    if torch.compiler.is_compiling():
-        return True
-    return torch.is_grad_enabled() and any(
-        operand is not None and operand.requires_grad for operand in operands
-    )
 
 
 def _divisor(diagonal: Tensor) -> Tensor:
