@@ -58,3 +58,96 @@ def check_between(
     if low == 0 and high == math.inf:
         between = 'be positive and finite'
     raise ValueError(f"'{name}' must {between} (got {value!r})")
+
+
+def check_edge_weight(edge_weight: Any, columns: int) -> None:
+    """Raises a `ValueError` unless there is a real weight per column of the
+    edge index, or per edge of a topology.
+    """
+    shapes = f'[{columns}] or [{columns}, heads]'
+    check_tensor('edge_weight', edge_weight, shapes)
+    if edge_weight.dim() not in (1, 2) or edge_weight.size(0) != columns:
+        raise ValueError(
+            f"'edge_weight' must have shape {shapes} (got "
+            f'{list(edge_weight.shape)}): one row per column of '
+            f"'edge_index', or per undirected edge of a 'Topology'"
+        )
+    if edge_weight.is_complex():
+        raise ValueError(
+            f"'edge_weight' must be real (got {edge_weight.dtype}); take its "
+            f"size, 'edge_weight.abs()'"
+        )
+
+
+def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
+    """Raises a `ValueError` for indices that are those of no graph."""
+    if not isinstance(num_nodes, (int, torch.SymInt)) or num_nodes < 0:
+        raise ValueError(
+            f"'num_nodes' must be a non-negative integer (got {num_nodes!r})"
+        )
+    if edge_index.dim() != 2 or edge_index.size(0) != 2:
+        raise ValueError(
+            f"'edge_index' must have shape [2, num_edges] (got "
+            f'{list(edge_index.shape)}); transpose it if its rows are edges, '
+            f"or give an adjacency matrix as '.to_sparse_csr()'"
+        )
+    if edge_index.dtype not in (torch.int64, torch.int32):
+        raise ValueError(
+            f"'edge_index' must hold integers (got {edge_index.dtype}); "
+            f"convert it with '.long()'"
+        )
+    if edge_index.size(1) == 0:
+        return
+    if edge_index.min() < 0 or edge_index.max() >= num_nodes:
+        bad = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
+        raise ValueError(
+            f"'edge_index' is out of range: edge "
+            f'{_edge_name(edge_index, bad.nonzero()[0])} in a graph of '
+            f"{num_nodes} nodes; give 'x' one row per node, or relabel the "
+            f"nodes with 'torch_geometric.utils.remove_isolated_nodes'"
+        )
+    loop = edge_index[0] == edge_index[1]
+    if loop.any():
+        raise ValueError(
+            f"'edge_index' has a self-loop at edge "
+            f'{_edge_name(edge_index, loop.nonzero()[0])}; remove it with '
+            f"'torch_geometric.utils.remove_self_loops'"
+        )
+
+
+def check_pairs(key: Tensor, forward: Tensor, num_nodes: int) -> None:
+    """Raises a `ValueError` unless each of the sorted keys is there twice,
+    once in each direction.
+    """
+    _, inverse, count = torch.unique_consecutive(
+        key, return_inverse=True, return_counts=True
+    )
+    num_forward = torch.zeros_like(count)
+    num_forward.index_add_(0, inverse, forward.long())
+    num_backward = count - num_forward
+    for bad, problem, cure in (
+        (
+            (num_forward > 1) | (num_backward > 1),
+            'a duplicate edge',
+            "merge duplicates with 'torch_geometric.utils.coalesce'",
+        ),
+        (
+            num_forward != num_backward,
+            'no reverse edge',
+            'make the graph undirected with '
+            "'torch_geometric.utils.to_undirected'",
+        ),
+    ):
+        if bad.any():
+            first = int((inverse == bad.nonzero()[0]).nonzero()[0])
+            i, j = divmod(int(key[first]), num_nodes)
+            if not forward[first]:
+                i, j = j, i
+            raise ValueError(
+                f"'edge_index' has {problem} for ({i}, {j}); {cure}"
+            )
+
+
+def _edge_name(edge_index: Tensor, column: Tensor) -> str:
+    i, j = edge_index[:, int(column)].tolist()
+    return f'({i}, {j})'

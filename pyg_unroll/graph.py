@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch_geometric import EdgeIndex
 
-from pyg_unroll.checks import check_tensor
+from pyg_unroll.checks import (
+    check_edge_index,
+    check_edge_weight,
+    check_pairs,
+    check_tensor,
+)
 
 
 class Arrays(NamedTuple):
@@ -22,6 +27,12 @@ class Arrays(NamedTuple):
     edge_id: Tensor
     sign: Tensor
     grid: tuple[int, ...] = ()
+
+
+def index_type(num_nodes: int, num_edges: int) -> torch.dtype:
+    """The smaller type of integers that holds all indices of a graph."""
+    is_small = max(2 * num_edges, num_nodes) < 2**31
+    return torch.int32 if is_small else torch.int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,19 +140,14 @@ class Topology:
         if isinstance(edge_index, EdgeIndex):
             edge_index = edge_index.as_tensor()
         if validate_args:
-            if not isinstance(num_nodes, (int, torch.SymInt)) or num_nodes < 0:
-                raise ValueError(
-                    f"'num_nodes' must be a non-negative integer (got "
-                    f'{num_nodes!r})'
-                )
-            _check_indices(edge_index, num_nodes)
+            check_edge_index(edge_index, num_nodes)
         row, col = edge_index.long()
         low, high = torch.minimum(row, col), torch.maximum(row, col)
         # The two directions of an edge become neighbours in sorted order.
         key = low * num_nodes + high
         key, order = torch.sort(key, stable=True)
         if validate_args:
-            _check_pairs(key, row[order] < col[order], num_nodes)
+            check_pairs(key, row[order] < col[order], num_nodes)
         pair = order.view(-1, 2)
         forward = (row < col)[pair]
         # The column i -> j with i < j comes first.
@@ -170,8 +176,7 @@ class Topology:
         num_edges = src.size(0)
         row, col = torch.cat([src, dst]), torch.cat([dst, src])
         order = torch.argsort(row * num_nodes + col)
-        is_small = max(2 * num_edges, num_nodes) < 2**31
-        index = torch.int32 if is_small else torch.int64
+        index = index_type(num_nodes, num_edges)
         nodes = torch.arange(num_nodes + 1, device=row.device)
         # Columns smaller than the row come first, as the row is then `dst`.
         edge_id = torch.where(order < num_edges, order, order - num_edges)
@@ -219,14 +224,7 @@ class Topology:
             ValueError: If the shape does not fit or the weights are not
                 symmetric.
         """
-        columns = 2 * self.num_edges
-        shapes = f'[{columns}] or [{columns}, heads]'
-        check_tensor('edge_weight', edge_weight, shapes)
-        if edge_weight.dim() not in (1, 2) or edge_weight.size(0) != columns:
-            raise ValueError(
-                f"'edge_weight' must have shape {shapes}, one row per column "
-                f"of 'edge_index' (got {list(edge_weight.shape)})"
-            )
+        check_edge_weight(edge_weight, 2 * self.num_edges)
         if edge_weight.dim() == 1:
             edge_weight = edge_weight.unsqueeze(-1)
         pairs = edge_weight[self.entry]
@@ -270,70 +268,3 @@ class Topology:
             self.num_edges, device=self.device
         ).repeat_interleave(2)
         return weight.index_select(0, edge_of)
-
-
-def _edge_name(edge_index: Tensor, column: Tensor) -> str:
-    i, j = edge_index[:, int(column)].tolist()
-    return f'({i}, {j})'
-
-
-def _check_indices(edge_index: Tensor, num_nodes: int) -> None:
-    if edge_index.dim() != 2 or edge_index.size(0) != 2:
-        raise ValueError(
-            f"'edge_index' must have shape [2, num_edges] (got "
-            f'{list(edge_index.shape)}); transpose it if its rows are edges, '
-            f"or give an adjacency matrix as '.to_sparse_csr()'"
-        )
-    if edge_index.dtype not in (torch.int64, torch.int32):
-        raise ValueError(
-            f"'edge_index' must hold integers (got {edge_index.dtype}); "
-            f"convert it with '.long()'"
-        )
-    if edge_index.size(1) == 0:
-        return
-    if edge_index.min() < 0 or edge_index.max() >= num_nodes:
-        bad = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
-        raise ValueError(
-            f"'edge_index' is out of range: edge "
-            f'{_edge_name(edge_index, bad.nonzero()[0])} in a graph of '
-            f"{num_nodes} nodes; give 'x' one row per node, or relabel the "
-            f"nodes with 'torch_geometric.utils.remove_isolated_nodes'"
-        )
-    loop = edge_index[0] == edge_index[1]
-    if loop.any():
-        raise ValueError(
-            f"'edge_index' has a self-loop at edge "
-            f'{_edge_name(edge_index, loop.nonzero()[0])}; remove it with '
-            f"'torch_geometric.utils.remove_self_loops'"
-        )
-
-
-def _check_pairs(key: Tensor, forward: Tensor, num_nodes: int) -> None:
-    """Checks sorted keys: each twice, once in each direction."""
-    _, inverse, count = torch.unique_consecutive(
-        key, return_inverse=True, return_counts=True
-    )
-    num_forward = torch.zeros_like(count)
-    num_forward.index_add_(0, inverse, forward.long())
-    num_backward = count - num_forward
-    for bad, problem, cure in (
-        (
-            (num_forward > 1) | (num_backward > 1),
-            'a duplicate edge',
-            "merge duplicates with 'torch_geometric.utils.coalesce'",
-        ),
-        (
-            num_forward != num_backward,
-            'no reverse edge',
-            'make the graph undirected with '
-            "'torch_geometric.utils.to_undirected'",
-        ),
-    ):
-        if bad.any():
-            first = int((inverse == bad.nonzero()[0]).nonzero()[0])
-            i, j = divmod(int(key[first]), num_nodes)
-            if not forward[first]:
-                i, j = j, i
-            raise ValueError(
-                f"'edge_index' has {problem} for ({i}, {j}); {cure}"
-            )

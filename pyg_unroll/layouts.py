@@ -10,7 +10,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_torch_sparse_tensor, to_edge_index
 
-from pyg_unroll.checks import check_tensor
+from pyg_unroll.checks import check_edge_weight
 from pyg_unroll.graph import Topology
 
 # Topologies by the identity of the `edge_index` they were built from, so that
@@ -129,19 +129,7 @@ def resolve_graph(
         )
         return topology, weight
 
-    shapes = f'[{columns}] or [{columns}, heads]'
-    check_tensor('edge_weight', edge_weight, shapes)
-    if edge_weight.dim() not in (1, 2) or edge_weight.size(0) != columns:
-        raise ValueError(
-            f"'edge_weight' must have shape {shapes} (got "
-            f'{list(edge_weight.shape)}): one row per column of '
-            f"'edge_index', or per undirected edge of a 'Topology'"
-        )
-    if edge_weight.is_complex():
-        raise ValueError(
-            f"'edge_weight' must be real (got {edge_weight.dtype}); take its "
-            f"size, 'edge_weight.abs()'"
-        )
+    check_edge_weight(edge_weight, columns)
     edge_weight = edge_weight.to(dtype)
     if isinstance(edge_index, Topology):
         weight = edge_weight

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.checks import check_positive
 from pyg_unroll.estimators.problem import read_signal
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
@@ -66,8 +67,7 @@ class TemporalInterpolator:
     """
 
     def __init__(self, neighbors: int = 8, seed: int = 0) -> None:
-        if isinstance(neighbors, bool) or neighbors < 1:
-            raise ValueError(f"'neighbors' must be positive (got {neighbors})")
+        check_positive('neighbors', neighbors)
         self.neighbors = neighbors
         self.seed = seed
         self.report: dict[str, float] = {}

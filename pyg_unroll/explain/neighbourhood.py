@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.checks import check_positive
 from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
 from pyg_unroll.explain.figure import make_axes
@@ -200,8 +201,7 @@ def neighbourhood(
             f"'node' must lie in [0, {num_nodes}), the nodes of 'data' (got "
             f'{node})'
         )
-    if hops < 1:
-        raise ValueError(f"'hops' must be positive (got {hops})")
+    check_positive('hops', hops)
     calls = record_calls(model, data)
     place = node_places(model, data, calls)
     layers = [_around(call, node, place, hops) for call in calls]

@@ -16,6 +16,12 @@ from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.components import unreachable
 from pyg_unroll.solvers.problem import check_budget
+from pyg_unroll.transforms.missing_features import (
+    check_known,
+    check_mask,
+    read_features,
+    read_mask,
+)
 from pyg_unroll.transforms.utils import undirected_graph
 
 Normalization: TypeAlias = Literal['sym'] | None
@@ -116,7 +122,7 @@ class InterpolateFeatures(BaseTransform):
         fill: float | str | None = 'mean',
     ) -> None:
         if not isinstance(missing_mask, str):
-            _check_mask(missing_mask, "'missing_mask'")
+            check_mask(missing_mask, "'missing_mask'")
         options = (*get_args(get_args(Normalization)[0]), None)
         if normalization not in options:
             raise ValueError(
@@ -140,8 +146,8 @@ class InterpolateFeatures(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns the data with all entries of :obj:`x`."""
-        x = _signal(data)
-        missing = self._missing(data, x)
+        x = read_features(data)
+        missing = read_mask(self.missing_mask, data, x)
         if missing.dim() < x.dim():
             missing = missing.unsqueeze(1).expand_as(x)
         if x.dim() == 1:
@@ -151,37 +157,9 @@ class InterpolateFeatures(BaseTransform):
             data.x = self._solve(data, x, ~missing)
         return data
 
-    def _missing(self, data: Data, x: Tensor) -> Tensor:
-        mask, name = self.missing_mask, "'missing_mask'"
-        if isinstance(mask, str):
-            name = f"'data.{mask}'"
-            if data.get(mask) is None:
-                raise ValueError(
-                    f"'missing_mask' names {mask!r}, which the data does not "
-                    f'have; set {name[1:-1]}, True where missing'
-                )
-            mask = data[mask]
-            _check_mask(mask, name)
-        elif data.get('n_id') is not None:
-            nodes = data.n_id.to(mask.device)
-            if nodes.numel() > 0 and int(nodes.max()) >= mask.size(0):
-                raise ValueError(
-                    f"'missing_mask' has {mask.size(0)} rows, but the data "
-                    f'is a part of a graph with a node {int(nodes.max())} in '
-                    f"'n_id'; give the mask of the full graph, or the name of "
-                    f'an attribute that holds that of the part'
-                )
-            mask = mask[nodes]
-        if mask.shape not in (x.shape, x.shape[:1]):
-            raise ValueError(
-                f'{name} must have shape {list(x.shape[:1])} or '
-                f"{list(x.shape)}, as 'data.x' has (got {list(mask.shape)})"
-            )
-        return mask.to(x.device)
-
     def _solve(self, data: Data, x: Tensor, known: Tensor) -> Tensor:
         y = torch.where(known, x, 0).double()
-        _check_finite(y)
+        check_known(y)
         if bool(known.all()):
             return x.clone()
         topology, weight, loops = undirected_graph(data, x.size(0))
@@ -250,55 +228,6 @@ class InterpolateFeatures(BaseTransform):
             f'{self.__class__.__name__}({missing}, '
             f'normalization={self.normalization!r}, order={self.order})'
         )
-
-
-def _check_mask(mask: Tensor, name: str) -> None:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
-        raise ValueError(
-            f'{name} must be a boolean tensor, True where missing, or the '
-            f'name of an attribute that holds one (got {got})'
-        )
-    if mask.dim() not in (1, 2):
-        raise ValueError(
-            f'{name} must have shape [num_nodes] or [num_nodes, features] '
-            f'(got {list(mask.shape)})'
-        )
-
-
-def _check_finite(y: Tensor) -> None:
-    if bool(torch.isfinite(y).all()):
-        return
-    node, feature = (~torch.isfinite(y)).nonzero()[0].tolist()
-    raise ValueError(
-        f"'data.x' must be finite where it is known (got "
-        f'{float(y[node, feature])} at node {node}, feature {feature}); mark '
-        f"missing entries as True in 'missing_mask', for example by "
-        f"'torch.isnan(data.x)'"
-    )
-
-
-def _signal(data: Data) -> Tensor:
-    if not isinstance(data, Data):
-        raise ValueError(
-            f"'data' must be a homogeneous 'Data' or 'Batch' (got "
-            f"'{type(data).__name__}'); of heterogeneous data, transform "
-            f'each node type that has edges within itself on its own, or use '
-            f"'data.to_homogeneous()'"
-        )
-    x = data.get('x')
-    if not isinstance(x, Tensor) or x.dim() not in (1, 2):
-        got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(
-            f"'data.x' must be a tensor of shape [num_nodes, features] (got "
-            f'{got})'
-        )
-    if not x.is_floating_point():
-        raise ValueError(
-            f"'data.x' must be floating point (got {x.dtype}); convert it "
-            f"with 'data.x.float()'"
-        )
-    return x
 
 
 def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Topology
+from pyg_unroll.graph import Topology, index_type
 
 
 def product_topology(space: Topology, time: Topology) -> Topology:
@@ -30,8 +30,7 @@ def product_topology(space: Topology, time: Topology) -> Topology:
     num_spatial = space.num_edges * num_steps
     num_nodes = space.num_nodes * num_steps
     num_edges = num_spatial + space.num_nodes * time.num_edges
-    is_small = max(2 * num_edges, num_nodes) < 2**31
-    index = torch.int32 if is_small else torch.int64
+    index = index_type(num_nodes, num_edges)
     node, step = (
         torch.arange(graph.num_nodes, device=space.device)
         for graph in (space, time)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Topology
+from pyg_unroll.graph import Topology, index_type
 
 # Pixels whose neighbours are listed at once: bounds the memory for it.
 _PIXELS = 2**18
@@ -73,8 +73,7 @@ class _Stencil:
         """Lists one image after the other."""
         num_pixels = self.height * self.width
         num_edges = int(self.first_edge[-1])
-        total = 2 * num_edges * num_images
-        index = torch.int32 if total < 2**31 else torch.int64
+        index = index_type(num_pixels * num_images, num_edges * num_images)
         ends = torch.empty(2, num_edges, dtype=index, device=self.device)
         entries = ends.new_empty(2, 2 * num_edges)
         sign = ends.new_empty((2 * num_edges,), dtype=torch.float32)
@@ -96,7 +95,9 @@ class _Stencil:
             num_nodes=num_pixels * num_images,
             src=repeat(ends[0], num_pixels),
             dst=repeat(ends[1], num_pixels),
-            rowptr=torch.cat([rowptr, rowptr.new_tensor([total])]),
+            rowptr=torch.cat(
+                [rowptr, rowptr.new_tensor([2 * num_edges * num_images])]
+            ),
             col=repeat(entries[0], num_pixels),
             edge_id=repeat(entries[1], num_edges),
             sign=sign.repeat(num_images),

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
-from pyg_unroll.nn.models.directional_green import detail_ratio
+from pyg_unroll.nn.models.directional_green import (
+    CHROMA_SCALE,
+    DETAIL_RATIO,
+    FILL_SCALE,
+    LUMA_SCALE,
+    detail_ratio,
+)
 from pyg_unroll.nn.models.features import CellFeatures
 from pyg_unroll.nn.models.unrolled_block import (
     FEATURE_SCALE,
@@ -20,12 +26,6 @@ from pyg_unroll.nn.models.unrolled_block import (
     to_nodes,
 )
 from pyg_unroll.transforms import MahalanobisGraph
-
-# Differences of luma and of chroma that count as an edge, as in GraphDemosaic.
-_LUMA_SCALE = 0.15
-_CHROMA_SCALE = 0.07
-_FILL_SCALE = 0.3
-_DETAIL_RATIO = 0.04
 
 
 class DifferenceBlock(torch.nn.Module):
@@ -119,8 +119,8 @@ class DifferenceBlock(torch.nn.Module):
         green, chroma = base[:, 1:2], (estimate - base)[:, ::2]
 
         shown = [
-            green / _LUMA_SCALE,
-            chroma / _CHROMA_SCALE,
+            green / LUMA_SCALE,
+            chroma / CHROMA_SCALE,
             FEATURE_SCALE * smooth_features,
         ]
         smoothed, smooth_state = run_conv(
@@ -134,7 +134,7 @@ class DifferenceBlock(torch.nn.Module):
             confidence=to_nodes(F.softplus(3 * trust + SOFTPLUS_ONE)),
         )
         smoothed = smoothed.mT.reshape(chroma.shape)
-        ratio = detail_ratio(chroma, green) / _DETAIL_RATIO
+        ratio = detail_ratio(chroma, green) / DETAIL_RATIO
         gain = self.gain_limit * torch.sigmoid(3 * gain - 4 * ratio.log())
         smoothed = torch.lerp(chroma, smoothed, gain)
         at_sites = torch.where(is_chroma, smoothed, 0).sum(1, keepdim=True)
@@ -144,7 +144,7 @@ class DifferenceBlock(torch.nn.Module):
         known = to_nodes(is_chroma)
         guide = guide[:, ::2]
         relative = torch.sigmoid(3 * keep - 1) * chroma + guide
-        shown = [green / _FILL_SCALE, FEATURE_SCALE * fill_features]
+        shown = [green / FILL_SCALE, FEATURE_SCALE * fill_features]
         rest, fill_state = run_conv(
             self.fill_conv,
             fill_state,

@@ -1,108 +1,29 @@
-"""Local filters on images, and a green guide made with them."""
+"""Green of a mosaic, from differences between colours."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from pyg_unroll.nn.models.filters import (
+    SECOND_DIFFERENCE,
+    box,
+    correlate,
+    smooth,
+)
 
 # Weights of the colour differences 0 to 4 pixels away on one side.
 _TAPS = (0.44, 0.28, 0.16, 0.08, 0.04)
 _POWER = 3
 _FLOOR = 1e-4
 
-
-def reflect(x: Tensor, margin: int) -> Tensor:
-    """Extends images by mirroring, without repeating the edge, as often as
-    it takes; this keeps the phase of a colour filter array.
-
-    Args:
-        x (torch.Tensor): Images :math:`(*, H, W)`.
-        margin (int): Number of pixels on each side.
-    """
-    height, width = x.shape[-2:]
-    rows = slice(-margin, height + margin)
-    return mirrored(x, rows, slice(-margin, width + margin))
-
-
-def mirrored(x: Tensor, rows: slice, cols: slice) -> Tensor:
-    """Cuts a window out of images that are mirrored at their border.
-
-    Args:
-        x (torch.Tensor): Images :math:`(*, H, W)`.
-        rows (slice): Rows, from below zero to beyond the last.
-        cols (slice): Columns, likewise.
-    """
-    for dim, window in ((-2, rows), (-1, cols)):
-        last = x.size(dim) - 1
-        index = torch.arange(window.start, window.stop, device=x.device)
-        if last > 0:
-            index = last - (last - index % (2 * last)).abs()
-        else:
-            index = index * 0
-        x = x.index_select(dim, index)
-    return x
-
-
-def correlate(x: Tensor, taps: Sequence[float], dim: int) -> Tensor:
-    """Correlates images with a symmetric-length filter along rows or columns.
-
-    Args:
-        x (torch.Tensor): Images :math:`(B, C, H, W)`.
-        taps (list[float]): An odd number of filter taps.
-        dim (int): :obj:`-1` along rows, :obj:`-2` along columns.
-    """
-    radius, size = len(taps) // 2, x.size(dim)
-    pad = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)
-    flat = x.reshape(-1, 1, *x.shape[-2:])
-    # The callers' margins are wider than any filter: the edge is cut off.
-    padded = F.pad(flat, pad, mode='replicate')
-    # A sum of shifted images: convolutions are slow with a single channel.
-    out = torch.zeros_like(flat)
-    for shift, tap in enumerate(taps):
-        if tap != 0:
-            out.add_(padded.narrow(dim, shift, size), alpha=tap)
-    return out.view(x.shape)
-
-
-def smooth(x: Tensor, taps: Sequence[float]) -> Tensor:
-    """Correlates with a separable filter."""
-    return correlate(correlate(x, taps, -1), taps, -2)
-
-
-def box(x: Tensor, radius: int) -> Tensor:
-    """Local mean over a square of `2 * radius + 1` pixels."""
-    size = 2 * radius + 1
-    return smooth(x, [1 / size] * size)
-
-
-def local_interpolation(x: Tensor, mask: Tensor) -> Tensor:
-    r"""Fills unknown pixels by the weighted mean of the known ones nearby.
-
-    On a Bayer pattern this is bilinear interpolation; where a pattern leaves
-    larger holes, weights fall off linearly over two pixels.
-
-    Args:
-        x (torch.Tensor): Images :math:`(B, C, H, W)`.
-        mask (torch.Tensor): True where known, boolean :math:`(B, C, H, W)`.
-
-    Returns:
-        Images :math:`(B, C, H, W)`, known pixels unchanged.
-    """
-    known = mask.to(x.dtype)
-    value = torch.where(mask, x, 0)
-    taps: list[float] = [0.5, 1.0, 0.5]
-    near = smooth(reflect(known, 1), taps)[..., 1:-1, 1:-1]
-    if not bool((near > 0).all()):
-        taps = [1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3]
-    margin = len(taps)
-    inner = slice(margin, -margin)
-    total = smooth(reflect(value, margin), taps)[..., inner, inner]
-    share = smooth(reflect(known, margin), taps)[..., inner, inner]
-    # A tiny image may lack a colour: leave it black.
-    return torch.where(mask, x, total / share.clamp(min=1e-6))
+# Changes that count as an edge, on graphs on which differences are smoothed
+# (of luma and of chroma) and filled in (of luma).
+LUMA_SCALE = 0.15
+CHROMA_SCALE = 0.07
+FILL_SCALE = 0.3
+# Where chroma has so much detail of luma's, half of the smoothing is undone.
+DETAIL_RATIO = 0.04
 
 
 def directional_green(mosaic: Tensor, green: Tensor) -> Tensor:
@@ -123,13 +44,12 @@ def directional_green(mosaic: Tensor, green: Tensor) -> Tensor:
     Returns:
         Green :math:`(B, 1, H, W)`, exact at green sites.
     """
-    second = [-0.25, 0.5, 0.5, 0.5, -0.25]
     sign = 2.0 * green.to(mosaic.dtype) - 1.0
     after = [0.0] * 4 + [tap / sum(_TAPS) for tap in _TAPS]
     ahead = [0.0] * 4 + [1.0]
     total = weight = torch.zeros_like(mosaic)
     for dim in (-1, -2):
-        difference = sign * (mosaic - correlate(mosaic, second, dim))
+        difference = sign * (mosaic - correlate(mosaic, SECOND_DIFFERENCE, dim))
         change = correlate(difference, [-1.0, 0.0, 1.0], dim).abs()
         variation = 25 * box(change, 2)
         for taps, shift in ((after, ahead), (after[::-1], ahead[::-1])):

@@ -13,10 +13,14 @@ from pyg_unroll.data import data_to_image, image_to_data
 from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.conv import GLRConv, GTVConv
 from pyg_unroll.nn.models.directional_green import (
+    CHROMA_SCALE,
+    DETAIL_RATIO,
+    FILL_SCALE,
+    LUMA_SCALE,
     detail_ratio,
     directional_green,
-    local_interpolation,
 )
+from pyg_unroll.nn.models.filters import local_interpolation
 from pyg_unroll.nn.models.tiling import run_in_tiles
 from pyg_unroll.transforms import GridGraph, MahalanobisGraph
 
@@ -108,11 +112,11 @@ class GraphDemosaic(torch.nn.Module):
         self.smooth_conv.reset_parameters()
         self.fill_conv.reset_parameters()
         with torch.no_grad():
-            scale = torch.tensor([1 / 0.15, 1 / 0.07, 1 / 0.07])
-            self.smooth_metric.weight.copy_(scale.diag().unsqueeze(0))
-            self.fill_metric.weight.fill_(1 / 0.3)
+            scale = torch.tensor([LUMA_SCALE, CHROMA_SCALE, CHROMA_SCALE])
+            self.smooth_metric.weight.copy_((1 / scale).diag().unsqueeze(0))
+            self.fill_metric.weight.fill_(1 / FILL_SCALE)
             self.gain_limit.fill_(1.5)
-            self.chroma_ratio.fill_(0.04)
+            self.chroma_ratio.fill_(DETAIL_RATIO)
 
     def forward(self, data: Data) -> Tensor:
         """Reconstructs the missing colours."""

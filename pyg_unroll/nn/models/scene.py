@@ -14,10 +14,11 @@ from torch_geometric.data import Data
 from pyg_unroll.checks import check_tensor
 from pyg_unroll.data import cfa_mask
 from pyg_unroll.data.cfa import check_mosaic
-from pyg_unroll.nn.models.directional_green import (
+from pyg_unroll.nn.models.directional_green import directional_green
+from pyg_unroll.nn.models.filters import (
+    SECOND_DIFFERENCE,
     box,
     correlate,
-    directional_green,
     local_interpolation,
     reflect,
     smooth,
@@ -150,8 +151,9 @@ class MosaicReader(SceneReader):
         red, blue = (green + chroma).split(1, dim=1)
         # Second differences along the row minus those along the column say
         # which way edges run.
-        second = (-0.25, 0.5, 0.5, 0.5, -0.25)
-        edges = correlate(sensor, second, -1) - correlate(sensor, second, -2)
+        edges = correlate(sensor, SECOND_DIFFERENCE, -1) - correlate(
+            sensor, SECOND_DIFFERENCE, -2
+        )
         return Scene(
             estimate=torch.cat([red, green, blue], dim=1),
             context=torch.cat([sensor, 5 * edges], dim=1),

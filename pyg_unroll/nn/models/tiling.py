@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyg_unroll.nn.models.directional_green import mirrored
+from pyg_unroll.nn.models.filters import mirrored
 
 
 def run_in_tiles(

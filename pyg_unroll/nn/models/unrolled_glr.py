@@ -68,6 +68,7 @@ class UnrolledGLR(UnrolledNet):
             red and blue to green, which green is corrected by; the other
             interpolates the differences to that green
             (:class:`~pyg_unroll.nn.GraphDemosaic` does so without a net).
+            There is a guide whatever :obj:`guide` says.
             (default: :obj:`False`)
         max_pixels (int, optional): Larger images of the last two domains are
             worked on in tiles of about this size; the result is the same.

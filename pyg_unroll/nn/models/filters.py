@@ -1,0 +1,104 @@
+"""Local filters on images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Second-order difference along a line of a mosaic: of the same colour at the
+# ends, of the other beside; half of the pixel itself is left.
+SECOND_DIFFERENCE = (-0.25, 0.5, 0.5, 0.5, -0.25)
+
+
+def reflect(x: Tensor, margin: int) -> Tensor:
+    """Extends images by mirroring, without repeating the edge, as often as
+    it takes; this keeps the phase of a colour filter array.
+
+    Args:
+        x (torch.Tensor): Images :math:`(*, H, W)`.
+        margin (int): Number of pixels on each side.
+    """
+    height, width = x.shape[-2:]
+    rows = slice(-margin, height + margin)
+    return mirrored(x, rows, slice(-margin, width + margin))
+
+
+def mirrored(x: Tensor, rows: slice, cols: slice) -> Tensor:
+    """Cuts a window out of images that are mirrored at their border.
+
+    Args:
+        x (torch.Tensor): Images :math:`(*, H, W)`.
+        rows (slice): Rows, from below zero to beyond the last.
+        cols (slice): Columns, likewise.
+    """
+    for dim, window in ((-2, rows), (-1, cols)):
+        last = x.size(dim) - 1
+        index = torch.arange(window.start, window.stop, device=x.device)
+        if last > 0:
+            index = last - (last - index % (2 * last)).abs()
+        else:
+            index = index * 0
+        x = x.index_select(dim, index)
+    return x
+
+
+def correlate(x: Tensor, taps: Sequence[float], dim: int) -> Tensor:
+    """Correlates images with a symmetric-length filter along rows or columns.
+
+    Args:
+        x (torch.Tensor): Images :math:`(B, C, H, W)`.
+        taps (list[float]): An odd number of filter taps.
+        dim (int): :obj:`-1` along rows, :obj:`-2` along columns.
+    """
+    radius, size = len(taps) // 2, x.size(dim)
+    pad = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)
+    flat = x.reshape(-1, 1, *x.shape[-2:])
+    # The callers' margins are wider than any filter: the edge is cut off.
+    padded = F.pad(flat, pad, mode='replicate')
+    # A sum of shifted images: convolutions are slow with a single channel.
+    out = torch.zeros_like(flat)
+    for shift, tap in enumerate(taps):
+        if tap != 0:
+            out.add_(padded.narrow(dim, shift, size), alpha=tap)
+    return out.view(x.shape)
+
+
+def smooth(x: Tensor, taps: Sequence[float]) -> Tensor:
+    """Correlates with a separable filter."""
+    return correlate(correlate(x, taps, -1), taps, -2)
+
+
+def box(x: Tensor, radius: int) -> Tensor:
+    """Local mean over a square of `2 * radius + 1` pixels."""
+    size = 2 * radius + 1
+    return smooth(x, [1 / size] * size)
+
+
+def local_interpolation(x: Tensor, mask: Tensor) -> Tensor:
+    r"""Fills unknown pixels by the weighted mean of the known ones nearby.
+
+    On a Bayer pattern this is bilinear interpolation; where a pattern leaves
+    larger holes, weights fall off linearly over two pixels.
+
+    Args:
+        x (torch.Tensor): Images :math:`(B, C, H, W)`.
+        mask (torch.Tensor): True where known, boolean :math:`(B, C, H, W)`.
+
+    Returns:
+        Images :math:`(B, C, H, W)`, known pixels unchanged.
+    """
+    known = mask.to(x.dtype)
+    value = torch.where(mask, x, 0)
+    taps: list[float] = [0.5, 1.0, 0.5]
+    near = smooth(reflect(known, 1), taps)[..., 1:-1, 1:-1]
+    if not bool((near > 0).all()):
+        taps = [1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3]
+    margin = len(taps)
+    inner = slice(margin, -margin)
+    total = smooth(reflect(value, margin), taps)[..., inner, inner]
+    share = smooth(reflect(known, margin), taps)[..., inner, inner]
+    # A tiny image may lack a colour: leave it black.
+    return torch.where(mask, x, total / share.clamp(min=1e-6))
