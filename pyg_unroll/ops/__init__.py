@@ -1,6 +1,6 @@
 """Graph calculus: differentiable operators on an undirected graph."""
 
-from pyg_unroll.ops.dispatch import (
+from pyg_unroll.ops.operators import (
     degree,
     divergence,
     edge_dot,

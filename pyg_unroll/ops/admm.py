@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.dispatch import divergence, gradient
+from pyg_unroll.ops.operators import divergence, gradient
 from pyg_unroll.ops.signal import MaskedSignal
 from pyg_unroll.ops.system import LaplacianSystem
 

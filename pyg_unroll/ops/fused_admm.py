@@ -13,13 +13,13 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
-from pyg_unroll.ops.dispatch import divergence, gradient
 from pyg_unroll.ops.fused import (
     differentiate,
     empty_like,
     numbers,
     topology_of,
 )
+from pyg_unroll.ops.operators import divergence, gradient
 
 _define = torch.library.custom_op
 

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
-from pyg_unroll.ops.dispatch import laplacian
 from pyg_unroll.ops.fused import (
     differentiate,
     empty_like,
     numbers,
     topology_of,
 )
+from pyg_unroll.ops.operators import laplacian
 from pyg_unroll.ops.reference import accumulate_type
 
 _define = torch.library.custom_op

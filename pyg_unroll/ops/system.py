@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.dispatch import (
+from pyg_unroll.ops.fused_cg import cg_steps, composed_cg_steps
+from pyg_unroll.ops.operators import (
     degree,
     edge_dot,
     endpoint_sum,
     laplacian,
 )
-from pyg_unroll.ops.fused_cg import cg_steps, composed_cg_steps
 
 
 @dataclass(frozen=True, eq=False)

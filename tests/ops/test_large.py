@@ -34,9 +34,9 @@ def file_of(tmp_path):
 
 @needs_numba
 def test_offsets_of_cpu_kernels(file_of):
-    from pyg_unroll.ops import cpu_kernels as kernels
-    from pyg_unroll.ops.cpu import _NO_GRID, _SCRATCH
-    from pyg_unroll.ops.simd import Lanes
+    from pyg_unroll.ops.cpu import operator_kernels as kernels
+    from pyg_unroll.ops.cpu.launch import NO_GRID, SCRATCH
+    from pyg_unroll.ops.cpu.simd import Lanes
 
     # The last node has two neighbours; its edges are the last two.
     last, near, edges = NODES - 1, [5, NODES - 2], [EDGES - 2, EDGES - 1]
@@ -53,8 +53,8 @@ def test_offsets_of_cpu_kernels(file_of):
     weights[edges] = rng.random((2, HEADS))
     lanes = Lanes(3, HEADS)
     first = WIDTH - lanes.features * HEADS  # the last block of features
-    shape, scratch = (WIDTH, first, HEADS, 0), np.empty(_SCRATCH, np.int64)
-    arguments = (last, NODES, scratch, index, _NO_GRID, shape, lanes)
+    shape, scratch = (WIDTH, first, HEADS, 0), np.empty(SCRATCH, np.int64)
+    arguments = (last, NODES, scratch, index, NO_GRID, shape, lanes)
     kernels.laplacian(*arguments, w, x, out)
     weight = np.tile(weights[edges], lanes.features)
     block = rows[[*near, last], first:]
@@ -76,10 +76,10 @@ def test_offsets_of_cpu_kernels(file_of):
 def test_offsets_of_triton_kernels(rows):
     import triton.language as tl
 
-    from pyg_unroll.ops.cuda import _Launch
+    from pyg_unroll.ops.cuda.launch import Launch
 
     x = torch.empty(rows, FEATURES, HEADS, device='meta')
-    launch = _Launch(*x.shape, x)
+    launch = Launch(*x.shape, x)
     wide = x.numel() >= 2**31
     assert launch.meta['INDEX'] is (tl.int64 if wide else tl.int32)
     assert launch.programs * launch.meta['BLOCK'] >= rows

@@ -1,8 +1,8 @@
 """Rows of a graph for the CPU kernels, which numba compiles at first call.
 
 Arrays are flat. A node's numbers start at :obj:`node * stride + offset`, and
-a kernel works on the block of lanes there; :mod:`.cpu` calls it for each block
-of features and heads. A kernel does the rows from :obj:`first` to
+a kernel works on the block of lanes there; :mod:`.launch` calls it for each
+block of features and heads. A kernel does the rows from :obj:`first` to
 :obj:`last`, releases the interpreter's lock and allocates nothing of size.
 
 On a pixel grid, away from the borders, neighbours and edges are found by
@@ -17,7 +17,14 @@ from typing import Any
 import numba
 import numpy as np
 
-from pyg_unroll.ops.simd import fma, load, load_heads, sub, window_size, zeros
+from pyg_unroll.ops.cpu.simd import (
+    fma,
+    load,
+    load_heads,
+    sub,
+    window_size,
+    zeros,
+)
 
 
 def _compile(function: Any, **options: Any) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from pyg_unroll.ops.tiles import (
+from pyg_unroll.ops.cuda.tiles import (
     entries_of,
     lanes_of,
     load,

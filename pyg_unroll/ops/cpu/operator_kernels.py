@@ -1,4 +1,4 @@
-"""CPU kernels of the graph operators; see :mod:`.cpu_rows`."""
+"""CPU kernels of the graph operators; see :mod:`.rows`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pyg_unroll.ops.cpu_rows import (
+from pyg_unroll.ops.cpu.rows import (
     inlined,
     kernel,
     row_of_index,
@@ -14,7 +14,7 @@ from pyg_unroll.ops.cpu_rows import (
     segment,
     set_base,
 )
-from pyg_unroll.ops.simd import (
+from pyg_unroll.ops.cpu.simd import (
     add,
     load,
     mul,

@@ -1,0 +1,151 @@
+"""The graph operators in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.graph import Arrays
+
+
+def accumulate_type(dtype: torch.dtype) -> torch.dtype:
+    """The type in which numbers of a type are summed."""
+    half = (torch.float16, torch.bfloat16)
+    return torch.float32 if dtype in half else dtype
+
+
+@cache
+def _silence_beta_warning() -> None:
+    """Uses up PyTorch's one warning that sparse CSR tensors are beta."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        empty = torch.zeros(1, dtype=torch.int32)
+        torch.sparse_csr_tensor(
+            empty, empty[:0], empty[:0], size=(0, 0), check_invariants=False
+        )
+
+
+def to_edges(graph: Arrays, x: Tensor, signed: bool) -> Tensor:
+    r""":math:`x_i - x_j` (:obj:`signed`) or :math:`x_i + x_j` per edge."""
+    x = x.contiguous()  # PyTorch selects rows of strided tensors slowly
+    out = x.index_select(0, graph.src)
+    other = x.index_select(0, graph.dst)
+    return out.sub_(other) if signed else out.add_(other)
+
+
+def to_nodes(graph: Arrays, z: Tensor, signed: bool) -> Tensor:
+    r""":math:`\sum_j \pm z_{ij}` (:obj:`signed`) or :math:`\sum_j z_{ij}`."""
+    num_nodes, num_edges = graph.rowptr.size(0) - 1, z.size(0)
+    dtype = accumulate_type(z.dtype)
+    if z.numel() == 0:
+        return z.new_zeros((num_nodes, *z.shape[1:]))
+    _silence_beta_warning()
+    value = graph.sign.to(dtype)
+    incidence = torch.sparse_csr_tensor(
+        graph.rowptr,
+        graph.edge_id,
+        value if signed else torch.ones_like(value),
+        size=(num_nodes, num_edges),
+        check_invariants=False,
+    )
+    out = incidence @ z.reshape(num_edges, -1).to(dtype)
+    return out.to(z.dtype).view(num_nodes, *z.shape[1:])
+
+
+def laplacian(graph: Arrays, weight: Tensor, x: Tensor) -> Tensor:
+    r""":math:`\sum_j w_{ij} (x_i - x_j)` per node."""
+    dtype = accumulate_type(x.dtype)
+    flow = to_edges(graph, x.to(dtype), signed=True)
+    flow.mul_(weight.to(dtype).unsqueeze(1))
+    return to_nodes(graph, flow, signed=True).to(x.dtype)
+
+
+def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
+    r""":math:`\sum_f (a_i - a_j)_f (b_i - b_j)_f` per edge."""
+    dtype = accumulate_type(a.dtype)
+    da = to_edges(graph, a.to(dtype), signed=True)
+    db = da if b is a else to_edges(graph, b.to(dtype), signed=True)
+    return (da * db).sum(1).to(a.dtype)
+
+
+# Sums of exponentials with a logarithm below this are computed again, shifted.
+LEAST_LOG = math.log(1e-30)
+
+
+def log_degree(
+    graph: Arrays,
+    distance: Tensor,
+    add: Callable[[Arrays, Tensor, bool], Tensor] = to_nodes,
+) -> Tensor:
+    r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones.
+
+    Args:
+        graph (Arrays): The graph.
+        distance (torch.Tensor): :math:`d \ge 0`, :math:`(E, H)`.
+        add (callable, optional): A backend's :func:`to_nodes`.
+
+    Returns:
+        One value per node and head, :math:`(N, H)`.
+    """
+    d = distance.to(accumulate_type(distance.dtype))
+    out = add(graph, d.neg().exp_(), False).log_()
+    low = (out < LEAST_LOG).any(1).nonzero().squeeze(1)
+    if low.numel() > 0:
+        out[low] = _shifted_log_degree(graph, d, low)
+    return out.to(distance.dtype)
+
+
+def _shifted_log_degree(graph: Arrays, d: Tensor, nodes: Tensor) -> Tensor:
+    """The same at some nodes, without underflow: shifted by the smallest
+    distance.
+    """
+    first, last = graph.rowptr[nodes].long(), graph.rowptr[nodes + 1].long()
+    count = last - first
+    row = torch.arange(len(nodes), device=d.device).repeat_interleave(count)
+    entry = torch.arange(row.size(0), device=d.device)
+    entry += (first - count.cumsum(0) + count)[row]
+    distance = d[graph.edge_id[entry].long()]
+    row = row.unsqueeze(1).expand_as(distance)
+    shift = d.new_full((len(nodes), d.size(1)), float('inf'))
+    shift.scatter_reduce_(0, row, distance, 'amin')
+    terms = torch.exp(shift.gather(0, row) - distance)
+    total = torch.zeros_like(shift).scatter_add_(0, row, terms)
+    isolated = (count == 0).unsqueeze(1)
+    return (total.log() - shift).masked_fill_(isolated, 0)
+
+
+def log_degree_backward(
+    graph: Arrays,
+    distance: Tensor,
+    log_degree: Tensor,
+    grad: Tensor,
+    spread: Callable[[Arrays, Tensor, bool], Tensor] = to_edges,
+) -> Tensor:
+    r"""The adjoint of :func:`log_degree`, :math:`-e^{-d_{ij}} (e^{-l_i} g_i +
+    e^{-l_j} g_j)`.
+
+    Args:
+        graph (Arrays): The graph.
+        distance (torch.Tensor): :math:`d`, :math:`(E, H)`.
+        log_degree (torch.Tensor): :math:`l`, :math:`(N, H)`.
+        grad (torch.Tensor): :math:`g`, :math:`(N, H)`.
+        spread (callable, optional): A backend's :func:`to_edges`.
+
+    Returns:
+        One value per edge and head, :math:`(E, H)`.
+    """
+    dtype = accumulate_type(distance.dtype)
+    d, degree, g = (v.to(dtype) for v in (distance, log_degree, grad))
+    if not bool((degree < LEAST_LOG).any()):
+        out = spread(graph, -g * torch.exp(-degree), False)
+        return out.mul_(d.neg().exp_()).to(distance.dtype)
+    out = torch.zeros_like(d)
+    for end in (graph.src, graph.dst):
+        share = torch.exp(-d - degree.index_select(0, end))
+        out -= share.mul_(g.index_select(0, end))
+    return out.to(distance.dtype)
