@@ -144,7 +144,7 @@ def test_bad_input():
     model = UnrolledGLR(1, 'points')
     with pytest.raises(ValueError, match=r"'node' must lie in \[0, 30\)"):
         neighbourhood(model, data, 30)
-    with pytest.raises(ValueError, match="'hops' must be positive"):
+    with pytest.raises(ValueError, match="'hops' must be a positive integer"):
         neighbourhood(model, data, 0, hops=0)
     with pytest.raises(ValueError, match='pixel'):
         neighbourhood(model, data, (0, 0))
