@@ -23,16 +23,17 @@ from tqdm import tqdm
 from transformer import WindowTransformer
 from utils import Row, parse_args, report
 
-from pyg_unroll import UnrolledGLR, UnrolledGTV
+from pyg_unroll import GLRConv, UnrolledGLR, UnrolledGTV
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
-from train import Loss
+from train import Loss, mixed_precision
 from training_data import Patches, Task, largest, read_images
 
 BASE: dict[str, Any] = {
     'domain': 'mosaic',
     'color_differences': True,
+    'hidden_channels': 16,
     'num_blocks': 2,
     'num_steps': 5,
     'feature_channels': 4,
@@ -62,9 +63,10 @@ class FixedSteps(UnrolledGLR):
     def reset_parameters(self) -> None:
         """Resets and freezes."""
         super().reset_parameters()
-        for block in self.blocks:
-            block.conv.alpha.requires_grad_(False)
-            block.conv.beta.requires_grad_(False)
+        for module in self.modules():
+            if isinstance(module, GLRConv):
+                module.alpha.requires_grad_(False)
+                module.beta.requires_grad_(False)
 
 
 def glr(**options: Any) -> UnrolledGLR:
@@ -72,35 +74,27 @@ def glr(**options: Any) -> UnrolledGLR:
     return UnrolledGLR(3, **BASE | options)
 
 
+def without_graph(hidden_channels: int = 16) -> WithoutGraph:
+    """The net without graph layers."""
+    return WithoutGraph(3, **BASE | {'hidden_channels': hidden_channels})
+
+
+def small_transformer() -> WindowTransformer:
+    """A transformer with about as many parameters as uGLR."""
+    return WindowTransformer(channels=24, depth=4)
+
+
 # Name, net, number of different patches (0: no limit).
 ROWS: list[tuple[str, Any, int]] = [
     ('uGLR', glr, 0),
-    ('uGTV', lambda: UnrolledGTV(3, **BASE | GTV), 0),
-    ('graph layers off (CNN)', lambda: WithoutGraph(3, **BASE), 0),
+    ('graph layers off (CNN)', without_graph, 0),
     ('transformer', WindowTransformer, 0),
-    ('uGLR, 16 channels', lambda: glr(hidden_channels=16), 0),
-    (
-        'graph layers off, 16 channels',
-        lambda: WithoutGraph(3, **BASE | {'hidden_channels': 16}),
-        0,
-    ),
+    ('transformer, 24 channels', small_transformer, 0),
+    ('uGTV', lambda: UnrolledGTV(3, **BASE | GTV), 0),
     ('uGLR, 8 channels', lambda: glr(hidden_channels=8), 0),
-    (
-        'graph layers off, 8 channels',
-        lambda: WithoutGraph(3, **BASE | {'hidden_channels': 8}),
-        0,
-    ),
-    (
-        'transformer, 24 channels',
-        lambda: WindowTransformer(channels=24, depth=4),
-        0,
-    ),
-    (
-        'colours, not differences',
-        lambda: glr(color_differences=False, guide=True),
-        0,
-    ),
-    ('no guide', lambda: glr(color_differences=False), 0),
+    ('graph layers off, 8 channels', lambda: without_graph(8), 0),
+    ('uGLR, 32 channels', lambda: glr(hidden_channels=32), 0),
+    ('graph layers off, 32 channels', lambda: without_graph(32), 0),
     ('1 block', lambda: glr(num_blocks=1), 0),
     ('3 blocks', lambda: glr(num_blocks=3), 0),
     ('4 blocks', lambda: glr(num_blocks=4), 0),
@@ -111,6 +105,12 @@ ROWS: list[tuple[str, Any, int]] = [
     ('fixed step sizes', lambda: FixedSteps(3, **BASE), 0),
     ('1000 patches', glr, 1000),
     ('10 000 patches', glr, 10_000),
+    (
+        'colours, not differences',
+        lambda: glr(color_differences=False, guide=True),
+        0,
+    ),
+    ('no guide', lambda: glr(color_differences=False), 0),
 ]
 
 
@@ -124,7 +124,7 @@ def train(net: torch.nn.Module, patches: Patches, steps: int) -> float:
         rate = 0.5 * (1 + math.cos(math.pi * step / steps))
         rate *= min(1.0, (step + 1) / 50)
         optimizer.param_groups[0]['lr'] = RATE * rate
-        with torch.autocast('cpu', torch.bfloat16):
+        with mixed_precision('cpu'):
             loss = loss_of(patches.draw(step, 0))
         optimizer.zero_grad()
         loss.backward()

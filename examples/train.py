@@ -128,7 +128,11 @@ def parse_args() -> argparse.Namespace:
     add('--seed', type=int, default=0)
     add('--threads', type=int, default=0, help="0 keeps PyTorch's choice")
     add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
-    add('--no-amp', action='store_true', help='no bfloat16 in feature nets')
+    add(
+        '--no-amp',
+        action='store_true',
+        help='no bfloat16 in feature nets; never used on a CPU without AVX-512',
+    )
     add('--resume', action='store_true', help='go on from the checkpoint')
     add('--out', type=Path, default=Path('demosaic.safetensors'))
     args = parser.parse_args()
@@ -197,6 +201,17 @@ def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
         raise SystemExit('error: --init has no weights for this model')
 
 
+def mixed_precision(device: str, wanted: bool = True) -> torch.autocast:
+    """bfloat16 in feature nets where it is fast: convolutions take seven times
+    as long with it on a CPU that must emulate it.
+    """
+    kind = torch.device(device).type
+    if kind == 'cpu':
+        capability = torch.backends.cpu.get_cpu_capability()
+        wanted = wanted and capability.startswith('AVX512')
+    return torch.autocast(kind, torch.bfloat16, enabled=wanted)
+
+
 class Training:
     """Everything that a checkpoint holds, and the steps.
 
@@ -260,8 +275,7 @@ class Training:
         rate *= min(1.0, (self.step + 1) / args.warm_up)
         self.optimizer.param_groups[0]['lr'] = args.lr * max(rate, 1e-3)
         sample = self.patches.draw(self.step, self.rank).to(args.device)
-        kind = torch.device(args.device).type
-        with torch.autocast(kind, torch.bfloat16, enabled=not args.no_amp):
+        with mixed_precision(args.device, not args.no_amp):
             loss = self.loss(sample)
         self.optimizer.zero_grad()
         loss.backward()

@@ -169,7 +169,7 @@ def test_wrong_data():
             TemporalInterpolator().fit(wrong)
     with pytest.raises(ValueError, match="call 'fit' first"):
         TemporalInterpolator().predict()
-    with pytest.raises(ValueError, match="'neighbors' must be a positive integer"):
+    with pytest.raises(ValueError, match="'neighbors' must be a positive"):
         TemporalInterpolator(neighbors=0)
 
 
