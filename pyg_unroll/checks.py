@@ -48,6 +48,13 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
 
 
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises a `ValueError` unless `value` is one of some choices."""
+    if value not in choices:
+        listed = ', '.join(map(repr, choices))
+        raise ValueError(f"'{name}' must be one of {listed} (got {value!r})")
+
+
 def check_between(
     name: str, value: Any, low: float = 0.0, high: float = math.inf
 ) -> None:

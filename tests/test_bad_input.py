@@ -262,7 +262,7 @@ LAYERS = [
     (lambda: GLRConv(1, fidelity='x'), r"'fidelity' must be one of.*got 'x'"),
     (lambda: GLRConv(1, mu=0), FINITE.format('mu', 0)),
     (lambda: GLRConv(1, mu='1'), FINITE.format('mu', "'1'")),
-    (lambda: GLRConv(1, order=3), r"'order' must be 1 or 2 \(got 3\)"),
+    (lambda: GLRConv(1, order=3), r"'order' must be one of 1, 2 \(got 3\)"),
     (lambda: GLRConv(1, spectrum=(2, 1)), r"'spectrum'.*got \(2, 1\)"),
     (lambda: GLRConv(1, spectrum=2.0), r"'spectrum' must be an.*got 2\.0"),
     (lambda: GTVConv(0), POSITIVE.format('num_iters', 0)),
@@ -311,7 +311,7 @@ SOLVERS = [
         ),
     )
 ] + [
-    (lambda: solvers.glr(X, PATH, order=0), "'order' must be 1 or 2"),
+    (lambda: solvers.glr(X, PATH, order=0), "'order' must be one of 1, 2"),
     (
         lambda: solvers.gtv(X.clone().requires_grad_(), PATH),
         "'x' requires gradients.*'GTVConv'",
@@ -426,7 +426,7 @@ TRANSFORMS = [
         lambda: InterpolateFeatures(MASK, normalization='row'),
         "'normalization' must be.*got 'row'",
     ),
-    (lambda: InterpolateFeatures(MASK, order=0), "'order' must be 1 or 2"),
+    (lambda: InterpolateFeatures(MASK, order=0), "'order' must be one of 1, 2"),
     (lambda: InterpolateFeatures(MASK, fill='max'), "'fill' must.*got 'max'"),
     (lambda: InterpolateFeatures(MASK, tol=-1), FINITE.format('tol', -1)),
     (

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_positive
+from pyg_unroll.checks import check_choice, check_positive
 from pyg_unroll.data.images import image_to_data, to_unit_range
 
 _BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
@@ -47,10 +47,7 @@ def cfa_mask(
     Raises:
         ValueError: If the pattern is unknown.
     """
-    if pattern not in _TILES:
-        raise ValueError(
-            f"'pattern' must be one of {CFA_PATTERNS} (got {pattern!r})"
-        )
+    check_choice('pattern', pattern, CFA_PATTERNS)
     check_positive('height', height)
     check_positive('width', width)
     tile = torch.tensor(

@@ -15,7 +15,7 @@ from pyg_unroll.estimators.candidates import (
     KrigingCandidate,
 )
 from pyg_unroll.estimators.kriging import SMOOTHNESS, LocalKriging
-from pyg_unroll.estimators.problem import Problem
+from pyg_unroll.estimators.problem import InterpolationProblem
 from pyg_unroll.estimators.smoothing import DENSE_NODES
 
 # Known places below which nothing is learned.
@@ -41,7 +41,7 @@ class Blend:
     candidates: list[Candidate]
     weights: Tensor
 
-    def predict(self, problem: Problem, y: Tensor) -> Tensor:
+    def predict(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """Predicts all places."""
         part = y[:, self.columns]
         out = torch.zeros_like(part)
@@ -84,7 +84,7 @@ class FeatureFit:
     @classmethod
     def make(
         cls,
-        problem: Problem,
+        problem: InterpolationProblem,
         x: Tensor,
         features: Tensor,
         samples: bool,
@@ -133,7 +133,7 @@ class FeatureFit:
         fit.ratios = errors / deviation.unsqueeze(1)
         return fit
 
-    def components(self, problem: Problem, x: Tensor) -> Tensor:
+    def components(self, problem: InterpolationProblem, x: Tensor) -> Tensor:
         """Principal components of signals, zero where unknown."""
         known = problem.known
         y = x.new_zeros((x.size(0), self.rotation.size(0)))
@@ -144,7 +144,7 @@ class FeatureFit:
         """Undoes :meth:`components`."""
         return y @ self.rotation * self.scale + self.center
 
-    def predict(self, problem: Problem, x: Tensor) -> Tensor:
+    def predict(self, problem: InterpolationProblem, x: Tensor) -> Tensor:
         """Signals of all places; known ones are unchanged."""
         y = self.components(problem, x)
         out = torch.cat([b.predict(problem, y) for b in self.blends], 1)
@@ -153,7 +153,7 @@ class FeatureFit:
         return out
 
     def half_width(
-        self, problem: Problem, x: Tensor, coverage: float
+        self, problem: InterpolationProblem, x: Tensor, coverage: float
     ) -> Tensor:
         """Half the width of intervals at all places."""
         deviation = x.new_ones(x.size(0))
@@ -167,7 +167,9 @@ class FeatureFit:
         return width
 
 
-def _candidates(problem: Problem, kriging: bool, seed: int) -> list[Candidate]:
+def _candidates(
+    problem: InterpolationProblem, kriging: bool, seed: int
+) -> list[Candidate]:
     """All that the data allow."""
     out: list[Candidate] = [
         GraphCandidate(name, *kind)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.estimators.kriging import LocalKriging
-from pyg_unroll.estimators.problem import GraphName, Problem
+from pyg_unroll.estimators.problem import GraphName, InterpolationProblem
 from pyg_unroll.estimators.smoothing import Smoother
 
 # Nodes up to which the posterior is exact, and random probes beyond.
@@ -25,7 +25,7 @@ class Candidate(Protocol):
         """What it is called in reports."""
 
     def tune(
-        self, problem: Problem, y: Tensor, folds: Tensor
+        self, problem: InterpolationProblem, y: Tensor, folds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Learns its parameters from known nodes.
 
@@ -40,10 +40,10 @@ class Candidate(Protocol):
             factor :math:`(K)`.
         """
 
-    def predict(self, problem: Problem, y: Tensor) -> Tensor:
+    def predict(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """Predicts all nodes, :math:`(N, F)`."""
 
-    def deviation(self, problem: Problem, y: Tensor) -> Tensor:
+    def deviation(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """Standard deviations at all nodes but for a factor, :math:`(N)`."""
 
 
@@ -63,14 +63,14 @@ class GraphCandidate:
         kind = ', normalized' if self.normalized else ''
         return f'{self.graph} graph, order {self.order}{kind}'
 
-    def _smoother(self, problem: Problem) -> Smoother:
+    def _smoother(self, problem: InterpolationProblem) -> Smoother:
         topology, weight = problem.graph(self.graph)
         out = Smoother.build(topology, weight, self.order, self.normalized)
         out.trust, out.ridge = self.trust, self.ridge
         return out
 
     def tune(
-        self, problem: Problem, y: Tensor, folds: Tensor
+        self, problem: InterpolationProblem, y: Tensor, folds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Candidate`."""
         smoother = self._smoother(problem)
@@ -81,17 +81,17 @@ class GraphCandidate:
         alone = (1 - self.trust * variance).clamp(min=0.02)
         return held_out, (variance / alone + 1 / self.trust).sqrt()
 
-    def predict(self, problem: Problem, y: Tensor) -> Tensor:
+    def predict(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """See :class:`Candidate`."""
         out, residual = self._smoother(problem).predict(y, problem.known)
         problem.report(self.name, residual)
         return out
 
-    def deviation(self, problem: Problem, y: Tensor) -> Tensor:
+    def deviation(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """See :class:`Candidate`."""
         return (self._variance(problem) + 1 / self.trust).sqrt()
 
-    def _variance(self, problem: Problem) -> Tensor:
+    def _variance(self, problem: InterpolationProblem) -> Tensor:
         count = problem.num_nodes
         probes = count if count <= _EXACT_NODES else _PROBES
         variance = self._smoother(problem).variance(problem.known, probes, 0)
@@ -111,11 +111,11 @@ class KrigingCandidate:
         what = 'position and covariates' if self.covariates else 'position'
         return f'kriging by {what}, Matérn {self.kriging.smoothness:g}'
 
-    def _features(self, problem: Problem) -> Tensor:
+    def _features(self, problem: InterpolationProblem) -> Tensor:
         return problem.features if self.covariates else problem.coordinates
 
     def tune(
-        self, problem: Problem, y: Tensor, folds: Tensor
+        self, problem: InterpolationProblem, y: Tensor, folds: Tensor
     ) -> tuple[Tensor, Tensor]:
         """See :class:`Candidate`."""
         points = self._features(problem)[problem.known]
@@ -129,14 +129,16 @@ class KrigingCandidate:
             )
         return mean, variance.sqrt()
 
-    def predict(self, problem: Problem, y: Tensor) -> Tensor:
+    def predict(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """See :class:`Candidate`."""
         return self._run(problem, y)[0]
 
-    def deviation(self, problem: Problem, y: Tensor) -> Tensor:
+    def deviation(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """See :class:`Candidate`."""
         return self._run(problem, y)[1].sqrt()
 
-    def _run(self, problem: Problem, y: Tensor) -> tuple[Tensor, Tensor]:
+    def _run(
+        self, problem: InterpolationProblem, y: Tensor
+    ) -> tuple[Tensor, Tensor]:
         points, known = self._features(problem), problem.known
         return self.kriging.predict(points[known], y[known], points)

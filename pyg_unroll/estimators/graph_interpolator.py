@@ -12,7 +12,11 @@ from torch_geometric.data import Data
 from pyg_unroll.checks import check_data, check_positive, check_tensor
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
 from pyg_unroll.estimators.candidates import KrigingCandidate
-from pyg_unroll.estimators.problem import Nodes, Problem, read_signal
+from pyg_unroll.estimators.problem import (
+    InterpolationProblem,
+    Nodes,
+    read_signal,
+)
 
 
 class GraphInterpolator:
@@ -278,7 +282,7 @@ class GraphInterpolator:
 
     def _problems(
         self, data: Data, x: Tensor, mask: Tensor
-    ) -> Iterator[tuple[FeatureFit, Problem, Tensor, Tensor]]:
+    ) -> Iterator[tuple[FeatureFit, InterpolationProblem, Tensor, Tensor]]:
         """For each fit its places, their signals, and the place of nodes."""
         nodes = Nodes.read(data, self.covariates, self.neighbors)
         for fit in self._fits:

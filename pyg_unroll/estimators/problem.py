@@ -24,7 +24,7 @@ _TOLERANCE = 1e-5
 
 
 @dataclass
-class Problem:
+class InterpolationProblem:
     r"""Nodes of which some are known.
 
     Attributes:
@@ -112,7 +112,9 @@ class Nodes:
             )
         return cls(place, coordinates, features, graphs)
 
-    def problem(self, x: Tensor, mask: Tensor) -> tuple[Problem, Tensor]:
+    def problem(
+        self, x: Tensor, mask: Tensor
+    ) -> tuple[InterpolationProblem, Tensor]:
         r"""What is known of places.
 
         Args:
@@ -130,7 +132,7 @@ class Nodes:
         total.index_add_(0, self.place, torch.where(mask.unsqueeze(1), x, 0))
         mean = total / count.clamp(min=1).unsqueeze(1)
         known = count.nonzero().squeeze(1)
-        return Problem(
+        return InterpolationProblem(
             known, self.coordinates, self.features, self.graphs
         ), mean
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from pyg_unroll.checks import check_choice
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.conjugate_gradient import ImplicitSolve
 from pyg_unroll.solvers.multigrid import multigrid
@@ -93,13 +94,8 @@ def glr(
         ConvergenceWarning: If the tolerance was not reached.
     """
     check_budget(tol, max_steps)
-    if order not in (1, 2):
-        raise ValueError(f"'order' must be 1 or 2 (got {order!r})")
-    if preconditioner not in ('jacobi', 'amg'):
-        raise ValueError(
-            f"'preconditioner' must be 'jacobi' or 'amg' (got "
-            f'{preconditioner!r})'
-        )
+    check_choice('order', order, (1, 2))
+    check_choice('preconditioner', preconditioner, ('jacobi', 'amg'))
     problem = read_problem(
         x, edge_index, edge_weight, mask, confidence, fidelity, mu, fill
     )

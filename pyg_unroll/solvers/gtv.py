@@ -10,7 +10,11 @@ from torch import Tensor
 
 from pyg_unroll.ops.admm import TotalVariation
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
-from pyg_unroll.solvers.problem import Problem, check_budget, read_problem
+from pyg_unroll.solvers.problem import (
+    SmoothnessProblem,
+    check_budget,
+    read_problem,
+)
 from pyg_unroll.solvers.result import SolverResult, warn_unconverged
 
 # Iterations between looks at the duality gap and the balance of residuals.
@@ -114,7 +118,7 @@ def _refuse_gradients(**arguments: Tensor | float | None) -> None:
 
 
 def _solve(
-    problem: Problem, tol: float, max_steps: int
+    problem: SmoothnessProblem, tol: float, max_steps: int
 ) -> tuple[Tensor, float, int]:
     if problem.start.numel() == 0:
         return problem.start, 0.0, 0

@@ -8,7 +8,12 @@ from typing import Any, cast, get_args
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_between, check_positive, check_tensor
+from pyg_unroll.checks import (
+    check_between,
+    check_choice,
+    check_positive,
+    check_tensor,
+)
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
@@ -17,7 +22,7 @@ from pyg_unroll.solvers.ordering import local_order
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
+class SmoothnessProblem:
     r"""A signal, a graph and where to start.
 
     Attributes:
@@ -49,7 +54,7 @@ class Problem:
             return x
         return torch.empty_like(x).index_copy(0, self.order, x)
 
-    def reorder(self) -> Problem:
+    def reorder(self) -> SmoothnessProblem:
         """The same with neighbours near each other in memory."""
         found = local_order(self.topology)
         if found is None:
@@ -61,7 +66,7 @@ class Problem:
             free=_rows(self.signal.free, node),
             confidence=_rows(self.signal.confidence, node),
         )
-        return Problem(
+        return SmoothnessProblem(
             signal,
             topology,
             self.weight[edge],
@@ -80,16 +85,13 @@ def read_problem(
     fidelity: str,
     mu: float | Tensor,
     fill: float | str | None,
-) -> Problem:
+) -> SmoothnessProblem:
     """Checks the arguments of a solver; see there for their meaning.
 
     Raises:
         ValueError: If an argument has a wrong shape, type or value.
     """
-    if fidelity not in get_args(Fidelity):
-        raise ValueError(
-            f"'fidelity' must be one of {get_args(Fidelity)} (got {fidelity!r})"
-        )
+    check_choice('fidelity', fidelity, get_args(Fidelity))
     check_tensor('x', x, '[num_nodes, features]')
     if mask is not None:
         check_tensor('mask', mask, '[num_nodes] or [num_nodes, features]')
@@ -126,7 +128,7 @@ def read_problem(
         signal = replace(signal, x=y.unsqueeze(-1), free=free)
     mean = known_mean(y.detach(), known)
     start = torch.where(known | lost, y, mean).unsqueeze(-1)
-    return Problem(signal, topology, weight, mu, start).reorder()
+    return SmoothnessProblem(signal, topology, weight, mu, start).reorder()
 
 
 def check_budget(tol: float, max_steps: int) -> None:

@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
+from pyg_unroll.checks import check_choice
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
@@ -24,7 +25,7 @@ from pyg_unroll.transforms.missing_features import (
 )
 from pyg_unroll.transforms.utils import undirected_graph
 
-Normalization: TypeAlias = Literal['sym'] | None
+Normalization: TypeAlias = Literal['sym', None]
 
 
 @functional_transform('interpolate_features')
@@ -123,14 +124,8 @@ class InterpolateFeatures(BaseTransform):
     ) -> None:
         if not isinstance(missing_mask, str):
             check_mask(missing_mask, "'missing_mask'")
-        options = (*get_args(get_args(Normalization)[0]), None)
-        if normalization not in options:
-            raise ValueError(
-                f"'normalization' must be one of {options} (got "
-                f'{normalization!r})'
-            )
-        if order not in (1, 2):
-            raise ValueError(f"'order' must be 1 or 2 (got {order!r})")
+        check_choice('normalization', normalization, get_args(Normalization))
+        check_choice('order', order, (1, 2))
         if isinstance(fill, str) and fill != 'mean':
             raise ValueError(
                 f"'fill' must be a number, 'mean' or None (got {fill!r})"

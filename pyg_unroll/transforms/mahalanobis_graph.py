@@ -13,13 +13,18 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import softmax
 
-from pyg_unroll.checks import check_data, check_finite, check_positive
+from pyg_unroll.checks import (
+    check_choice,
+    check_data,
+    check_finite,
+    check_positive,
+)
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
 from pyg_unroll.transforms.utils import set_edge_weight
 
-Normalization: TypeAlias = Literal['sym', 'row'] | None
+Normalization: TypeAlias = Literal['sym', 'row', None]
 
 
 @functional_transform('mahalanobis_graph')
@@ -82,12 +87,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         attr: str = 'x',
     ) -> None:
         super().__init__()
-        options = (*get_args(get_args(Normalization)[0]), None)
-        if normalization not in options:
-            raise ValueError(
-                f"'normalization' must be one of {options} (got "
-                f'{normalization!r})'
-            )
+        check_choice('normalization', normalization, get_args(Normalization))
         check_positive('heads', heads)
         if rank is not None:
             check_positive('rank', rank)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_positive
+from pyg_unroll.checks import check_choice, check_positive
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_spectrum
 from pyg_unroll.ops.signal import Fidelity
 from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
@@ -107,8 +107,7 @@ class GLRConv(SmoothnessConv):
     ) -> None:
         super().__init__(heads, fidelity, mu, validate_args)
         check_positive('num_steps', num_steps)
-        if order not in (1, 2):
-            raise ValueError(f"'order' must be 1 or 2 (got {order!r})")
+        check_choice('order', order, (1, 2))
         self.num_steps = num_steps
         self.order = order
         self.checkpoint = checkpoint

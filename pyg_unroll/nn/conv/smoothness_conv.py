@@ -12,6 +12,7 @@ from torch_geometric.nn.conv import MessagePassing
 
 from pyg_unroll.checks import (
     check_between,
+    check_choice,
     check_finite,
     check_positive,
     check_tensor,
@@ -43,11 +44,7 @@ class SmoothnessConv(MessagePassing):
     ) -> None:
         super().__init__(aggr='add')
         check_positive('heads', heads)
-        if fidelity not in get_args(Fidelity):
-            raise ValueError(
-                f"'fidelity' must be one of {get_args(Fidelity)} (got "
-                f'{fidelity!r})'
-            )
+        check_choice('fidelity', fidelity, get_args(Fidelity))
         check_between('mu', mu)
         self.heads = heads
         self.fidelity: Fidelity = fidelity

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_data, check_positive
+from pyg_unroll.checks import check_choice, check_data, check_positive
 from pyg_unroll.data import data_to_image, image_to_data
 from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.conv import GLRConv, GTVConv
@@ -83,10 +83,7 @@ class GraphDemosaic(torch.nn.Module):
     ) -> None:
         super().__init__()
         check_positive('max_pixels', max_pixels)
-        if prior not in get_args(Prior):
-            raise ValueError(
-                f"'prior' must be one of {get_args(Prior)} (got {prior!r})"
-            )
+        check_choice('prior', prior, get_args(Prior))
         self.prior = prior
         self.max_pixels = max_pixels
         self.grid = GridGraph(8)

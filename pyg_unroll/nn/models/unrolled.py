@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_data, check_positive
+from pyg_unroll.checks import check_choice, check_data, check_positive
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
@@ -102,10 +102,7 @@ class UnrolledNet(ImageRestoration):
             'num_views': num_views,
             **conv_options,
         }
-        if domain not in get_args(Domain):
-            raise ValueError(
-                f"'domain' must be one of {get_args(Domain)} (got {domain!r})"
-            )
+        check_choice('domain', domain, get_args(Domain))
         for name, value in (
             ('in_channels', in_channels),
             ('pos_channels', pos_channels),

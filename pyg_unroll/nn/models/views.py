@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from pyg_unroll.checks import check_choice
+
 # Bits: mirror columns, mirror rows, transpose (last). The first 2 or 4 differ
 # as much as any: what runs along rows in one runs along columns in the next.
 _VIEWS = (0, 7, 2, 5, 1, 3, 4, 6)
@@ -13,10 +15,7 @@ _VIEWS = (0, 7, 2, 5, 1, 3, 4, 6)
 
 def check_num_views(num_views: int) -> None:
     """Raises a ValueError for a number of views that there is not."""
-    if num_views not in (1, 2, 4, 8):
-        raise ValueError(
-            f"'num_views' must be 1, 2, 4 or 8 (got {num_views!r})"
-        )
+    check_choice('num_views', num_views, (1, 2, 4, 8))
 
 
 def average_views(

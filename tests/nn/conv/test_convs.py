@@ -659,7 +659,7 @@ def test_bad_arguments(make, kwargs, match):
 
 @pytest.mark.parametrize('order', [0, 3, '2'])
 def test_bad_order(order):
-    with pytest.raises(ValueError, match="'order' must be 1 or 2"):
+    with pytest.raises(ValueError, match="'order' must be one of 1, 2"):
         GLRConv(2, order=order)
 
 
