@@ -76,10 +76,10 @@ class GraphCandidate:
         smoother = self._smoother(problem)
         held_out = smoother.tune(y, problem.known, folds)
         self.trust, self.ridge = smoother.trust, smoother.ridge
-        variance = self._variance(problem)[problem.known]
-        # The variance a node would have without its own observation.
-        alone = (1 - self.trust * variance).clamp(min=0.02)
-        return held_out, (variance / alone + 1 / self.trust).sqrt()
+        variance = smoother.variance_left_out(
+            problem.known, _num_probes(problem), 0
+        )
+        return held_out, (variance + 1 / self.trust).sqrt()
 
     def predict(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """See :class:`Candidate`."""
@@ -89,13 +89,15 @@ class GraphCandidate:
 
     def deviation(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """See :class:`Candidate`."""
-        return (self._variance(problem) + 1 / self.trust).sqrt()
+        variance = self._smoother(problem).variance(
+            problem.known, _num_probes(problem), 0
+        )
+        return (variance.clamp(min=1e-12) + 1 / self.trust).sqrt()
 
-    def _variance(self, problem: InterpolationProblem) -> Tensor:
-        count = problem.num_nodes
-        probes = count if count <= _EXACT_NODES else _PROBES
-        variance = self._smoother(problem).variance(problem.known, probes, 0)
-        return variance.clamp(min=1e-12)
+
+def _num_probes(problem: InterpolationProblem) -> int:
+    count = problem.num_nodes
+    return count if count <= _EXACT_NODES else _PROBES
 
 
 @dataclass

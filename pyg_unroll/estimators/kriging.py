@@ -196,7 +196,8 @@ class LocalKriging:
     def _factor(self, theta: Tensor) -> Tensor:
         """Triangular R: logarithms of its diagonal, then relative rest."""
         size = int((math.isqrt(8 * theta.numel() - 7) - 1) // 2)
-        scale = theta[:size].exp()
+        # Of a signal without structure, any scale is likely: none overflows.
+        scale = theta[:size].clamp(-16, 16).exp()
         lower = torch.tril_indices(size, size, -1)
         rest = torch.zeros(size, size, dtype=theta.dtype).index_put(
             (lower[0], lower[1]), theta[size:-1]

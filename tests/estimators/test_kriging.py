@@ -77,3 +77,10 @@ def test_few_and_equal_points():
     assert mean.isfinite().all() and variance.isfinite().all()
     none, _ = model.predict(points, y, points[:0])
     assert none.shape == (0, 1)
+
+
+def test_metric_does_not_overflow():
+    # Of a signal without structure, no scale is too short to be likely.
+    theta = torch.tensor([1e3, -1e3, 0.5, 0.0], dtype=torch.float64)
+    factor = LocalKriging(1.5, 2)._factor(theta)
+    assert factor.isfinite().all() and (factor.diagonal() > 0).all()

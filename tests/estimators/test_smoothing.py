@@ -87,6 +87,27 @@ def test_hutchinson_is_near_the_diagonal(graph):
     torch.testing.assert_close(tries.mean(0), exact, rtol=0.15, atol=0)
 
 
+@pytest.mark.parametrize('order,normalized', KINDS)
+@pytest.mark.parametrize('trust', (1.0, 1e4))
+def test_variance_left_out(graph, order, normalized, trust):
+    smoother = Smoother.build(*graph, order, normalized)
+    known = torch.arange(0, SIZE, 2)
+    smoother.trust, smoother.ridge = trust, 0.01
+    out = smoother.variance_left_out(known, SIZE, 0)
+    # Of strong trust a node alone, without its observation, counts.
+    expected = [
+        smoother.variance(known[known != node], SIZE, 0)[node] for node in known
+    ]
+    torch.testing.assert_close(out, torch.stack(expected), rtol=5e-3, atol=0)
+    if trust > 1:
+        guess = [
+            smoother.variance_left_out(known, SIZE - 1, seed)
+            for seed in range(20)
+        ]
+        near = torch.stack(guess).median(0).values / torch.stack(expected)
+        assert ((near > 0.5) & (near < 2)).all()
+
+
 def test_tuning_finds_the_noise(graph):
     topology, weight = graph
     known = torch.arange(SIZE)
