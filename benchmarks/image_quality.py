@@ -173,7 +173,9 @@ def demosaicing_methods(
         for name in ('Malvar2004', 'Menon2007'):
             label = f'{name[:-4]} {name[-4:]}'
             methods[label] = (colour_demosaicing(name), 0)
-    methods['GraphDemosaic'] = (ours(GraphDemosaic()), 0)
+    classical = GraphDemosaic()
+    count = sum(p.numel() for p in classical.parameters())
+    methods['GraphDemosaic'] = (ours(classical), count)
     names = ['demosaic-bayer', 'demosaic-bayer-noisy']
     return methods | trained(names if noise else names[:1], views)
 

@@ -18,7 +18,7 @@ KM_PER_DEGREE = 111.32  # of latitude
 
 
 def make_parser(
-    doc: str, out: str, hidden: float = 0.5
+    doc: str, out: str, hidden: float = 0.5, file: bool = False
 ) -> argparse.ArgumentParser:
     """The options that the examples of interpolation share.
 
@@ -26,12 +26,23 @@ def make_parser(
         doc (str): What an example does, in its first line.
         out (str): Name of its picture.
         hidden (float): Share of hidden nodes.
+        file (bool): Whether to take a file of data.
     """
     parser = argparse.ArgumentParser(
         description=doc.split('\n\n')[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add = parser.add_argument
+    if file:
+        add(
+            'file',
+            type=Path,
+            nargs='?',
+            help='NPZ file, or a folder with one, of complete signals y '
+            '[nodes, features], and pos (longitude, latitude) or edge_index '
+            'or both; edge_weight and covariates x are optional. A share of '
+            'the nodes is hidden, filled in and scored',
+        )
     add('--hidden', type=float, default=hidden, help='share of hidden nodes')
     add('--seed', type=int, default=0)
     add('--out', type=Path, default=Path(out), help='PNG to write')

@@ -24,10 +24,7 @@ OURS = 'GraphInterpolator'
 
 def main() -> None:
     """Compares the methods and draws what they filled in."""
-    parser = make_parser(__doc__, 'counties.png')
-    parser.add_argument(
-        'file', type=Path, nargs='?', help='NPZ file, or a folder with one'
-    )
+    parser = make_parser(__doc__, 'counties.png', file=True)
     args = parse_args(parser)
     if args.file is None:
         signal = districts(1000, args.seed)

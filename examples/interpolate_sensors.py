@@ -24,10 +24,7 @@ OURS = 'GraphInterpolator'
 
 def main() -> None:
     """Compares the methods and draws sensors."""
-    parser = make_parser(__doc__, 'sensors.png')
-    parser.add_argument(
-        'file', type=Path, nargs='?', help='NPZ file, or a folder with one'
-    )
+    parser = make_parser(__doc__, 'sensors.png', file=True)
     args = parse_args(parser)
     if args.file is None:
         signal = stations(200, args.seed, steps=96)

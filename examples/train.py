@@ -81,12 +81,22 @@ def parse_args() -> argparse.Namespace:
     add = parser.add_argument
     add('folder', type=Path, help='photographs to train on')
     add('--val', type=Path, help='photographs to score, never trained on')
-    add('--task', choices=Task.NAMES, default='demosaic')
-    add('--prior', choices=('glr', 'gtv'), default='glr')
+    add(
+        '--task',
+        choices=Task.NAMES,
+        default='demosaic',
+        help='what the net learns: mosaics, noisy ones, or missing pixels',
+    )
+    add('--prior', choices=('glr', 'gtv'), default='glr', help='uGLR or uGTV')
     add('--budget-minutes', type=float, default=60.0, help='training time')
     add('--batch', type=int, default=8, help='patches per step and process')
     add('--patch', type=int, default=64, help='side of a patch, even')
-    add('--hard', type=int, default=2, help='candidates for a hard patch')
+    add(
+        '--hard',
+        type=int,
+        default=2,
+        help='every second patch is the one of so many with most detail',
+    )
     add(
         '--subsampled',
         type=float,
@@ -98,7 +108,7 @@ def parse_args() -> argparse.Namespace:
     add('--knee', type=float, default=1e-3, help='linear loss from here on')
     add('--lr', type=float, default=1e-3, help='largest learning rate')
     add('--warm-up', type=int, default=100, help='steps of rising rate')
-    add('--weight-decay', type=float, default=1e-4)
+    add('--weight-decay', type=float, default=1e-4, help='of AdamW')
     add('--clip', type=float, default=0.2, help='largest gradient norm')
     add('--ema', type=float, default=0.998, help='decay of averaged weights')
     add('--early', type=float, default=0.3, help='loss weight of early blocks')
@@ -125,16 +135,22 @@ def parse_args() -> argparse.Namespace:
     add('--max-val', type=int, default=8, help='images to score')
     add('--val-minutes', type=float, default=15.0, help='between scores')
     add('--save-minutes', type=float, default=2.0, help='between checkpoints')
-    add('--seed', type=int, default=0)
+    add('--seed', type=int, default=0, help='of weights and patches')
     add('--threads', type=int, default=0, help="0 keeps PyTorch's choice")
-    add('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
+    default = 'cuda' if torch.cuda.is_available() else 'cpu'
+    add('--device', default=default, help='cpu or cuda')
     add(
         '--no-amp',
         action='store_true',
         help='no bfloat16 in feature nets; never used on a CPU without AVX-512',
     )
     add('--resume', action='store_true', help='go on from the checkpoint')
-    add('--out', type=Path, default=Path('demosaic.safetensors'))
+    add(
+        '--out',
+        type=Path,
+        default=Path('demosaic.safetensors'),
+        help='weights to write; checkpoint and log (CSV) lie beside it',
+    )
     args = parser.parse_args()
     for name, value in vars(args).items():
         flag = f'--{name.replace("_", "-")}'

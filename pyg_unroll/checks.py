@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -43,7 +43,7 @@ def check_data(data: Any) -> None:
 
 def check_positive(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a positive integer."""
-    is_integer = isinstance(value, (int, torch.SymInt))
+    is_integer = isinstance(value, (Integral, torch.SymInt))
     if isinstance(value, bool) or not is_integer or value < 1:
         raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
 

@@ -195,14 +195,31 @@ class Topology:
             entry=entry,
         )
 
-    def to(self, device: torch.device | str) -> Topology:
+    def to(
+        self, device: torch.device | str, non_blocking: bool = False
+    ) -> Topology:
         """Moves the index tensors to a device."""
         tensors = {
-            field.name: getattr(self, field.name).to(device)
+            field.name: getattr(self, field.name).to(
+                device, non_blocking=non_blocking
+            )
             for field in fields(self)
             if field.name not in ('num_nodes', 'grid')
         }
         return Topology(num_nodes=self.num_nodes, grid=self.grid, **tensors)
+
+    # As PyG's data call it: a graph in `data.edge_index` goes where data go.
+    def cuda(
+        self,
+        device: torch.device | str | None = None,
+        non_blocking: bool = False,
+    ) -> Topology:
+        """Moves the index tensors to a CUDA device."""
+        return self.to('cuda' if device is None else device, non_blocking)
+
+    def cpu(self) -> Topology:
+        """Moves the index tensors to the CPU."""
+        return self.to('cpu')
 
     def undirected_weight(
         self, edge_weight: Tensor, validate_args: bool = True
@@ -225,6 +242,8 @@ class Topology:
                 symmetric.
         """
         check_edge_weight(edge_weight, 2 * self.num_edges)
+        if not edge_weight.is_floating_point():
+            edge_weight = edge_weight.to(torch.get_default_dtype())
         if edge_weight.dim() == 1:
             edge_weight = edge_weight.unsqueeze(-1)
         pairs = edge_weight[self.entry]

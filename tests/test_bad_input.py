@@ -220,10 +220,6 @@ LAYERS = [
         ),
         (lambda c=conv: c(X, PATH, mask=~MASK & MASK), "'mask' has no known"),
         (
-            lambda c=conv: c(X, PATH, mask=MASK | ~MASK),
-            "'mask' is True everywhere.*pass no mask",
-        ),
-        (
             lambda c=conv: c(X, PATH, mask=MASK, confidence=X),
             "'confidence' was given.*fidelity='soft'",
         ),
@@ -295,11 +291,19 @@ SOLVERS = [
         ),
         (
             lambda s=solve: s(X, PATH, mask=MASK, fill='median'),
-            "'fill' must be a number or 'mean'.*'median'",
+            "'fill' must be a finite number, 'mean' or None.*'median'",
         ),
         (
             lambda s=solve: s(X, PATH, mask=MASK, fill=[0.0]),
-            r"'fill' must be a number or 'mean' \(got \[0.0\]\)",
+            r"'fill' must be a finite number.*got \[0.0\]",
+        ),
+        (
+            lambda s=solve: s(X, PATH, mask=MASK, fill=NAN),
+            "'fill' must be a finite number.*got nan",
+        ),
+        (
+            lambda s=solve: s(X.expand(2, -1, -1), PATH),
+            r"'x' must have shape \[num_nodes, features\] \(got \[2, 3, 1\]\)",
         ),
         (
             lambda s=solve: s(X, PATH[:, :0], mask=MASK),
@@ -548,6 +552,38 @@ MODELS = [
                 IMAGE[None], BAYER[None], -1.0
             ),
             r"'noise_std' must be finite and non-negative.*got -1\.0",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic', fidelity='soft').restore(
+                IMAGE[None], BAYER[None], 20.0
+            ),
+            r"'noise_std' must be in the unit of the image.*got 20\.0",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(
+                IMAGE[None].double(), BAYER[None]
+            ),
+            "'image' must have the type of the model.*float64",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(
+                (255 * IMAGE[None]).byte(), BAYER[None]
+            ),
+            "'image' must be floating point.*uint8.*255",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(
+                IMAGE.expand(2, -1, -1, -1), BAYER.expand(3, -1, -1, -1)
+            ),
+            r"'mask' must be.*of shape.*\[3, 3, 4, 4\]",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic')(Data(mask=MASK)),
+            "'data' must be a mosaic with 'x' and 'mask'",
+        ),
+        (
+            lambda m=model: m(3, 'inpainting')(Data(mask=MASK)),
+            "'data.x' must be an image of shape.*'image_to_data'",
         ),
         (
             lambda m=model: m(3, 'mosaic', fidelity='soft')(mosaic(IMAGE)),

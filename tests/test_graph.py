@@ -3,6 +3,7 @@ import gc
 import pytest
 import torch
 from torch_geometric import EdgeIndex
+from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
 from pyg_unroll import GLRConv, Topology
@@ -309,3 +310,16 @@ def test_topology_without_edges_takes_weights(heads):
     topology = Topology.from_edge_index(empty, 2)
     _, weight = resolve(topology, torch.empty(0, heads), 2)
     assert weight.shape == (0, heads)
+
+
+def test_moves_with_data():
+    topology = Topology.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 2)
+    data = Data(x=torch.rand(2, 1), edge_index=topology).to('meta')
+    assert data.edge_index.device.type == 'meta'
+    assert topology.cpu().device.type == 'cpu'
+
+
+def test_integer_weights():
+    topology = Topology.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 2)
+    weight = topology.undirected_weight(torch.tensor([3, 3]))
+    assert_same(weight, torch.tensor([[3.0]]))

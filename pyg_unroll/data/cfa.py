@@ -69,7 +69,9 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
             one colour per pixel, or the raw values of a sensor
             :math:`(1, H, W)`; with a leading batch dimension if there are
             several. Unsigned integers of 8 or 16 bits are scaled to
-            :math:`[0, 1]`.
+            :math:`[0, 1]`. Trained weights expect raw values as photographs
+            have them: black level subtracted, white balanced, one is white,
+            encoded with the transfer function of sRGB.
         pattern (str, optional): Colour filter array, see :func:`cfa_mask`.
             (default: :obj:`'RGGB'`)
 
@@ -120,10 +122,16 @@ def check_mosaic(data: Data) -> Tensor:
     Raises:
         ValueError: If the data is not a mosaic of three colours.
     """
-    mask = data.get('mask')
-    if data.x.size(1) != 3 or mask is None or mask.shape != data.x.shape:
+    x, mask = data.get('x'), data.get('mask')
+    is_signal = isinstance(x, Tensor) and x.dim() == 2 and x.size(1) == 3
+    if not is_signal or mask is None or mask.shape != x.shape:
         raise ValueError(
             "'data' must be a mosaic with 'x' and 'mask' of shape "
             "[num_pixels, 3]; make it with 'pyg_unroll.mosaic'"
+        )
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"'data.mask' must be boolean, True where measured (got "
+            f"{mask.dtype}); convert it with 'mask.bool()'"
         )
     return mask

@@ -64,7 +64,7 @@ class GraphCandidate:
         return f'{self.graph} graph, order {self.order}{kind}'
 
     def _smoother(self, problem: InterpolationProblem) -> Smoother:
-        topology, weight = problem.graph(self.graph)
+        topology, weight = problem.graphs[self.graph]
         out = Smoother.build(topology, weight, self.order, self.normalized)
         out.trust, out.ridge = self.trust, self.ridge
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Self
 
@@ -51,7 +52,9 @@ class GraphInterpolator:
         - **input:** :class:`~torch_geometric.data.Data` with :obj:`x`
           :math:`(N)` or :math:`(N, F)`, :obj:`mask`, True where known, of that
           shape or :math:`(N)` (where :obj:`x` is not NaN if absent), and an
-          undirected :obj:`edge_index` or :obj:`pos` :math:`(N, P)` or both
+          undirected :obj:`edge_index` or :obj:`adj_t`, with symmetric
+          :obj:`edge_weight` (larger is nearer) *(optional)*, or :obj:`pos`
+          :math:`(N, P)`, or both
         - **output:** signals :math:`(N, F)`, known entries unchanged
 
     Features that are known at different nodes are fitted separately.
@@ -82,6 +85,7 @@ class GraphInterpolator:
         self.seed = seed
         self._fits: list[FeatureFit] = []
         self._data: Data | None = None
+        self._nodes: Nodes | None = None
 
     def fit(self, data: Data) -> Self:
         """Learns from the known nodes.
@@ -94,11 +98,16 @@ class GraphInterpolator:
                 there is neither a graph nor positions, or nothing is known of
                 a feature.
         """
+        with torch.inference_mode(False):  # the metric is learned by gradients
+            return self._fit(data)
+
+    def _fit(self, data: Data) -> Self:
         check_data(data)
         x, mask = read_signal(data)
         nodes = Nodes.read(data, self.covariates, self.neighbors)
         patterns, which = torch.unique(mask, dim=1, return_inverse=True)
-        self._fits, self._data = [], data
+        # Attributes that are set later are not those of the fit.
+        self._fits, self._data, self._nodes = [], copy.copy(data), nodes
         for pattern in range(patterns.size(1)):
             features = (which == pattern).nonzero().squeeze(1)
             part, known = x[:, features], patterns[:, pattern]
@@ -191,6 +200,10 @@ class GraphInterpolator:
 
         Returns:
             Mean over the features that have something to score.
+
+        Raises:
+            ValueError: If it was not fitted, shapes do not fit, or there is
+                nothing to score.
         """
         data = self._check(data)
         _, mask = read_signal(data)
@@ -217,7 +230,9 @@ class GraphInterpolator:
 
     @property
     def report(self) -> dict[str, float]:
-        """The blend, as the mean weight of each candidate."""
+        """The blend: mean weights of candidates by name; they are not
+        negative, and need not sum to one.
+        """
         blends = [blend for fit in self._fits for blend in fit.blends]
         total: dict[str, float] = {}
         for blend in blends:
@@ -273,7 +288,7 @@ class GraphInterpolator:
         check_data(data)
         x = data.get('x')
         count = sum(fit.features.numel() for fit in self._fits)
-        if not isinstance(x, Tensor) or x[0].numel() != count:
+        if not isinstance(x, Tensor) or x[:1].numel() != count:
             raise ValueError(
                 f"'data.x' must have the {count} feature(s) of 'fit' (got "
                 f'{list(x.shape) if isinstance(x, Tensor) else x})'
@@ -285,6 +300,8 @@ class GraphInterpolator:
     ) -> Iterator[tuple[FeatureFit, InterpolationProblem, Tensor, Tensor]]:
         """For each fit its places, their signals, and the place of nodes."""
         nodes = Nodes.read(data, self.covariates, self.neighbors)
+        assert self._nodes is not None
+        nodes.check_like(self._nodes)
         for fit in self._fits:
             known = mask[:, fit.features]
             if not bool((known == known[:, :1]).all()):

@@ -249,7 +249,7 @@ def _vecchia_sets(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
 def _minimise(
     loss: Callable[[Tensor], Tensor], start: Tensor, steps: int
 ) -> Tensor:
-    """L-BFGS from a start; the start if it fails."""
+    """L-BFGS from a start; the start if a matrix is singular."""
     theta = start.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
         [theta],
@@ -267,7 +267,7 @@ def _minimise(
     try:
         with torch.enable_grad():
             optimizer.step(closure)
-    except RuntimeError:  # a singular matrix
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         return start
     out = theta.detach()
     return out if bool(out.isfinite().all()) else start

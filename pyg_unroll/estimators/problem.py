@@ -45,10 +45,6 @@ class InterpolationProblem:
         """Number of nodes."""
         return self.features.size(0)
 
-    def graph(self, name: GraphName) -> tuple[Topology, Tensor]:
-        """Edges and weights."""
-        return self.graphs[name]
-
     def report(self, name: str, residual: float) -> None:
         """Makes a missed tolerance visible."""
         if residual > _TOLERANCE:
@@ -92,6 +88,11 @@ class Nodes:
                 "each, or call 'predict' on each of 'data.to_data_list()'"
             )
         count = int(data.x.size(0))
+        if covariates != 'covariates' and data.get(covariates) is None:
+            raise ValueError(
+                f"'covariates' names {covariates!r}, which the data does not "
+                f"have; set 'data.{covariates}'"
+            )
         coordinates = _matrix(data, 'pos', count)
         features = torch.cat([coordinates, _matrix(data, covariates, count)], 1)
         place = torch.arange(count)
@@ -111,6 +112,27 @@ class Nodes:
                 'place; set one of them'
             )
         return cls(place, coordinates, features, graphs)
+
+    def check_like(self, fitted: Nodes) -> None:
+        """Raises a `ValueError` unless these have what others had."""
+        missing = sorted(fitted.graphs.keys() - self.graphs.keys())
+        if missing:
+            raise ValueError(
+                f"'data' must have what 'fit' had: it lacks the graph(s) "
+                f"{missing} (got {sorted(self.graphs)}); set 'edge_index', "
+                f"'edge_weight' or 'pos'"
+            )
+        sizes = [
+            (nodes.coordinates.size(1), nodes.features.size(1))
+            for nodes in (fitted, self)
+        ]
+        if sizes[0] != sizes[1]:
+            (space, total), (own_space, own_total) = sizes
+            raise ValueError(
+                f"'data' must have {space} coordinate(s) in 'pos' and "
+                f"{total - space} covariate(s), as in 'fit' (got {own_space} "
+                f'and {own_total - own_space})'
+            )
 
     def problem(
         self, x: Tensor, mask: Tensor
@@ -229,6 +251,11 @@ def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
         raise ValueError(
             "'data.x' must be a signal of shape [num_nodes] or [num_nodes, "
             'features], with at least one entry'
+        )
+    if not x.is_floating_point():
+        raise ValueError(
+            f"'data.x' must be floating point (got {x.dtype}); convert it "
+            f"with '.float()'"
         )
     x = x.detach().cpu().double().view(x.size(0), -1)
     if mask is None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Self
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_positive
+from pyg_unroll.checks import check_data, check_positive
 from pyg_unroll.estimators.problem import read_signal
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
@@ -113,7 +114,7 @@ class TemporalInterpolator:
             'noise': best[1],
             'error': tried.get(best, float('nan')),
         }
-        self._data = data
+        self._data = copy.copy(data)
         return self
 
     def predict(self, data: Data | None = None) -> Tensor:
@@ -144,6 +145,7 @@ class TemporalInterpolator:
         return torch.where(mask, x, out).to(data.x)
 
     def _read(self, data: Data) -> tuple[Tensor, Tensor]:
+        check_data(data)
         x = data.get('x')
         if not isinstance(x, Tensor) or x.dim() != 2:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__

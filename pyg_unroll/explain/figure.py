@@ -17,8 +17,8 @@ def pyplot() -> Any:
         import matplotlib.pyplot as plt
     except ImportError as error:
         raise ImportError(
-            "plots need matplotlib; install it with the extra 'viz', "
-            '"pip install \'pyg_unroll[viz]\'"'
+            "plots need matplotlib; install it with 'pip install matplotlib' "
+            "or the extra 'viz'"
         ) from error
     return plt
 

@@ -6,7 +6,7 @@ import copy
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
@@ -54,8 +54,14 @@ def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
         :math:`(2E, H)`; without the margin that is mirrored around images.
 
     Raises:
-        ValueError: See :func:`~pyg_unroll.explain.trace`.
+        ValueError: If the data is a batch; see also
+            :func:`~pyg_unroll.explain.trace`.
     """
+    if isinstance(data, Batch):
+        raise ValueError(
+            "'data' must be one graph (got a batch); take them one by one, by "
+            "'data.to_data_list()'"
+        )
     calls = record_calls(model, data)
     place = node_places(model, data, calls)
     graphs = []

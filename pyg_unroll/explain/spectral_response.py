@@ -141,13 +141,15 @@ class SpectralResponse:
         """
         axes = make_axes(axes, 1, 2)
         left, right = axes[0]
-        grid = torch.linspace(0, 2.0**self.order, 201)[1:].view(-1, 1)
+        device = self.alpha.device
+        grid = torch.linspace(0, 2.0**self.order, 201, device=device)
+        grid = grid[1:].view(-1, 1)
         error = self.error(grid).abs()
         gain, exact = self.solution(grid), 1 / grid.expand_as(error)
         name, eigenvalue, of = 's', r'\lambda', 'D^{-1} A'
         ells = grid
         if denoising:
-            ells = torch.linspace(0, 2, 201).view(-1, 1)
+            ells = torch.linspace(0, 2, 201, device=device).view(-1, 1)
             gain, exact = self.denoising(ells)
             name, eigenvalue, of = 'h', r'\ell', 'L'
         solves, _, heads = gain.shape

@@ -42,7 +42,7 @@ def _load(device: str) -> Any:
         warnings.warn(
             f"graph operators on '{device}' run in plain PyTorch, several "
             f'times slower than with {package!r} ({error}): install it with '
-            f"'pip install pyg_unroll[fast]'",
+            f"'pip install {package}'",
             stacklevel=2,
         )
         return reference

@@ -70,7 +70,7 @@ class MaskedSignal:
 
         Raises:
             ValueError: If a shape or type does not fit, known entries are not
-                finite, or all or none of the entries are known.
+                finite, or none of the entries is known.
         """
         validate_args = validate_args and not torch.compiler.is_compiling()
         samples = Samples() if samples is None else samples
@@ -102,10 +102,9 @@ class MaskedSignal:
                     "use fidelity='soft'"
                 )
             confidence = _read_confidence(confidence, x)
+        given = confidence
         if validate_args:
             _check_values(x, known, name)
-            if confidence is not None:
-                _check_confidence(confidence)
 
         if known is None:
             if confidence is None:
@@ -116,6 +115,8 @@ class MaskedSignal:
         else:
             free, weight = None, known.to(x.dtype)
             confidence = weight if confidence is None else weight * confidence
+        if validate_args and given is not None and confidence is not None:
+            _check_confidence(given, confidence)
         if confidence is not None:
             confidence = samples.fold(confidence)
         return cls(samples.fold(x), free, confidence, samples)
@@ -178,21 +179,16 @@ def _check_values(x: Tensor, known: Tensor | None, name: str) -> None:
             f"'mask' has no known entry{where}: there is nothing to "
             f'interpolate from; mark the observed entries as True'
         )
-    if bool(known.all()):
-        raise ValueError(
-            "'mask' is True everywhere: there is nothing to interpolate; "
-            'pass no mask to denoise the signal'
-        )
 
 
-def _check_confidence(confidence: Tensor) -> None:
+def _check_confidence(confidence: Tensor, where_known: Tensor) -> None:
     if not bool((confidence >= 0).all() & torch.isfinite(confidence).all()):
         raise ValueError(
             f"'confidence' must be finite and non-negative (its range is "
             f'{float(confidence.min())} to {float(confidence.max())})'
         )
-    if not bool((confidence > 0).any(-2).all()):
+    if not bool((where_known > 0).any(-2).all()):
         raise ValueError(
-            "'confidence' is zero everywhere in a feature: there is nothing "
-            'to interpolate from'
+            "'confidence' is zero everywhere in a feature, or wherever it is "
+            'known: there is nothing to interpolate from'
         )

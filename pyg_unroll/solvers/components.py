@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +42,15 @@ def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
     return reached[component] == 0
 
 
+def check_fill(fill: Any) -> None:
+    """Raises a `ValueError` unless lost entries can be given this value."""
+    is_number = isinstance(fill, Real) and math.isfinite(fill)
+    if fill is not None and fill != 'mean' and not is_number:
+        raise ValueError(
+            f"'fill' must be a finite number, 'mean' or None (got {fill!r})"
+        )
+
+
 def fill_value(
     x: Tensor, known: Tensor, lost: Tensor, fill: float | str | None
 ) -> Tensor:
@@ -58,8 +69,7 @@ def fill_value(
     Raises:
         ValueError: If entries are lost and :obj:`fill` is :obj:`None`.
     """
-    if fill not in (None, 'mean') and not isinstance(fill, Real):
-        raise ValueError(f"'fill' must be a number or 'mean' (got {fill!r})")
+    check_fill(fill)
     if not bool(lost.any()):
         return x
     if fill is None:

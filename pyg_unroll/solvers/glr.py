@@ -76,10 +76,10 @@ def glr(
             feature's known entries; :obj:`None` refuses such graphs.
             (default: :obj:`None`)
         preconditioner (str, optional): :obj:`'jacobi'` or :obj:`'amg'`, a
-            cycle of algebraic multigrid by pyamg (:obj:`pip install
-            pyg_unroll[amg]`): its number of steps hardly grows with the
-            distance to known entries, which pays on large graphs of which few
-            are known. On the CPU, of first order only.
+            cycle of algebraic multigrid by pyamg (extra :obj:`amg`): its
+            number of steps hardly grows with the distance to known entries,
+            which pays on large graphs of which few are known. On the CPU,
+            of first order only.
             (default: :obj:`'jacobi'`)
 
     Returns:

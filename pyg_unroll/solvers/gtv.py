@@ -93,6 +93,7 @@ def gtv(
     problem = read_problem(
         x, edge_index, edge_weight, mask, confidence, fidelity, mu, fill
     )
+    _refuse_gradients(edge_index=problem.weight)  # the values of a sparse one
     with torch.no_grad():
         out, gap, num_steps = _solve(problem, tol, max_steps)
     converged = gap <= tol

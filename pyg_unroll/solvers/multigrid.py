@@ -43,7 +43,7 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
     except ImportError as error:
         raise ImportError(
             "'preconditioner' is 'amg', which needs pyamg; install it with "
-            "'pip install pyg_unroll[amg]'"
+            "'pip install pyamg'"
         ) from error
 
     matrix = _matrix(system)

@@ -93,6 +93,12 @@ def read_problem(
     """
     check_choice('fidelity', fidelity, get_args(Fidelity))
     check_tensor('x', x, '[num_nodes, features]')
+    if x.dim() != 2:
+        raise ValueError(
+            f"'x' must have shape [num_nodes, features] (got {list(x.shape)}); "
+            f"a single signal needs '.unsqueeze(-1)', several samples are "
+            f'solved one by one'
+        )
     if mask is not None:
         check_tensor('mask', mask, '[num_nodes] or [num_nodes, features]')
     if not isinstance(mu, Tensor):

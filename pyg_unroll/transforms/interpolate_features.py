@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal, TypeAlias, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from pyg_unroll.checks import check_choice
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
-from pyg_unroll.solvers.components import unreachable
+from pyg_unroll.solvers.components import check_fill, unreachable
 from pyg_unroll.solvers.problem import check_budget
 from pyg_unroll.transforms.missing_features import (
     check_known,
@@ -24,8 +24,6 @@ from pyg_unroll.transforms.missing_features import (
     read_mask,
 )
 from pyg_unroll.transforms.utils import undirected_graph
-
-Normalization: TypeAlias = Literal['sym', None]
 
 
 @functional_transform('interpolate_features')
@@ -115,7 +113,7 @@ class InterpolateFeatures(BaseTransform):
         self,
         missing_mask: Tensor | str,
         *,
-        normalization: Normalization = None,
+        normalization: Literal['sym'] | None = None,
         order: int = 1,
         center: bool = False,
         tol: float = 1e-6,
@@ -124,12 +122,9 @@ class InterpolateFeatures(BaseTransform):
     ) -> None:
         if not isinstance(missing_mask, str):
             check_mask(missing_mask, "'missing_mask'")
-        check_choice('normalization', normalization, get_args(Normalization))
+        check_choice('normalization', normalization, ('sym', None))
         check_choice('order', order, (1, 2))
-        if isinstance(fill, str) and fill != 'mean':
-            raise ValueError(
-                f"'fill' must be a number, 'mean' or None (got {fill!r})"
-            )
+        check_fill(fill)
         check_budget(tol, max_steps)
         self.missing_mask = missing_mask
         self.normalization = normalization

@@ -115,6 +115,7 @@ def _query(pos: Tensor, k: int) -> Tensor:
         points = pos.double().numpy()
         _, near = KDTree(points).query(points, k=k, workers=-1)
         return torch.from_numpy(near).view(-1, k)
+    pos = pos if pos.is_floating_point() else pos.float()
     chunk = max(1, _MAX_DISTANCES // pos.size(0))
     return torch.cat(
         [

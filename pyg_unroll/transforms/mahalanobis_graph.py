@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -222,7 +222,14 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         topology, _ = resolve_graph(
             edge_index, None, features.size(0), features.dtype
         )
+        has_columns = not isinstance(edge_index, Topology)
         if self.normalization == 'row':
+            if not has_columns:
+                raise ValueError(
+                    "'data.edge_index' must be a tensor for "
+                    "normalization='row', whose weights differ by direction "
+                    "(got a 'Topology'); set it to 'topology.edge_index'"
+                )
             distance = self.distances(features, topology)
             edge_weight = softmax(
                 -topology.directed_weight(distance),
@@ -230,8 +237,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 num_nodes=topology.num_nodes,
             )
         else:
-            weight = self.edge_weights(features, topology)
-            edge_weight = topology.directed_weight(weight)
+            edge_weight = self.edge_weights(features, topology)
+            if has_columns:
+                edge_weight = topology.directed_weight(edge_weight)
         is_eager = not torch.compiler.is_compiling()
         if is_eager and not bool(edge_weight.isfinite().all()):
             raise ValueError(
@@ -242,6 +250,17 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         if self.heads == 1:
             edge_weight = edge_weight.squeeze(1)
         return set_edge_weight(copy.copy(data), edge_weight)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        given = state_dict.get(f'{prefix}weight')
+        if isinstance(self.weight, UninitializedParameter) and isinstance(
+            given, Tensor
+        ):
+            self.in_channels = given.size(-1)
+            self.weight.materialize(self._shape())
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _materialize(self, features: Tensor) -> None:
         if not isinstance(self.weight, UninitializedParameter):

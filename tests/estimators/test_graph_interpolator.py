@@ -284,3 +284,46 @@ def test_all_points_at_two_places():
     everywhere = Data(x=x, pos=torch.zeros(20, 1), mask=data.mask)
     with pytest.raises(ValueError, match='more than one place'):
         GraphInterpolator().fit(everywhere)
+
+
+def test_fit_is_of_the_data_as_they_were():
+    data = Data(x=torch.rand(40), pos=torch.rand(40, 2))
+    data.x[::2] = torch.nan
+    fitted = GraphInterpolator(kriging=False).fit(data)
+    before = fitted.predict_interval()
+    data.x = fitted.predict()
+    assert torch.equal(fitted.predict_interval()[1], before[1])
+
+
+def test_metric_is_learned_in_inference_mode():
+    torch.manual_seed(0)
+    pos = torch.rand(80, 2)
+    data = Data(x=torch.sin(9 * pos[:, 0]), pos=pos, mask=pos[:, 1] < 0.7)
+    expected = GraphInterpolator().fit(data)
+    with torch.inference_mode():
+        fitted = GraphInterpolator().fit(data)
+    assert torch.equal(fitted.metric(), expected.metric())
+
+
+def test_other_data_that_do_not_fit():
+    edge_index = torch.tensor([[0, 1, 1, 2, 2, 3], [1, 0, 2, 1, 3, 2]])
+    data = Data(
+        x=torch.arange(4.0),
+        mask=torch.arange(4) > 0,
+        pos=torch.rand(4, 2),
+        edge_index=edge_index,
+    )
+    fitted = GraphInterpolator().fit(data)
+    with pytest.raises(ValueError, match="lacks the graph.*'given'.*nearest"):
+        fitted.predict(Data(x=data.x, mask=data.mask, pos=data.pos))
+    flat = Data(**{**data.to_dict(), 'pos': torch.rand(4, 3)})
+    with pytest.raises(ValueError, match=r'2 coordinate.*got 3 and 0'):
+        fitted.predict(flat)
+    with pytest.raises(ValueError, match=r'1 feature.*got \[0\]'):
+        fitted.predict(Data(x=torch.empty(0), pos=torch.empty(0, 2)))
+    with pytest.raises(ValueError, match="names 'elevaton'.*does not have"):
+        GraphInterpolator(covariates='elevaton').fit(data)
+    with pytest.raises(ValueError, match='floating point.*int64'):
+        GraphInterpolator().fit(
+            Data(**{**data.to_dict(), 'x': torch.arange(4)})
+        )

@@ -3,9 +3,11 @@ import sys
 
 import pytest
 import torch
+from torch_geometric.data import Batch
 
-from pyg_unroll import MahalanobisGraph, UnrolledGLR, UnrolledGTV
+from pyg_unroll import MahalanobisGraph, UnrolledGLR, UnrolledGTV, image_to_data
 from pyg_unroll.explain import (
+    learned_graphs,
     learned_metrics,
     parameter_table,
     spectral_response,
@@ -32,7 +34,7 @@ def test_nothing_is_imported_before_it_is_needed():
 def test_plots_name_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, 'matplotlib.pyplot', None)
     model = UnrolledGLR(1)
-    with pytest.raises(ImportError, match=r'pyg_unroll\[viz\]'):
+    with pytest.raises(ImportError, match="extra 'viz'"):
         spectral_response(model.blocks[0].conv).plot()
 
 
@@ -94,3 +96,10 @@ def test_parameters(cls, domain):
     assert 'feature net' in str(table)
     with pytest.raises(ValueError, match="'model' must be an 'UnrolledGLR'"):
         parameter_table(torch.nn.Linear(1, 1))
+
+
+def test_learned_graphs_of_a_batch_are_refused():
+    part = image_to_data(torch.rand(1, 4, 4))
+    model = UnrolledGLR(1, hidden_channels=4)
+    with pytest.raises(ValueError, match='one graph.*to_data_list'):
+        learned_graphs(model, Batch.from_data_list([part, part]))

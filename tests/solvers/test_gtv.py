@@ -207,7 +207,14 @@ def test_bad_input():
         gtv(x, *graph[:2], mask, fidelity='other')
     with pytest.raises(ValueError, match="'mu' must be positive"):
         gtv(x, *graph[:2], mu=-1)
-    with pytest.raises(ValueError, match='True everywhere'):
-        gtv(x, *graph[:2], torch.ones(8).bool())
     with pytest.raises(ValueError, match='2 heads'):
         gtv(x, graph[0], graph[1].unsqueeze(1).expand(-1, 2), mask)
+
+
+def test_refuses_gradients_of_sparse_values():
+    edge_index, weight = random_graph(8, 8)[:2]
+    values = torch.ones(edge_index.size(1)).requires_grad_()
+    sparse = torch.sparse_coo_tensor(edge_index, values, (8, 8))
+    mask = torch.arange(8) < 4
+    with pytest.raises(ValueError, match="'edge_index' requires gradients"):
+        gtv(torch.rand(8, 1), sparse, mask=mask)

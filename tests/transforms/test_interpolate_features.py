@@ -510,7 +510,7 @@ MASK = torch.ones(N, F).bool()
         ({'missing_mask': MASK[None]}, r'got \[1, 20, 3\]'),
         ({'normalization': 'row'}, "'normalization' must be one of"),
         ({'order': 3}, "'order' must be one of 1, 2"),
-        ({'fill': 'median'}, "'fill' must be a number, 'mean' or None"),
+        ({'fill': 'median'}, "'fill' must be a finite number, 'mean' or None"),
         ({'tol': 0.0}, "'tol' must be positive and finite"),
         ({'max_steps': 0}, "'max_steps' must be a positive integer"),
     ],

@@ -8,7 +8,14 @@ from torch.nn.parameter import UninitializedParameter
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 
-from pyg_unroll import GLRConv, GridGraph, KNNGraph, MahalanobisGraph, Topology
+from pyg_unroll import (
+    GLRConv,
+    GridGraph,
+    KNNGraph,
+    MahalanobisGraph,
+    Topology,
+    image_to_data,
+)
 from pyg_unroll.testing import (
     assert_batch_equals_loop,
     assert_compiles,
@@ -292,3 +299,26 @@ def test_row_weights_are_refused_by_the_layers():
     mask = torch.arange(N) < 4
     with pytest.raises(ValueError, match=r"not symmetric.*'sym'"):
         GLRConv(2)(data.x, data.edge_index, data.edge_weight, mask)
+
+
+@pytest.mark.parametrize('heads', (1, 2))
+def test_topology_in_data(heads):
+    data = GridGraph(4)(image_to_data(torch.rand(2, 4, 4)))
+    metric = MahalanobisGraph(2, heads)
+    expected = metric(data)
+    topology = GridGraph(4).topology(data)
+    data.edge_index = topology
+    out = metric(data)
+    conv = GLRConv(2, heads)
+    assert_same(
+        conv(data.x, topology, out.edge_weight),
+        conv(expected.x, expected.edge_index, expected.edge_weight),
+    )
+    with pytest.raises(ValueError, match="'row'.*topology.edge_index"):
+        MahalanobisGraph(2, normalization='row')(data)
+
+
+def test_lazy_takes_a_trained_state():
+    trained, lazy = MahalanobisGraph(3, 2), MahalanobisGraph(-1, 2)
+    lazy.load_state_dict(trained.state_dict())
+    assert lazy.in_channels == 3 and torch.equal(lazy.weight, trained.weight)

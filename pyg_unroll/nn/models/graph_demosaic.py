@@ -8,7 +8,12 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_choice, check_data, check_positive
+from pyg_unroll.checks import (
+    check_choice,
+    check_data,
+    check_finite,
+    check_positive,
+)
 from pyg_unroll.data import data_to_image, image_to_data
 from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.conv import GLRConv, GTVConv
@@ -119,6 +124,8 @@ class GraphDemosaic(torch.nn.Module):
         """Reconstructs the missing colours."""
         check_data(data)
         mask = check_mosaic(data)
+        # What stands at unknown entries has no meaning here.
+        check_finite('data.x', torch.where(mask, data.x, 0))
         if isinstance(data, Batch):
             parts = [self(part) for part in data.to_data_list()]
             return torch.cat(parts)

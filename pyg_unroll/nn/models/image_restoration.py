@@ -76,6 +76,11 @@ class ImageRestoration(Storage):
             if data.get('noise_std') is not None:
                 # One for each image, or one set on the batch for all.
                 std = torch.as_tensor(data.noise_std).view(-1)
+                if len(std) not in (1, len(parts)):
+                    raise ValueError(
+                        f"'data.noise_std' must be one value or one for each "
+                        f'of {len(parts)} image(s) (got {len(std)})'
+                    )
                 for part, value in zip(
                     parts, std.expand(len(parts)), strict=True
                 ):
@@ -123,6 +128,7 @@ class ImageRestoration(Storage):
         """
         reader = self._scene_reader()
         check_images(image, mask, self.in_channels)
+        self._check_type('image', image)
         reader.offset(mask)  # refuses masks that the model is not for
         noise_std = self._noise_std(image, mask, noise_std)
 
@@ -140,6 +146,19 @@ class ImageRestoration(Storage):
         if noise_std is None and self.num_views > 1:
             out = torch.where(mask, image, out)  # not to rounding only
         return out
+
+    def _check_type(self, name: str, x: Any) -> None:
+        dtype = next(self.parameters()).dtype
+        is_other = isinstance(x, Tensor) and x.dtype != dtype
+        if (
+            is_other
+            and x.is_floating_point()
+            and not torch.is_autocast_enabled(x.device.type)
+        ):
+            raise ValueError(
+                f"'{name}' must have the type of the model, {dtype} (got "
+                f"{x.dtype}); convert one of them with '.to({dtype})'"
+            )
 
     def _noise_std(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
@@ -163,6 +182,13 @@ class ImageRestoration(Storage):
             raise ValueError(
                 f"'noise_std' must be finite and non-negative, one value or "
                 f'one for each of {image.size(0)} image(s) (got {noise_std})'
+            )
+        largest = image.abs().amax()
+        if bool((noise > largest).any() & (largest > 0)):
+            raise ValueError(
+                f"'noise_std' must be in the unit of the image, such as "
+                f'20 / 255 in [0, 1] (got {noise_std}; the largest value is '
+                f'{float(largest):.3g})'
             )
         return noise.view(-1, 1, 1, 1)
 

@@ -54,7 +54,14 @@ def check_images(image: Tensor, mask: Tensor, channels: int) -> None:
             f"'image' must have shape {shape} (got {list(image.shape)}); one "
             f"image needs '.unsqueeze(0)'"
         )
-    if mask.dtype != torch.bool or mask.shape[-3:] != image.shape[-3:]:
+    if not image.is_floating_point():
+        raise ValueError(
+            f"'image' must be floating point (got {image.dtype}); convert it, "
+            f"for 8-bit images with 'image.float() / 255'"
+        )
+    fits = mask.dim() == 4 and mask.size(0) in (1, image.size(0))
+    fits = fits and mask.shape[1:] == image.shape[1:]
+    if mask.dtype != torch.bool or not fits:
         raise ValueError(
             f"'mask' must be boolean, True where known, of shape "
             f'{list(image.shape)} or {[1, *image.shape[1:]]} (got '
@@ -194,7 +201,13 @@ class InpaintingReader(SceneReader):
 
     def mask(self, data: Data) -> Tensor:
         """See the base class."""
-        x, mask = data.x, data.get('mask')
+        x, mask = data.get('x'), data.get('mask')
+        if not isinstance(x, Tensor) or x.dim() != 2:
+            raise ValueError(
+                f"'data.x' must be an image of shape [num_pixels, channels] "
+                f'(got {list(x.shape) if isinstance(x, Tensor) else x}); make '
+                f"it with 'image_to_data'"
+            )
         shapes = (x.shape, x.shape[:1], (x.size(0), 1))
         if mask is None or mask.shape not in shapes:
             raise ValueError(

@@ -43,7 +43,7 @@ class Storage(torch.nn.Module):
         metadata = {
             **(notes or {}),
             'class': self.__class__.__name__,
-            'config': json.dumps(self.config),
+            'config': json.dumps(self.config | self._settings()),
         }
         state = {
             name: value.contiguous()
@@ -56,6 +56,11 @@ class Storage(torch.nn.Module):
                 f"'path' cannot be written, or 'notes' are not texts (got "
                 f'{path}: {error})'
             ) from error
+
+    def _settings(self) -> dict[str, Any]:
+        """Arguments that may have been changed since."""
+        names = self.config.keys() & {'max_pixels', 'num_views'}
+        return {name: getattr(self, name) for name in names}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -81,7 +86,7 @@ class Storage(torch.nn.Module):
             )
         try:
             model = cls(**json.loads(metadata['config']))
-            model.load_state_dict(state)
+            model.load_state_dict(state, assign=True)  # keeps their type
             for key, value in state.items():
                 check_finite(key, value)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:

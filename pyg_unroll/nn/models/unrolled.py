@@ -201,17 +201,19 @@ class UnrolledNet(ImageRestoration):
                 *(optional)*, and :obj:`height` and :obj:`width` of images or
                 :obj:`pos` of points. Its :obj:`edge_index`, if any, is used
                 on images and points; its :obj:`noise_std`, if any, is the
-                standard deviation of the noise for :obj:`domain='mosaic'` and
-                :obj:`'inpainting'` under soft fidelity.
+                standard deviation of the noise, in the unit of :obj:`x`, for
+                :obj:`domain='mosaic'` and :obj:`'inpainting'` under soft
+                fidelity.
 
         Returns:
             The signal :math:`(N, C)`.
 
         Under :meth:`torch.compile`, :obj:`data.edge_index` must be there:
-        edges, or what :obj:`model.graph.topology(data)` gives.
+        edges, or what :obj:`model.graph.topology(data)` gives. The domains
+        :obj:`'mosaic'` and :obj:`'inpainting'` cannot be compiled as a whole.
         """
         check_data(data)
-        self._check_type(data.x)
+        self._check_type('data.x', data.x)
         if self.reader is not None:
             return self._forward_scene(data)
         x, mask = data.x, data.get('mask')
@@ -248,19 +250,6 @@ class UnrolledNet(ImageRestoration):
             if mask is not None and self.fidelity == 'hard':
                 estimate = torch.where(known > 0, x, estimate)
         return estimate
-
-    def _check_type(self, x: Any) -> None:
-        dtype = next(self.parameters()).dtype
-        is_other = isinstance(x, Tensor) and x.dtype != dtype
-        if (
-            is_other
-            and x.is_floating_point()
-            and not torch.is_autocast_enabled(x.device.type)
-        ):
-            raise ValueError(
-                f"'data.x' must have the type of the model, {dtype} (got "
-                f"{x.dtype}); convert one of them with '.to({dtype})'"
-            )
 
     def _topology(self, data: Data) -> Topology:
         if data.get('edge_index') is None:

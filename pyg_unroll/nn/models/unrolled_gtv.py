@@ -61,8 +61,9 @@ class UnrolledGTV(UnrolledNet):
             differences to green, and green stays as it was started.
             (default: :obj:`False`)
         fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`; the nets of
-            the last two domains then see the level of the noise,
-            :obj:`data.noise_std`, and predict how far to trust each pixel.
+            the last two domains then see the standard deviation of the noise,
+            :obj:`data.noise_std`, in the unit of :obj:`x` (20 of 255 is
+            :obj:`20 / 255`), and predict how far to trust each pixel.
             (default: :obj:`'hard'`)
         num_layers (int, optional): Layers of each feature net;
             :obj:`None` is 6 for the last two domains, else 3.
@@ -79,7 +80,7 @@ class UnrolledGTV(UnrolledNet):
             (default: :obj:`450_000`)
         num_views (int, optional): Mirrored and transposed copies of an image
             of the last two domains, 1, 2, 4 or 8, whose results are averaged:
-            some tenths of a decibel for as many times the work; can be set
+            four gain 0.1 to 0.25 dB for four times the work; can be set
             later, too. (default: :obj:`1`)
 
     Shapes:
@@ -87,7 +88,8 @@ class UnrolledGTV(UnrolledNet):
           :class:`~torch_geometric.data.Batch` with :obj:`x`
           :math:`(|\mathcal{V}|, C)`, :obj:`mask` of that shape or
           :math:`(|\mathcal{V}|)` *(optional)*, and :obj:`height` and
-          :obj:`width`, or :obj:`pos` :math:`(|\mathcal{V}|, P)`
+          :obj:`width` of images with values in :math:`[0, 1]`, or
+          :obj:`pos` :math:`(|\mathcal{V}|, P)`
         - **output:** node signals :math:`(|\mathcal{V}|, C)`
 
     Raises:

@@ -516,13 +516,6 @@ def bad_inputs():
             mask[:, :1],
             r'\[14\] or \[14, 3\] \(got \[14, 1\]\)',
         ),
-        'all known': (
-            x,
-            edge_index,
-            weight,
-            torch.ones(N).bool(),
-            'True everywhere.*pass no mask',
-        ),
         'nothing known': (
             x,
             edge_index,
@@ -689,3 +682,22 @@ def test_autocast_leaves_the_solver_alone(make, heads, device):
     expected = conv(x, edge_index, weight, mask)
     with torch.autocast(device.type, torch.bfloat16):
         assert torch.equal(conv(x, edge_index, weight, mask), expected)
+
+
+@pytest.mark.parametrize('conv', [GLRConv, GTVConv])
+def test_all_entries_known(conv):
+    edge_index, weight = random_graph(N, 3 * N)[:2]
+    x, mask = torch.rand(N, 3), torch.ones(N).bool()
+    assert torch.equal(conv()(x, edge_index, weight, mask), x)
+    soft = conv(fidelity='soft')
+    assert_same(soft(x, edge_index, weight, mask), soft(x, edge_index, weight))
+
+
+def test_confidence_only_where_nothing_is_known():
+    edge_index, weight = random_graph(N, 3 * N)[:2]
+    mask = torch.arange(N) == 0
+    with pytest.raises(ValueError, match='wherever it is known'):
+        GLRConv(fidelity='soft')(
+            *(torch.rand(N, 1), edge_index, weight, mask),
+            confidence=(~mask).float(),
+        )

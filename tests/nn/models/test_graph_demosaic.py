@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch_geometric.data import Batch, Data
@@ -75,3 +77,17 @@ def test_errors():
     data = mosaic(picture(4, 4))
     with pytest.raises(ValueError, match="'data' must be a mosaic"):
         GraphDemosaic()(Data(x=data.x, height=4, width=4))
+
+
+def test_values_are_checked():
+    data = mosaic(torch.rand(3, 8, 8))
+    expected = GraphDemosaic()(data)
+    unknown = copy.copy(data)
+    unknown.x = torch.where(data.mask, data.x, torch.nan)
+    assert torch.equal(GraphDemosaic()(unknown), expected)
+    data.x = torch.where(data.mask, torch.nan, data.x)
+    with pytest.raises(ValueError, match="'data.x' must be finite"):
+        GraphDemosaic()(data)
+    unknown.mask = unknown.mask.float()
+    with pytest.raises(ValueError, match="'data.mask' must be boolean"):
+        GraphDemosaic()(unknown)

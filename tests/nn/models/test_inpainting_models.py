@@ -160,3 +160,13 @@ def test_wrong_data(photo):
     assert not torch.equal(out[mask], data.x[mask])
     with pytest.raises(ValueError, match="domain='inpainting'"):
         UnrolledGLR(3).restore(photo[None], photo[None] > 0)
+
+
+def test_batch_with_a_complete_image():
+    torch.manual_seed(0)
+    parts = [image_to_data(torch.rand(3, 8, 8)) for _ in range(2)]
+    parts[0].mask = torch.ones(64).bool()
+    parts[1].mask = torch.arange(64) % 3 == 0
+    model = UnrolledGLR(3, 'inpainting', hidden_channels=8)
+    out = model(Batch.from_data_list(parts))
+    assert torch.equal(out[:64], parts[0].x)

@@ -118,3 +118,14 @@ def test_demosaic_bayer_tiles(dtype):
         tiled = model(data)
     atol = 2e-6 if dtype == torch.float32 else 1e-12
     torch.testing.assert_close(tiled, whole, rtol=0, atol=atol)
+
+
+def test_file_keeps_type_and_settings(tmp_path):
+    model = UnrolledGLR(3, 'mosaic', hidden_channels=8).double()
+    model.num_views, model.max_pixels = 2, 5000
+    model.save(tmp_path / 'model.safetensors')
+    again = UnrolledGLR.load(tmp_path / 'model.safetensors')
+    assert (again.num_views, again.max_pixels) == (2, 5000)
+    data = mosaic(torch.rand(3, 12, 12, dtype=torch.float64))
+    assert torch.equal(again(data), model(data))
+    assert all(p.requires_grad for p in again.parameters())
