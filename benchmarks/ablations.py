@@ -27,6 +27,7 @@ from pyg_unroll import GLRConv, UnrolledGLR, UnrolledGTV
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
+from photos import psnr
 from train import Loss, mixed_precision
 from training_data import Patches, Task, largest, read_images
 
@@ -145,8 +146,7 @@ def score(net: Any, images: list[Tensor], noise: float) -> float:
         grain = noise * torch.from_numpy(grain).float()
         noisy = torch.where(sample.mask, sample.image + grain, 0)
         out = net.restore(noisy, sample.mask)
-        error = (out.clamp(0, 1) * 255).round() / 255 - truth
-        total -= 10 * math.log10(float(error.square().mean()))
+        total += psnr(out, truth)
     return total / len(images)
 
 

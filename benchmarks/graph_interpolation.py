@@ -25,7 +25,7 @@ from utils import Row, parse_args, report
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
-from graph_data import Problem, Signal, load, terrain
+from graph_data import HiddenSignal, Signal, load, terrain
 from graph_peers import methods, methods_over_time
 
 from pyg_unroll import GraphInterpolator
@@ -50,7 +50,7 @@ def signals(folder: str, limit: int, only: str) -> dict[str, Signal]:
     return out
 
 
-def coverage(problem: Problem, fitted: GraphInterpolator) -> float:
+def coverage(problem: HiddenSignal, fitted: GraphInterpolator) -> float:
     """Share of the hidden values in 90 % intervals; without intervals of no
     width, which exact copies of known points have.
     """

@@ -16,6 +16,7 @@ are told its level.
 from __future__ import annotations
 
 import importlib.util
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ import numpy as np
 import torch
 from scipy.interpolate import griddata
 from scipy.ndimage import map_coordinates
-from skimage.io import imread
 from skimage.metrics import structural_similarity
 from skimage.restoration import inpaint_biharmonic
 from torch import Tensor
@@ -42,11 +42,13 @@ from pyg_unroll import (
 from pyg_unroll.data import cfa_mask
 from pyg_unroll.nn.models import local_interpolation
 
-SUFFIXES = ('.png', '.webp', '.tif', '.tiff', '.bmp', '.jpg', '.jpeg')
+sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
+
+from photos import SUFFIXES, load_image, psnr
 
 
 @dataclass
-class Problem:
+class HiddenImage:
     """What methods are given.
 
     Args:
@@ -67,14 +69,14 @@ class Problem:
         return self.image.sum(0).numpy()
 
 
-Method = Callable[[Problem], Tensor]
+Method = Callable[[HiddenImage], Tensor]
 
 
 def ours(model: torch.nn.Module) -> Method:
     """A model as a method."""
     soft = getattr(model, 'fidelity', 'hard') == 'soft'
 
-    def run(problem: Problem) -> Tensor:
+    def run(problem: HiddenImage) -> Tensor:
         data = image_to_data(problem.image)
         data.mask = image_to_data(problem.mask).x
         if soft:
@@ -85,7 +87,7 @@ def ours(model: torch.nn.Module) -> Method:
     return run
 
 
-def bilinear(problem: Problem) -> Tensor:
+def bilinear(problem: HiddenImage) -> Tensor:
     """Each colour on its own."""
     return local_interpolation(problem.image[None], problem.mask[None])[0]
 
@@ -96,7 +98,7 @@ def colour_demosaicing(name: str) -> Method:
 
     function = getattr(package, f'demosaicing_CFA_Bayer_{name}')
 
-    def run(problem: Problem) -> Tensor:
+    def run(problem: HiddenImage) -> Tensor:
         out = function(problem.sensor.astype(np.float64), 'RGGB')
         return torch.from_numpy(np.moveaxis(np.asarray(out), -1, 0)).float()
 
@@ -107,7 +109,7 @@ def opencv_demosaicing(code: str) -> Method:
     """A method of OpenCV, which takes 8 bits; its names shift the pattern."""
     import cv2
 
-    def run(problem: Problem) -> Tensor:
+    def run(problem: HiddenImage) -> Tensor:
         pixels = (problem.sensor.clip(0, 1) * 255).round().astype(np.uint8)
         out = cv2.demosaicing(pixels, getattr(cv2, code))
         return torch.from_numpy(out).permute(2, 0, 1) / 255
@@ -119,7 +121,7 @@ def opencv_inpainting(code: str) -> Method:
     """A method of OpenCV, which takes 8 bits."""
     import cv2
 
-    def run(problem: Problem) -> Tensor:
+    def run(problem: HiddenImage) -> Tensor:
         pixels = (problem.image * 255).round().byte().permute(1, 2, 0).numpy()
         holes = (~problem.mask[0]).byte().numpy()
         out = cv2.inpaint(pixels, holes, 3, getattr(cv2, code))
@@ -128,7 +130,7 @@ def opencv_inpainting(code: str) -> Method:
     return run
 
 
-def biharmonic(problem: Problem) -> Tensor:
+def biharmonic(problem: HiddenImage) -> Tensor:
     """Biharmonic inpainting of scikit-image."""
     out = inpaint_biharmonic(
         problem.image.numpy(), ~problem.mask[0].numpy(), channel_axis=0
@@ -136,7 +138,7 @@ def biharmonic(problem: Problem) -> Tensor:
     return torch.from_numpy(out).float()
 
 
-def triangles(problem: Problem) -> Tensor:
+def triangles(problem: HiddenImage) -> Tensor:
     """Linear interpolation of SciPy on triangles, nearest outside."""
     mask, out = problem.mask[0], problem.image.clone()
     known, unknown = mask.nonzero().numpy(), (~mask).nonzero().numpy()
@@ -148,7 +150,7 @@ def triangles(problem: Problem) -> Tensor:
     return out
 
 
-def bicubic(problem: Problem) -> Tensor:
+def bicubic(problem: HiddenImage) -> Tensor:
     """Cubic splines of SciPy through the pixels of a regular grid."""
     step, (height, width) = problem.grid, problem.image.shape[1:]
     small = problem.image[:, ::step, ::step].numpy()
@@ -216,7 +218,7 @@ def trained(names: list[str], views: int) -> dict[str, tuple[Method, int]]:
 
 def make_problem(
     image: Tensor, seed: int, noise: float, known: float, grid: int
-) -> Problem:
+) -> HiddenImage:
     """Hides part of an image `[3, H, W]`."""
     generator = torch.Generator().manual_seed(seed)
     if known or grid:
@@ -230,19 +232,18 @@ def make_problem(
         mask = cfa_mask('RGGB', *image.shape[1:])
         grain = torch.randn((1, *image.shape[1:]), generator=generator)
         image = image + noise * grain
-    return Problem(torch.where(mask, image, 0), mask, noise, grid)
+    return HiddenImage(torch.where(mask, image, 0), mask, noise, grid)
 
 
 def quality(out: Tensor, image: Tensor) -> tuple[float, float]:
     """PSNR (dB) and SSIM of an output, clipped and rounded to 8 bits."""
+    ratio = psnr(out, image)
     out = (out.clamp(0, 1) * 255).round() / 255
-    error = float((out - image).double().square().mean())
-    psnr = -10 * np.log10(max(error, 1e-12))
     test, truth = (x.permute(1, 2, 0).double().numpy() for x in (out, image))
     similarity = structural_similarity(
         truth, test, channel_axis=2, data_range=1
     )
-    return float(psnr), float(similarity)
+    return ratio, float(similarity)
 
 
 def crops(
@@ -270,8 +271,8 @@ def crops(
     for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
         crop = picture[:, row : row + size, col : col + size].clamp(0, 1)
         axis.imshow(crop.permute(1, 2, 0).numpy(), interpolation='nearest')
-        psnr = f'\n{scores[name]:.2f} dB' if name in scores else ''
-        axis.set_title(name + psnr)
+        score = f'\n{scores[name]:.2f} dB' if name in scores else ''
+        axis.set_title(name + score)
     figure.savefig(path, dpi=110)
     plt.close(figure)
 
@@ -315,8 +316,7 @@ def main() -> None:
     results: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
     hardest = float('inf')
     for k, file in enumerate(tqdm(files, disable=None)):
-        image = torch.from_numpy(imread(file)[..., :3].copy())
-        image = image.permute(2, 0, 1).float() / 255
+        image = load_image(file).expand(3, -1, -1)
         problem = make_problem(
             image, k, args.noise / 255, args.known, args.grid
         )
@@ -327,21 +327,21 @@ def main() -> None:
             begin = time.perf_counter()
             out = method(problem)
             seconds = time.perf_counter() - begin
-            psnr, ssim = quality(out, image)
-            pictures[name], scores[name] = out, psnr
+            ratio, ssim = quality(out, image)
+            pictures[name], scores[name] = out, ratio
             per_megapixel = seconds / (problem.mask[0].numel() / 1e6)
-            results[name].append((psnr, ssim, per_megapixel))
+            results[name].append((ratio, ssim, per_megapixel))
         if args.picture and scores[baseline] < hardest:
             hardest = scores[baseline]
             crops(pictures, scores, Path(args.picture))
     rows: list[Row] = []
     for name, (_, count) in methods.items():
-        psnr, ssim, _ = np.mean(results[name], axis=0)
+        ratio, ssim, _ = np.mean(results[name], axis=0)
         seconds = float(np.median([row[2] for row in results[name]]))
         rows.append(
             {
                 'method': name,
-                'PSNR (dB)': f'{psnr:.2f}',
+                'PSNR (dB)': f'{ratio:.2f}',
                 'SSIM': f'{ssim:.4f}',
                 'seconds per megapixel': seconds,
                 'parameters': count,

@@ -42,7 +42,7 @@ class Config:
 
 
 @dataclass(frozen=True)
-class Problem:
+class Operands:
     """Its operands, and forward passes by both as functions of the weight."""
 
     x: Tensor
@@ -53,7 +53,7 @@ class Problem:
     conv: torch.nn.Module
 
     @classmethod
-    def build(cls, config: Config) -> Problem:
+    def build(cls, config: Config) -> Operands:
         """Draws a problem."""
         torch.manual_seed(0)
         shape = (config.features, config.size, config.size)
@@ -98,7 +98,7 @@ class Problem:
         return partial(self.forward if what == 'forward' else self.train, who)
 
 
-def agree(problem: Problem) -> None:
+def agree(problem: Operands) -> None:
     """Checks results and the gradients of the coefficients."""
     close = partial(torch.testing.assert_close, rtol=1e-3, atol=1e-4)
     close(problem.forward('ours'), problem.forward('PyG'))
@@ -120,15 +120,15 @@ def peak(config: Config, what: str, who: str, max_memory: float) -> int | None:
 def child(config: Config, what: str, who: str) -> Row:
     """What the fresh process does."""
     small = Config(**{**asdict(config), 'size': 16})
-    Problem.build(small).run(what, who)()  # loads the kernels
-    problem = Problem.build(config)
+    Operands.build(small).run(what, who)()  # loads the kernels
+    problem = Operands.build(config)
     return {'peak': peak_of(problem.run(what, who), config.device)}
 
 
 def measure(config: Config, repeats: int, max_memory: float) -> list[Row]:
     """Measures one layer."""
-    agree(Problem.build(Config(**{**asdict(config), 'size': 48})))
-    problem = Problem.build(config)
+    agree(Operands.build(Config(**{**asdict(config), 'size': 48})))
+    problem = Operands.build(config)
     rows = []
     for what, title in (('forward', ''), ('train', ' + backward')):
         runs = {who: problem.run(what, who) for who in problem.calls}
@@ -159,7 +159,7 @@ def measure(config: Config, repeats: int, max_memory: float) -> list[Row]:
 
 def measure_propagation(config: Config, repeats: int) -> list[Row]:
     """Measures inference against `FeaturePropagation`, one head."""
-    problem = Problem.build(config)
+    problem = Operands.build(config)
     weight, both = problem.weights['ours'], problem.weights['PyG']
     topology = GridGraph(8).topology(
         image_to_data(torch.zeros(1, config.size, config.size).to(both.device))

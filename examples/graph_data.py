@@ -63,7 +63,7 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 @dataclass
-class Problem:
+class HiddenSignal:
     """A signal of which some nodes are hidden.
 
     Args:
@@ -93,14 +93,14 @@ class Problem:
 
 @dataclass
 class Signal:
-    """A signal on nodes, whole; see :class:`Problem`."""
+    """A signal on nodes, whole; see :class:`HiddenSignal`."""
 
     data: Data
     samples: bool = False
     unit: str = ''
     standardize: bool = False
 
-    def hide(self, share: float, seed: int) -> Problem:
+    def hide(self, share: float, seed: int) -> HiddenSignal:
         """Hides a share of the nodes, all features of them."""
         truth = self.data.x
         count = len(truth)
@@ -116,16 +116,18 @@ class Signal:
         data = self.data.clone()
         data.x = torch.where(mask.unsqueeze(1), truth, torch.nan)
         data.mask = mask
-        return Problem(data, truth, self.samples, self.unit)
+        return HiddenSignal(data, truth, self.samples, self.unit)
 
-    def hide_readings(self, share: float, seed: int, steps: int) -> Problem:
+    def hide_readings(
+        self, share: float, seed: int, steps: int
+    ) -> HiddenSignal:
         """Hides a share of the entries, of so many time steps."""
         truth = self.data.x[:, :steps]
         chance = np.random.default_rng(1000 + seed)
         mask = torch.from_numpy(chance.random(truth.shape) >= share)
         data = self.data.clone()
         data.x, data.mask = torch.where(mask, truth, torch.nan), mask
-        return Problem(data, truth, self.samples, self.unit)
+        return HiddenSignal(data, truth, self.samples, self.unit)
 
 
 def load(path: Path, limit: int = 0, seed: int = 0) -> Signal:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from graph_data import Problem
+from graph_data import HiddenSignal
 from scipy.interpolate import RBFInterpolator, griddata
 from torch import Tensor
 from torch_geometric.data import Data
@@ -24,13 +24,13 @@ from pyg_unroll import (
     solvers,
 )
 
-Method = Callable[[Problem], Tensor]
+Method = Callable[[HiddenSignal], Tensor]
 
 # Known points that a dense Gaussian process is given: its cost is cubic.
 GP_POINTS = 1500
 
 
-def methods(problem: Problem) -> dict[str, Method]:
+def methods(problem: HiddenSignal) -> dict[str, Method]:
     """Methods that are installed and can work on a problem, by name."""
     out: dict[str, Method] = {
         'GraphInterpolator': interpolator,
@@ -61,26 +61,26 @@ def methods_over_time() -> dict[str, Method]:
     }
 
 
-def interpolator(problem: Problem) -> Tensor:
+def interpolator(problem: HiddenSignal) -> Tensor:
     """Ours, with everything the data have."""
     fitted = GraphInterpolator(samples=problem.samples).fit(problem.data)
     return fitted.predict()
 
 
-def _centred(problem: Problem) -> tuple[Tensor, Tensor]:
+def _centred(problem: HiddenSignal) -> tuple[Tensor, Tensor]:
     """The signal less the mean of what is known, zero where hidden."""
     mean = problem.data.x.nanmean(0).nan_to_num()
     return (problem.data.x - mean).nan_to_num(), mean
 
 
-def _graph(problem: Problem) -> tuple[Tensor, Tensor | None]:
+def _graph(problem: HiddenSignal) -> tuple[Tensor, Tensor | None]:
     data = problem.data
     if data.get('edge_index') is None:
         return KNNGraph(8)(data).edge_index, None
     return data.edge_index, data.get('edge_weight')
 
 
-def smooth(problem: Problem, order: int) -> Tensor:
+def smooth(problem: HiddenSignal, order: int) -> Tensor:
     """Exact smoothness on the graph."""
     x, mean = _centred(problem)
     edges, weight = _graph(problem)
@@ -93,7 +93,7 @@ def smooth(problem: Problem, order: int) -> Tensor:
     return result.x + mean
 
 
-def propagate(problem: Problem) -> Tensor:
+def propagate(problem: HiddenSignal) -> Tensor:
     """PyG's transform, of centred signals, 200 iterations."""
     x, mean = _centred(problem)
     data = problem.data.clone()
@@ -107,7 +107,7 @@ def propagate(problem: Problem) -> Tensor:
         return FeaturePropagation(missing, 200)(data).x + mean
 
 
-def linear_in_time(problem: Problem) -> Tensor:
+def linear_in_time(problem: HiddenSignal) -> Tensor:
     """Each sensor on its own; the mean of all if nothing is known of it."""
     x, mask = problem.data.x.numpy(), problem.mask.numpy()
     step, out = np.arange(x.shape[1]), np.full(x.shape, x[mask].mean())
@@ -117,7 +117,7 @@ def linear_in_time(problem: Problem) -> Tensor:
     return torch.from_numpy(out)
 
 
-def propagate_over_time(problem: Problem) -> Tensor:
+def propagate_over_time(problem: HiddenSignal) -> Tensor:
     """PyG's transform on the product with time; the weight of time that
     predicts a tenth of the known readings best from the others.
     """
@@ -146,7 +146,7 @@ def propagate_over_time(problem: Problem) -> Tensor:
     return fill(best, problem.mask)
 
 
-def tikhonov(problem: Problem) -> Tensor:
+def tikhonov(problem: HiddenSignal) -> Tensor:
     """On the same graph; the regularisation that predicts a fifth of the known
     nodes best from the others, in fifty features at most.
     """
@@ -175,7 +175,7 @@ def tikhonov(problem: Problem) -> Tensor:
     return torch.from_numpy(out) + mean
 
 
-def _points(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _points(problem: HiddenSignal) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Known points and values, and hidden points; duplicates shifted."""
     pos = problem.data.pos.numpy()
     jitter = 1e-6 * np.random.default_rng(0).normal(size=pos.shape)
@@ -184,13 +184,13 @@ def _points(problem: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return pos[mask], problem.data.x[problem.mask].numpy(), pos[~mask]
 
 
-def _put(problem: Problem, hidden: np.ndarray) -> Tensor:
+def _put(problem: HiddenSignal, hidden: np.ndarray) -> Tensor:
     out = problem.data.x.clone()
     out[~problem.mask] = torch.from_numpy(hidden).to(out.dtype)
     return out
 
 
-def linear(problem: Problem) -> Tensor:
+def linear(problem: HiddenSignal) -> Tensor:
     """On triangles, the nearest outside."""
     known, values, hidden = _points(problem)
     out = griddata(known, values, hidden)
@@ -198,7 +198,7 @@ def linear(problem: Problem) -> Tensor:
     return _put(problem, np.where(np.isnan(out), nearest, out))
 
 
-def spline(problem: Problem) -> Tensor:
+def spline(problem: HiddenSignal) -> Tensor:
     """From 64 neighbours; the smoothing that predicts a fifth of the known
     points best from the others.
     """
@@ -220,7 +220,7 @@ def spline(problem: Problem) -> Tensor:
     return _put(problem, rbf(hidden))
 
 
-def neighbours(problem: Problem) -> Tensor:
+def neighbours(problem: HiddenSignal) -> Tensor:
     """The mean of the nearest known points, weighed by inverse distance."""
     from sklearn.neighbors import KNeighborsRegressor
 
@@ -230,7 +230,7 @@ def neighbours(problem: Problem) -> Tensor:
     return _put(problem, model.predict(hidden))
 
 
-def gaussian_process(problem: Problem) -> Tensor:
+def gaussian_process(problem: HiddenSignal) -> Tensor:
     """Matérn 3/2 of position and covariates, with noise."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
@@ -255,7 +255,7 @@ def gaussian_process(problem: Problem) -> Tensor:
 
 
 def compare(
-    problem: Problem, chosen: dict[str, Method]
+    problem: HiddenSignal, chosen: dict[str, Method]
 ) -> tuple[dict[str, Tensor], list[tuple[str, float, float]]]:
     """Runs methods; returns their signals, and name, RMSE and seconds."""
     outs, rows = {}, []

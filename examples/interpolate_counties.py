@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from graph_data import Problem, districts, load, make_parser, parse_args
+from graph_data import HiddenSignal, districts, load, make_parser, parse_args
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def draw(
-    problem: Problem,
+    problem: HiddenSignal,
     outs: dict[str, Tensor],
     interval: tuple[Tensor, Tensor],
     path: Path,

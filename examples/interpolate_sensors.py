@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from graph_data import Problem, load, make_parser, parse_args, stations
+from graph_data import HiddenSignal, load, make_parser, parse_args, stations
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
 
@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def draw(
-    problem: Problem,
+    problem: HiddenSignal,
     outs: dict[str, Tensor],
     interval: tuple[Tensor, Tensor],
     path: Path,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from graph_data import Problem, make_parser, parse_args, stations, terrain
+from graph_data import HiddenSignal, make_parser, parse_args, stations, terrain
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
 from torch_geometric.data import Data
@@ -40,7 +40,7 @@ def main() -> None:
     print(f'{args.points} points, {known} known, seed {args.seed}\n')
     outs, rows = compare(problem, methods(problem))
     if args.temperature:
-        plain = Problem(problem.data.clone(), problem.truth)
+        plain = HiddenSignal(problem.data.clone(), problem.truth)
         del plain.data.covariates
         blind = {OURS: methods(plain)[OURS]}
         rows += [
@@ -69,7 +69,7 @@ def tell_metric(fitted: GraphInterpolator) -> None:
 
 
 def draw(
-    problem: Problem,
+    problem: HiddenSignal,
     outs: dict[str, Tensor],
     width: Tensor,
     path: Path,

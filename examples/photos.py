@@ -1,4 +1,4 @@
-"""What the examples share: reading photographs at full depth."""
+"""What the examples share: reading photographs at full depth, and scores."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from skimage.io import imread
+from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
 from pyg_unroll.data import to_unit_range
@@ -49,6 +50,13 @@ def load_image(path: str | Path) -> Tensor:
     except Exception as error:  # decoders raise errors of any kind
         raise ValueError(f"cannot read image '{path}': {error}") from error
     return image
+
+
+def psnr(out: Tensor, truth: Tensor) -> float:
+    """PSNR (dB) of an image, clipped and rounded to 8 bits."""
+    out = (out.clamp(0, 1) * 255).round() / 255
+    test, true = (x.double().cpu().numpy() for x in (out, truth))
+    return float(peak_signal_noise_ratio(true, test, data_range=1))
 
 
 def _read(path: Path) -> np.ndarray:

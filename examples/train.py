@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from photos import psnr
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -383,8 +384,7 @@ def score(model: Models, task: Task, images: list[Tensor]) -> float:
         chance = np.random.default_rng(k)
         sample = task.hide(truth, chance, 20 / 255, 0.3).to(str(device))
         out = model.restore(sample.image, sample.mask, sample.noise_std)
-        error = (out.clamp(0, 1) * 255).round() / 255 - sample.truth
-        total -= 10 * math.log10(float(error.square().mean()) + 1e-12)
+        total += psnr(out, sample.truth)
     return total / len(images)
 
 

@@ -23,7 +23,7 @@ def pyplot() -> Any:
     return plt
 
 
-def make_axes(axes: Any, rows: int, columns: int, size: float = 3.2) -> Any:
+def make_axes(axes: Any, rows: int, columns: int) -> Any:
     """Returns an array of axes of this shape: new ones, or those given.
 
     Raises:
@@ -33,7 +33,7 @@ def make_axes(axes: Any, rows: int, columns: int, size: float = 3.2) -> Any:
         _, axes = pyplot().subplots(
             rows,
             columns,
-            figsize=(size * columns, size * rows),
+            figsize=(3.2 * columns, 3.2 * rows),
             layout='constrained',
             squeeze=False,
         )

@@ -59,21 +59,18 @@ class TotalVariation:
         flow: Tensor,
         dual: Tensor,
         rho: Tensor,
-        relaxation: Tensor | float,
         solve: Callable[[Tensor, Tensor], Tensor],
         system: LaplacianSystem,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        r"""One iteration of over-relaxed ADMM.
+        r"""One iteration of ADMM.
 
         .. math::
             z &= \mathrm{shrink}(W B x + p / \rho, 1 / \rho)
 
-            h &= a z + (1 - a) W B x
-
             x &\leftarrow \arg\min_x c (x - y)^2 / \mu +
-            \rho / 2 \| W B x - h + p / \rho \|^2
+            \rho / 2 \| W B x - z + p / \rho \|^2
 
-            p &\leftarrow p + \rho (W B x - h)
+            p &\leftarrow p + \rho (W B x - z)
 
         Args:
             x (torch.Tensor): Estimate :math:`(N, F, H)`.
@@ -81,7 +78,6 @@ class TotalVariation:
             dual (torch.Tensor): Dual variable :math:`p`, in
                 :math:`[-1, 1]` at the optimum, :math:`(E, F, H)`.
             rho (torch.Tensor): Penalty, scalar or :math:`(H)`.
-            relaxation (torch.Tensor or float): :math:`a \in (0, 2)`.
             solve (callable): Maps a start and its residual to the
                 (approximate) solution of :obj:`system`.
             system (LaplacianSystem): What :meth:`system` gives for
@@ -92,7 +88,6 @@ class TotalVariation:
         """
         scaled = dual / rho
         target = shrink(flow + scaled, 1 / rho)
-        target = relaxation * target + (1 - relaxation) * flow
         residual = self.divergence(target - scaled - flow)
         if system.confidence is not None:
             residual = residual + system.confidence * (self.signal.x - x)

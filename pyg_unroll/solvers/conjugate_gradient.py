@@ -24,7 +24,6 @@ def conjugate_gradient(
     residual: Tensor,
     tol: float,
     max_steps: int,
-    scale: Tensor | None = None,
     preconditioner: Preconditioner | None = None,
 ) -> tuple[Tensor, float, int]:
     r"""Solves :math:`A x = r` by preconditioned conjugate gradients.
@@ -36,11 +35,8 @@ def conjugate_gradient(
         system (LaplacianSystem): The operator :math:`A`.
         residual (torch.Tensor): Right-hand side :math:`(N, F, H)`.
         tol (float): Tolerance of the residual in the norm
-            :math:`\|r\|_{D^{-1}}`, relative to :obj:`scale`.
+            :math:`\|r\|_{D^{-1}}`, relative to that of :obj:`residual`.
         max_steps (int): Largest number of steps.
-        scale (torch.Tensor, optional): Reference norm of each column,
-            :math:`(1, F, H)`; that of :obj:`residual` if :obj:`None`.
-            (default: :obj:`None`)
         preconditioner (callable, optional): Takes a residual and returns a
             direction; division by the diagonal if :obj:`None`.
             (default: :obj:`None`)
@@ -62,7 +58,7 @@ def conjugate_gradient(
         return _dot(residual, z), norm
 
     energy, norm = update()
-    reference = norm.clamp(min=0).sqrt() if scale is None else scale
+    reference = norm.clamp(min=0).sqrt()
     direction = z.clone()
     num_steps = 0
     # A look costs little beside another preconditioner.

@@ -148,9 +148,7 @@ def _solve(
     while num_steps < max_steps and gap > tol:
         for _ in range(min(_CHECK_EVERY, max_steps - num_steps)):
             old_flow, old_dual = flow, dual
-            x, flow, dual = variation.iterate(
-                x, flow, dual, rho, 1.0, solve, system
-            )
+            x, flow, dual = variation.iterate(x, flow, dual, rho, solve, system)
             num_steps += 1
         gap = _gap(variation, x, flow, dual)
         rho = _balance(rho, flow, old_flow, dual, old_dual, num_steps)

@@ -314,16 +314,16 @@ def test_other_data_that_do_not_fit():
         edge_index=edge_index,
     )
     fitted = GraphInterpolator().fit(data)
-    with pytest.raises(ValueError, match="lacks the graph.*'given'.*nearest"):
+    with pytest.raises(ValueError, match=r"lacks the graph.*'given'.*nearest"):
         fitted.predict(Data(x=data.x, mask=data.mask, pos=data.pos))
     flat = Data(**{**data.to_dict(), 'pos': torch.rand(4, 3)})
     with pytest.raises(ValueError, match=r'2 coordinate.*got 3 and 0'):
         fitted.predict(flat)
     with pytest.raises(ValueError, match=r'1 feature.*got \[0\]'):
         fitted.predict(Data(x=torch.empty(0), pos=torch.empty(0, 2)))
-    with pytest.raises(ValueError, match="names 'elevaton'.*does not have"):
+    with pytest.raises(ValueError, match=r"names 'elevaton'.*does not have"):
         GraphInterpolator(covariates='elevaton').fit(data)
-    with pytest.raises(ValueError, match='floating point.*int64'):
+    with pytest.raises(ValueError, match=r'floating point.*int64'):
         GraphInterpolator().fit(
             Data(**{**data.to_dict(), 'x': torch.arange(4)})
         )

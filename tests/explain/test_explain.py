@@ -101,5 +101,5 @@ def test_parameters(cls, domain):
 def test_learned_graphs_of_a_batch_are_refused():
     part = image_to_data(torch.rand(1, 4, 4))
     model = UnrolledGLR(1, hidden_channels=4)
-    with pytest.raises(ValueError, match='one graph.*to_data_list'):
+    with pytest.raises(ValueError, match=r'one graph.*to_data_list'):
         learned_graphs(model, Batch.from_data_list([part, part]))

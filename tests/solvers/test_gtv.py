@@ -212,7 +212,7 @@ def test_bad_input():
 
 
 def test_refuses_gradients_of_sparse_values():
-    edge_index, weight = random_graph(8, 8)[:2]
+    edge_index = random_graph(8, 8)[0]
     values = torch.ones(edge_index.size(1)).requires_grad_()
     sparse = torch.sparse_coo_tensor(edge_index, values, (8, 8))
     mask = torch.arange(8) < 4

@@ -314,7 +314,7 @@ def test_topology_in_data(heads):
         conv(data.x, topology, out.edge_weight),
         conv(expected.x, expected.edge_index, expected.edge_weight),
     )
-    with pytest.raises(ValueError, match="'row'.*topology.edge_index"):
+    with pytest.raises(ValueError, match=r"'row'.*topology.edge_index"):
         MahalanobisGraph(2, normalization='row')(data)
 
 

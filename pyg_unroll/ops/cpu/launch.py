@@ -113,9 +113,7 @@ def numbers(*tensors: Tensor) -> list[Tensor]:
     return [tensor.to(dtype).contiguous() for tensor in tensors]
 
 
-def row_blocks(
-    graph: Arrays, weight: Tensor, shape: torch.Size, walk: bool = True
-) -> Any:
+def row_blocks(graph: Arrays, shape: torch.Size, walk: bool = True) -> Any:
     """Yields the first arguments of a kernel over rows, for each block.
 
     If `walk`, the kernel finds its way on pixel grids.

@@ -46,7 +46,7 @@ def laplacian(graph: Arrays, weight: Tensor, x: Tensor) -> Tensor:
     values, weights = numbers(x, weight)
     out = torch.empty_like(values)
     arrays = flat(weights, values, out)
-    for first, width in row_blocks(graph, weights, x.shape):
+    for first, width in row_blocks(graph, x.shape):
         launch(kernels.laplacian, x.size(0), width, *first, *arrays)
     return out.to(x.dtype)
 
@@ -58,7 +58,7 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
     if a.size(1) == 0:
         return out.zero_().to(a.dtype)
     arrays = (*flat(one, other), a is b, *flat(out))
-    for first, width in row_blocks(graph, out, a.shape):
+    for first, width in row_blocks(graph, a.shape):
         launch(kernels.edge_dot, a.size(0), width, *first, *arrays)
     return out.to(a.dtype)
 

@@ -37,7 +37,7 @@ def cg_step(
         *diagonal_of(confidence, diagonal),
         *flat(torch.stack([alpha, beta, alpha_next])),
     )
-    for first, width in row_blocks(graph, weight, x.shape):
+    for first, width in row_blocks(graph, x.shape):
         rest = (*first, *arrays, *last)
         launch(cg_kernels.cg_step, x.size(0), width, *rest)
     return out
@@ -77,7 +77,7 @@ def cg_step_backward(
         *flat(grad_weight, sum_diagonal, sum_confidence),
     )
     partial = partial_sums(q, 2)
-    for first, width in row_blocks(graph, weight, q.shape):
+    for first, width in row_blocks(graph, q.shape):
         launch(
             cg_kernels.cg_step_backward,
             q.size(0),
@@ -104,7 +104,7 @@ def admm_step(
     b, new_dual = torch.empty_like(x), torch.empty_like(dual)
     coefficients = torch.stack([rho_previous, rho, 1 / rho, relaxation])
     arrays = flat(weight, x, dual, coefficients, b, new_dual)
-    for first, width in row_blocks(graph, weight, x.shape, False):
+    for first, width in row_blocks(graph, x.shape, False):
         launch(admm_kernels.admm_step, x.size(0), width, *first, *arrays)
     return b, new_dual
 
@@ -127,7 +127,7 @@ def admm_step_backward(
     arrays = flat(weight, x, dual, coefficients, grad_b, grad_dual)
     outputs = flat(grad_x, grad_weight, grad_old)
     partial = partial_sums(x, 3)
-    for first, width in row_blocks(graph, weight, x.shape, False):
+    for first, width in row_blocks(graph, x.shape, False):
         launch(
             admm_kernels.admm_step_backward,
             x.size(0),

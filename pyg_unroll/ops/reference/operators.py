@@ -77,23 +77,18 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
 LEAST_LOG = math.log(1e-30)
 
 
-def log_degree(
-    graph: Arrays,
-    distance: Tensor,
-    add: Callable[[Arrays, Tensor, bool], Tensor] = to_nodes,
-) -> Tensor:
+def log_degree(graph: Arrays, distance: Tensor) -> Tensor:
     r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones.
 
     Args:
         graph (Arrays): The graph.
         distance (torch.Tensor): :math:`d \ge 0`, :math:`(E, H)`.
-        add (callable, optional): A backend's :func:`to_nodes`.
 
     Returns:
         One value per node and head, :math:`(N, H)`.
     """
     d = distance.to(accumulate_type(distance.dtype))
-    out = add(graph, d.neg().exp_(), False).log_()
+    out = to_nodes(graph, d.neg().exp_(), False).log_()
     low = (out < LEAST_LOG).any(1).nonzero().squeeze(1)
     if low.numel() > 0:
         out[low] = _shifted_log_degree(graph, d, low)

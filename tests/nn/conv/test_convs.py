@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from functools import partial
 
 import pytest
 import torch
@@ -684,7 +685,7 @@ def test_autocast_leaves_the_solver_alone(make, heads, device):
         assert torch.equal(conv(x, edge_index, weight, mask), expected)
 
 
-@pytest.mark.parametrize('conv', [GLRConv, GTVConv])
+@pytest.mark.parametrize('conv', [partial(GLRConv, 4), partial(GTVConv, 2, 4)])
 def test_all_entries_known(conv):
     edge_index, weight = random_graph(N, 3 * N)[:2]
     x, mask = torch.rand(N, 3), torch.ones(N).bool()
@@ -697,7 +698,7 @@ def test_confidence_only_where_nothing_is_known():
     edge_index, weight = random_graph(N, 3 * N)[:2]
     mask = torch.arange(N) == 0
     with pytest.raises(ValueError, match='wherever it is known'):
-        GLRConv(fidelity='soft')(
+        GLRConv(2, fidelity='soft')(
             *(torch.rand(N, 1), edge_index, weight, mask),
             confidence=(~mask).float(),
         )

@@ -86,8 +86,8 @@ def test_values_are_checked():
     unknown.x = torch.where(data.mask, data.x, torch.nan)
     assert torch.equal(GraphDemosaic()(unknown), expected)
     data.x = torch.where(data.mask, torch.nan, data.x)
-    with pytest.raises(ValueError, match="'data.x' must be finite"):
+    with pytest.raises(ValueError, match=r"'data.x' must be finite"):
         GraphDemosaic()(data)
     unknown.mask = unknown.mask.float()
-    with pytest.raises(ValueError, match="'data.mask' must be boolean"):
+    with pytest.raises(ValueError, match=r"'data.mask' must be boolean"):
         GraphDemosaic()(unknown)
