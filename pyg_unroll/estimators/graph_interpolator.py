@@ -230,8 +230,8 @@ class GraphInterpolator:
 
     @property
     def report(self) -> dict[str, float]:
-        """The blend: mean weights of candidates by name; they are not
-        negative, and need not sum to one.
+        """The blend, as mean weights of candidates by name, which are not
+        negative and need not sum to one.
         """
         blends = [blend for fit in self._fits for blend in fit.blends]
         total: dict[str, float] = {}
