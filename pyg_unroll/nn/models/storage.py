@@ -43,7 +43,7 @@ class Storage(torch.nn.Module):
         metadata = {
             **(notes or {}),
             'class': self.__class__.__name__,
-            'config': json.dumps(self.config | self._settings()),
+            'config': json.dumps(self.config | self._settings(), default=int),
         }
         state = {
             name: value.contiguous()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from skimage.data import astronaut
@@ -121,7 +122,7 @@ def test_demosaic_bayer_tiles(dtype):
 
 
 def test_file_keeps_type_and_settings(tmp_path):
-    model = UnrolledGLR(3, 'mosaic', hidden_channels=8).double()
+    model = UnrolledGLR(3, 'mosaic', hidden_channels=np.int64(8)).double()
     model.num_views, model.max_pixels = 2, 5000
     model.save(tmp_path / 'model.safetensors')
     again = UnrolledGLR.load(tmp_path / 'model.safetensors')
