@@ -87,6 +87,7 @@ class GraphInterpolator:
         self._data: Data | None = None
         self._nodes: Nodes | None = None
 
+    @torch.inference_mode(False)  # the metric is learned by gradients
     def fit(self, data: Data) -> Self:
         """Learns from the known nodes.
 
@@ -98,10 +99,6 @@ class GraphInterpolator:
                 there is neither a graph nor positions, or nothing is known of
                 a feature.
         """
-        with torch.inference_mode(False):  # the metric is learned by gradients
-            return self._fit(data)
-
-    def _fit(self, data: Data) -> Self:
         check_data(data)
         x, mask = read_signal(data)
         nodes = Nodes.read(data, self.covariates, self.neighbors)
