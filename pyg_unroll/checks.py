@@ -20,6 +20,15 @@ def check_tensor(name: str, value: Any, shape: str) -> None:
         )
 
 
+def check_boolean(name: str, mask: Tensor) -> None:
+    """Raises a `ValueError` unless a mask is boolean."""
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"'{name}' must be boolean, True where known (got {mask.dtype}); "
+            f"convert it with 'mask.bool()' or compare, 'mask > 0'"
+        )
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Raises a `ValueError` if a tensor holds NaN or infinity."""
     finite = value.isfinite()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_choice, check_positive
+from pyg_unroll.checks import check_boolean, check_choice, check_positive
 from pyg_unroll.data.images import image_to_data, to_unit_range
 
 _BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
@@ -129,9 +129,5 @@ def check_mosaic(data: Data) -> Tensor:
             "'data' must be a mosaic with 'x' and 'mask' of shape "
             "[num_pixels, 3]; make it with 'pyg_unroll.mosaic'"
         )
-    if mask.dtype != torch.bool:
-        raise ValueError(
-            f"'data.mask' must be boolean, True where measured (got "
-            f"{mask.dtype}); convert it with 'mask.bool()'"
-        )
+    check_boolean('data.mask', mask)
     return mask

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import coalesce, remove_self_loops
 
-from pyg_unroll.checks import check_tensor
+from pyg_unroll.checks import check_boolean, check_tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import resolve_graph
 from pyg_unroll.solvers.result import ConvergenceWarning
@@ -261,11 +261,7 @@ def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
     if mask is None:
         mask = ~x.isnan()
     check_tensor('data.mask', mask, '[num_nodes] or [num_nodes, features]')
-    if mask.dtype != torch.bool:
-        raise ValueError(
-            f"'data.mask' must be boolean, True where known (got "
-            f"{mask.dtype}); convert it with 'mask.bool()'"
-        )
+    check_boolean('data.mask', mask)
     if mask.shape not in (x.shape, x.shape[:1], (x.size(0), 1)):
         raise ValueError(
             f"'data.mask' must have shape {list(x.shape[:1])} or "

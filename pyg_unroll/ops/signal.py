@@ -8,7 +8,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_tensor
+from pyg_unroll.checks import check_boolean, check_tensor
 from pyg_unroll.ops.samples import Samples
 
 Fidelity: TypeAlias = Literal['hard', 'soft']
@@ -124,11 +124,7 @@ class MaskedSignal:
 
 def _read_mask(mask: Tensor, x: Tensor) -> Tensor:
     check_tensor('mask', mask, '[num_nodes] or [num_nodes, features]')
-    if mask.dtype != torch.bool:
-        raise ValueError(
-            f"'mask' must be boolean, True where known (got {mask.dtype}); "
-            f"convert it with 'mask.bool()' or compare, 'mask > 0'"
-        )
+    check_boolean('mask', mask)
     return _per_entry('mask', mask, x)
 
 
