@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
+from torch_geometric.data import Data
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_torch_sparse_tensor, to_edge_index
 
@@ -46,6 +47,12 @@ def remember_topology(edge_index: Tensor, topology: Topology) -> None:
     if not edge_index.is_inference():
         stamp = (edge_index._version, topology.num_nodes)
         _CACHE[edge_index] = (stamp, topology, True)
+
+
+def edges_of(data: Data) -> Any:
+    """The graph of data, in whichever attribute and layout; or None."""
+    edges = data.get('edge_index')
+    return data.get('adj_t') if edges is None else edges
 
 
 def resolve_graph(
@@ -93,7 +100,7 @@ def resolve_graph(
         cached = True
         if isinstance(edge_index, SparseTensor):
             row, col, value = edge_index.coo()
-            _check_square(tuple(edge_index.sizes()), num_nodes)
+            _check_square(tuple(edge_index.sparse_sizes()), num_nodes)
             edge_index, cached = torch.stack([row, col]), False
             edge_weight = value if edge_weight is None else edge_weight
         elif is_torch_sparse_tensor(edge_index):

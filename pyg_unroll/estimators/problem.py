@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torch_geometric.utils import coalesce, remove_self_loops
 
 from pyg_unroll.checks import check_boolean, check_tensor
 from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import resolve_graph
+from pyg_unroll.layouts import edges_of, resolve_graph
 from pyg_unroll.solvers.result import ConvergenceWarning
 from pyg_unroll.transforms import KNNGraph
 
@@ -184,17 +184,13 @@ def _given_graphs(
     data: Data, place: Tensor, size: int
 ) -> dict[GraphName, tuple[Topology, Tensor]]:
     """The data's own edges, of places; with other weights, too."""
-    edges: Any = data.get('edge_index')
-    edges = data.get('adj_t') if edges is None else edges
+    edges = edges_of(data)
     if edges is None:
         return {}
-    weights = data.get('edge_weight')
-    if weights is not None:
-        weights = weights.detach().cpu().double()
-    if isinstance(edges, Tensor):
-        edges = edges.cpu()
-    topology, values = resolve_graph(edges, weights, len(place), torch.float64)
-    weight = values[:, 0]
+    topology, values = resolve_graph(
+        edges, data.get('edge_weight'), len(place), torch.float64
+    )
+    topology, weight = topology.cpu(), values[:, 0].detach().cpu()
     if not torch.equal(place, torch.arange(size)):
         # Places are sorted, and may be fewer than nodes.
         edge_index, joined = coalesce(

@@ -12,7 +12,7 @@ from torch_geometric.data import Data
 from pyg_unroll.checks import check_data, check_positive
 from pyg_unroll.estimators.problem import read_signal
 from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import resolve_graph
+from pyg_unroll.layouts import edges_of, resolve_graph
 from pyg_unroll.ops import divergence
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers import glr
@@ -162,12 +162,10 @@ class TemporalInterpolator:
         return x, mask
 
     def _edges(self, data: Data) -> Topology:
-        edges = data.get('edge_index')
-        edges = data.get('adj_t') if edges is None else edges
+        edges = edges_of(data)
         count = data.x.size(0)
         if edges is not None:
-            edges = edges.cpu() if isinstance(edges, Tensor) else edges
-            return resolve_graph(edges, None, count, torch.float64)[0]
+            return resolve_graph(edges, None, count, torch.float64)[0].cpu()
         if data.get('pos') is None:
             raise ValueError(
                 "'data' has neither 'edge_index' nor 'pos' of the sensors; set "

@@ -13,7 +13,7 @@ from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import check_between, check_data, check_tensor
 from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import remember_topology, resolve_graph
+from pyg_unroll.layouts import edges_of, remember_topology, resolve_graph
 from pyg_unroll.transforms.product import product_topology
 
 
@@ -155,8 +155,7 @@ class TemporalProduct(BaseTransform):
         return self.attrs
 
     def _edges(self, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
-        edges = data.get('edge_index')
-        edges = data.get('adj_t') if edges is None else edges
+        edges = edges_of(data)
         if edges is None:
             raise ValueError(
                 "'data' has no 'edge_index' of the sensors; make one with "

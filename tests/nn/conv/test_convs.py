@@ -165,6 +165,18 @@ def test_sparse_tensor(make):
 
 
 @parametrize_convs
+@pytest.mark.parametrize('num_edges', [None, 0])
+def test_sparse_tensor_of_heads(make, num_edges):
+    pytest.importorskip('torch_sparse')
+    x, edge_index, weight, mask = make_input()
+    edge_index = edge_index[:, :num_edges]
+    weight = torch.stack([weight, 2 * weight], dim=1)[:num_edges]
+    adj_t = SparseTensor.from_edge_index(edge_index, weight, (N, N)).t()
+    conv = make(heads=2)
+    assert_same(conv(x, adj_t, mask=mask), conv(x, edge_index, weight, mask))
+
+
+@parametrize_convs
 @pytest.mark.parametrize('layout', ['csr', 'coo', 'edge_index'])
 def test_gradients_reach_weights_in_each_layout(make, layout):
     x, edge_index, weight, mask = make_input()
