@@ -68,8 +68,9 @@ class GraphDemosaic(torch.nn.Module):
             (:class:`~pyg_unroll.nn.GLRConv`) or :obj:`'gtv'`
             (:class:`~pyg_unroll.nn.GTVConv`). (default: :obj:`'glr'`)
         max_pixels (int, optional): Larger images are worked on in tiles of
-            about this size, which overlap by the receptive field, so that
-            the result is the same. (default: :obj:`2_000_000`)
+            three quarters of this size, which overlap by the receptive
+            field, so that the result is the same.
+            (default: :obj:`2_000_000`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or

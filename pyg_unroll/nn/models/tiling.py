@@ -27,8 +27,9 @@ def run_in_tiles(
         function (callable): Takes the same tile of each image, of even height
             and width, and returns images of that size.
         images (tuple[torch.Tensor]): Images :math:`(B, C, H, W)`.
-        max_pixels (int): Pixels of a tile; images up to this size, margin
-            included, are not cut. Tiles are always larger than their halo.
+        max_pixels (int): Images up to this size, margin included, are not
+            cut; tiles of larger ones have at most three quarters of it, if
+            that is larger than their halo.
         halo (int): Even number of pixels that a tile overlaps the part of the
             result that it is for, at least the reach of the function.
         margin (int): Even number of pixels to mirror around the images.
@@ -87,11 +88,13 @@ def _inner(
 def _tile_size(
     height: int, width: int, max_pixels: int, halo: int
 ) -> tuple[int, int]:
-    """Shape of the tiles, of at most `max_pixels` if they can, that compute
-    the fewest pixels twice.
+    """Shape of the tiles that compute the fewest pixels twice, of at most
+    three quarters of `max_pixels` if they can.
     """
     if height * width <= max_pixels:
         return height, width
+    # Beside a tile, there are the whole image and its result to be held.
+    max_pixels = 3 * max_pixels // 4
     smallest = 4 * halo + 2
     sizes: list[tuple[int, int, int, int]] = []
     rows, tile_height = 1, height

@@ -60,7 +60,7 @@ class UnrolledNet(ImageRestoration):
         color_differences (bool): Blocks for :obj:`domain='mosaic'` that
             alternate between green and its differences to other colours.
         max_pixels (int): Larger images of the last two domains are worked on
-            in tiles of this size.
+            in tiles of three quarters of this size.
         num_views (int): Mirrored and transposed copies of images of these
             domains to average over, 1, 2, 4 or 8.
         **conv_options (int): Sizes of the subclass's layer.

@@ -76,7 +76,8 @@ class UnrolledGTV(UnrolledNet):
             There is a guide whatever :obj:`guide` says.
             (default: :obj:`False`)
         max_pixels (int, optional): Larger images of the last two domains are
-            worked on in tiles of about this size; the result is the same.
+            worked on in tiles of three quarters of this size; the result is
+            the same.
             (default: :obj:`450_000`)
         num_views (int, optional): Mirrored and transposed copies of an image
             of the last two domains, 1, 2, 4 or 8, whose results are averaged:

@@ -145,17 +145,20 @@ def test_cuts_cover_once(size, tile, halo):
         assert start % 2 == size % 2 * (start + tile == size)
 
 
-@pytest.mark.parametrize('max_pixels', [40_000, 250_000, 500_000])
+@pytest.mark.parametrize('max_pixels', [54_000, 330_000, 660_000])
 @pytest.mark.parametrize('size', [(548, 804), (4036, 6036), (300, 9000)])
 def test_tiles_waste_little(size, max_pixels):
     halo = 40
     shape = _tile_size(*size, max_pixels, halo)
-    assert shape[0] * shape[1] <= max_pixels
+    if math.prod(shape) == math.prod(size) <= max_pixels:
+        return
+    largest = 3 * max_pixels // 4
+    assert math.prod(shape) <= largest
     count = [len(_cut(s, t, halo)) for s, t in zip(size, shape, strict=True)]
     work = math.prod(count) * math.prod(shape)
     # What square tiles of that many pixels would compute at least.
-    inner = (math.isqrt(max_pixels) - 2 * halo) ** 2
-    assert work <= 1.1 * math.prod(size) * max_pixels / inner
+    inner = (math.isqrt(largest) - 2 * halo) ** 2
+    assert work <= 1.1 * math.prod(size) * largest / inner
 
 
 @pytest.mark.parametrize('fidelity', ['hard', 'soft'])
