@@ -186,18 +186,21 @@ def assert_compiles(
     ]
     if isinstance(module, torch.nn.Module):
         wanted += [p for p in module.parameters() if p.requires_grad]
-    if not wanted or not all(
-        isinstance(output, Tensor) and output.requires_grad
-        for output in outputs
-    ):
-        return
-    grads = [
-        torch.autograd.grad(
-            output.square().sum(), wanted, materialize_grads=True
-        )
-        for output in outputs
-    ]
-    assert_same(*grads)
+    losses = [_sum_of_squares(output) for output in outputs]
+    if wanted and all(loss.requires_grad for loss in losses):
+        grads = [
+            torch.autograd.grad(loss, wanted, materialize_grads=True)
+            for loss in losses
+        ]
+        assert_same(*grads)
+
+
+def _sum_of_squares(output: Any) -> Tensor:
+    """Of what can be differentiated in an output and its parts."""
+    if isinstance(output, Tensor):
+        differs = output.requires_grad
+        return output.square().sum() if differs else output.new_zeros(())
+    return sum(map(_sum_of_squares, output), torch.zeros(()))
 
 
 def assert_exports(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:

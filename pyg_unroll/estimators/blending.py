@@ -52,6 +52,23 @@ class Blend:
                 out += weight * candidate.predict(problem, part)
         return out
 
+    def metric(self, covariates: bool) -> Tensor | None:
+        """The metric of the kriging candidate that has most weight, among
+        those that use covariates or those that do not.
+        """
+        chosen = [
+            (weight, candidate.kriging.factor)
+            for weight, candidate in zip(
+                self.weights.tolist(), self.candidates, strict=True
+            )
+            if isinstance(candidate, KrigingCandidate)
+            and candidate.covariates == covariates
+        ]
+        if not chosen:
+            return None
+        factor = max(chosen, key=lambda pair: pair[0])[1]
+        return factor.T @ factor
+
 
 @dataclass
 class FeatureFit:

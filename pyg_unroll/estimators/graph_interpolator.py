@@ -12,7 +12,6 @@ from torch_geometric.data import Data
 
 from pyg_unroll.checks import check_data, check_positive, check_tensor
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
-from pyg_unroll.estimators.candidates import KrigingCandidate
 from pyg_unroll.estimators.problem import (
     InterpolationProblem,
     Nodes,
@@ -256,18 +255,9 @@ class GraphInterpolator:
         for fit in self._fits:
             if not bool((fit.features == feature).any()):
                 continue
-            blend = fit.blends[0]
-            chosen = [
-                (weight, candidate.kriging.factor)
-                for weight, candidate in zip(
-                    blend.weights.tolist(), blend.candidates, strict=True
-                )
-                if isinstance(candidate, KrigingCandidate)
-                and (candidate.covariates or not self._has_covariates)
-            ]
-            if chosen:
-                factor = max(chosen, key=lambda pair: pair[0])[1]
-                return factor.T @ factor
+            metric = fit.blends[0].metric(self._has_covariates)
+            if metric is not None:
+                return metric
         raise ValueError(
             'no metric was learned: that takes positions and at least '
             f'{LEAST_KNOWN} known nodes'

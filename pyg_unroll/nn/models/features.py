@@ -21,7 +21,7 @@ class CNNFeatures(torch.nn.Module):
         in_channels (int): Number of input channels :math:`C`.
         hidden_channels (int): Width of the hidden layers.
         out_channels (int): Number of features :math:`D`.
-        num_layers (int, optional): Number of 3 x 3 convolutions, at least 2.
+        num_layers (int, optional): Number of 3 x 3 convolutions.
             (default: :obj:`3`)
 
     Shapes:
@@ -148,7 +148,7 @@ class MLPFeatures(torch.nn.Module):
             included.
         hidden_channels (int): Width of the hidden layers.
         out_channels (int): Number of features :math:`D`.
-        num_layers (int, optional): Number of linear layers, at least 2.
+        num_layers (int, optional): Number of linear layers.
             (default: :obj:`3`)
 
     Shapes:
