@@ -16,8 +16,8 @@ from pyg_unroll.graph import Topology
 from pyg_unroll.transforms.stencil import stencil_topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
 
-# Pixels of a graph too large to be remembered: half a GiB.
-_LARGE = 2**22
+# Edges of a graph too large to be remembered: half a GiB.
+_LARGE = 2**24
 
 # Half of each window: the other half are the reverse directions.
 _WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
@@ -41,7 +41,7 @@ class GridGraph(BaseTransform):
     :func:`~pyg_unroll.data.image_to_data` makes them; unlike in
     :func:`torch_geometric.utils.grid`, there are no self-loops and the y axis
     is not flipped. Edges are computed by arithmetic on the device of the data
-    and remembered by image shape (up to four megapixels).
+    and remembered by image shape (of 8 neighbours, up to four megapixels).
 
     Args:
         window (int or list[tuple[int, int]], optional): :obj:`4` or :obj:`8`
@@ -160,6 +160,6 @@ def _grid_topology(
     offsets: tuple[tuple[int, int], ...],
     device: torch.device,
 ) -> Topology:
-    small = num_images * height * width <= _LARGE
+    small = num_images * height * width * len(offsets) <= _LARGE
     build = _remembered if small else stencil_topology
     return build(num_images, height, width, offsets, device)
