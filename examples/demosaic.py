@@ -72,6 +72,12 @@ def make_model(
         weights = ['demosaic-bayer-noisy'] if noisy else []
         for name in (*weights, 'demosaic-bayer'):
             if name in cls.pretrained_names():
+                if noisy and name != weights[0]:
+                    print(
+                        f'note: no weights of {cls.__name__} for noise; using '
+                        f'those without',
+                        file=sys.stderr,
+                    )
                 model = cls.from_pretrained(name)
                 model.num_views = args.views
                 return f'{cls.__name__}, trained', model

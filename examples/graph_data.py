@@ -155,6 +155,12 @@ def load(path: Path, limit: int = 0, seed: int = 0) -> Signal:
     if 'y' not in arrays:
         raise SystemExit(f"error: '{path}' has no signal 'y'")
     y = torch.from_numpy(arrays['y']).double().view(len(arrays['y']), -1)
+    if not bool(y.isfinite().all()):
+        raise SystemExit(
+            f"error: 'y' of '{path}' must be complete, as parts of it are "
+            f"hidden and scored; real gaps are filled by 'GraphInterpolator' "
+            f"or 'TemporalInterpolator'"
+        )
     data = Data(x=y)
     if arrays.get('pos', np.empty((0, 0))).size:
         data.pos = kilometres(torch.from_numpy(arrays['pos']).double())
