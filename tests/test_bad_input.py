@@ -614,6 +614,10 @@ ESTIMATORS = [
     (lambda: GraphInterpolator().fit(X), DATA),
     (lambda: GraphInterpolator().fit(data(pos=X)), "'data.x' must be a signal"),
     (
+        lambda: GraphInterpolator().fit(data(x=[0.0, 1.0], pos=X)),
+        r"'data.x' must be a tensor .* \(got 'list'\)",
+    ),
+    (
         lambda: GraphInterpolator().fit(on_path(mask=[True] * 3)),
         f"'data.mask' {TENSOR}",
     ),

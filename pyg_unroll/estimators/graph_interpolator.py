@@ -119,6 +119,9 @@ class GraphInterpolator:
     def predict(self, data: Data | None = None) -> Tensor:
         """Fills in what is missing.
 
+        To predict at new places, give them to :meth:`fit`, too, as nodes
+        whose signal is missing.
+
         Args:
             data (Data, optional): The same features on another graph or on
                 other points, some of them known, to which what was learned

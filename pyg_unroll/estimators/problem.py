@@ -243,7 +243,9 @@ def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
             unless :obj:`allow_empty`, nothing is known of a feature.
     """
     x, mask = data.get('x'), data.get('mask')
-    if not isinstance(x, Tensor) or x.dim() not in (1, 2) or x.numel() == 0:
+    if x is not None:
+        check_tensor('data.x', x, '[num_nodes] or [num_nodes, features]')
+    if x is None or x.dim() not in (1, 2) or x.numel() == 0:
         raise ValueError(
             "'data.x' must be a signal of shape [num_nodes] or [num_nodes, "
             'features], with at least one entry'
