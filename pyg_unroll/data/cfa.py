@@ -130,4 +130,12 @@ def check_mosaic(data: Data) -> Tensor:
             "[num_pixels, 3]; make it with 'pyg_unroll.mosaic'"
         )
     check_boolean('data.mask', mask)
+    odd = mask[:, 0] ^ mask[:, 1] ^ mask[:, 2]
+    bad = mask.all(1) | ~odd
+    if bool(bad.any()):
+        raise ValueError(
+            f"'data.mask' must be True for one of three colours at each pixel "
+            f'(got {mask[bad][0].tolist()} at pixel {int(bad.nonzero()[0])}); '
+            f'fill in a dead pixel from others of its colour'
+        )
     return mask

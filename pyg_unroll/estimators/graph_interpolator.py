@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from typing import Self
 
@@ -102,8 +101,8 @@ class GraphInterpolator:
         x, mask = read_signal(data)
         nodes = Nodes.read(data, self.covariates, self.neighbors)
         patterns, which = torch.unique(mask, dim=1, return_inverse=True)
-        # Attributes that are set later are not those of the fit.
-        self._fits, self._data, self._nodes = [], copy.copy(data), nodes
+        # What is changed later is not of the fit.
+        self._fits, self._data, self._nodes = [], data.clone(), nodes
         for pattern in range(patterns.size(1)):
             features = (which == pattern).nonzero().squeeze(1)
             part, known = x[:, features], patterns[:, pattern]

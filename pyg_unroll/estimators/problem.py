@@ -82,11 +82,6 @@ class Nodes:
         Raises:
             ValueError: If something is missing, does not fit or is not finite.
         """
-        if isinstance(data, Batch):
-            raise ValueError(
-                "'data' must be one graph (got a batch); fit one estimator "
-                "each, or call 'predict' on each of 'data.to_data_list()'"
-            )
         count = int(data.x.size(0))
         if covariates != 'covariates' and data.get(covariates) is None:
             raise ValueError(
@@ -172,7 +167,11 @@ class Nodes:
 
 def _places(features: Tensor) -> tuple[Tensor, Tensor]:
     """Place of each node, and the first node of each."""
-    extent = (features.amax(0) - features.amin(0)).clamp(min=1e-300)
+    ordered = features.sort(0).values
+    # Not the whole extent: one point far away would join all others.
+    extent = ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]
+    whole = (ordered[-1] - ordered[0]).clamp(min=1e-300)
+    extent = torch.where(extent > 0, extent, whole)
     cell = ((features - features.amin(0)) / extent * 1e6).round()
     unique, place = torch.unique(cell, dim=0, return_inverse=True)
     order = torch.arange(len(place) - 1, -1, -1)
@@ -242,6 +241,11 @@ def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
         ValueError: If shapes or types do not fit, values are not finite, or,
             unless :obj:`allow_empty`, nothing is known of a feature.
     """
+    if isinstance(data, Batch):
+        raise ValueError(
+            "'data' must be one graph (got a batch); fit one estimator each, "
+            "or call 'predict' on each of 'data.to_data_list()'"
+        )
     x, mask = data.get('x'), data.get('mask')
     if x is not None:
         check_tensor('data.x', x, '[num_nodes] or [num_nodes, features]')

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Self
 
 import torch
@@ -114,7 +113,7 @@ class TemporalInterpolator:
             'noise': best[1],
             'error': tried.get(best, float('nan')),
         }
-        self._data = copy.copy(data)
+        self._data = data.clone()
         return self
 
     def predict(self, data: Data | None = None) -> Tensor:

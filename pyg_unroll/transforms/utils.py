@@ -19,7 +19,8 @@ from pyg_unroll.layouts import remember_topology
 
 
 def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
-    """Sets `edge_index`, and in a batch what is needed to take it apart.
+    """Sets `edge_index`, and in a batch what is needed to take it apart;
+    removes what was said of the edges before.
 
     Args:
         data (Data): Changed in place: a transform's own shallow copy.
@@ -28,6 +29,9 @@ def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
     """
     edge_index = topology.edge_index
     remember_topology(edge_index, topology)
+    # These are of another graph.
+    for key in {'adj_t', 'edge_attr', 'edge_weight'} & set(data.keys()):
+        del data[key]
     data.edge_index = edge_index
     if isinstance(data, Batch) and hasattr(data, '_slice_dict'):
         slices = torch.tensor([0, *accumulate(2 * count for count in counts)])

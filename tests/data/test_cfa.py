@@ -5,6 +5,7 @@ from torch_geometric.data import Batch
 
 from pyg_unroll import cfa_mask, data_to_image, mosaic
 from pyg_unroll.data import CFA_PATTERNS
+from pyg_unroll.data.cfa import check_mosaic
 
 # Fujifilm's 6 x 6 tile has 8 red, 20 green and 8 blue pixels.
 TILES = {name: (2, (1, 2, 1)) for name in ('RGGB', 'BGGR', 'GRBG', 'GBRG')}
@@ -118,3 +119,14 @@ def test_mosaic_keeps_gradients_and_input():
 def test_wrong_mosaic(image, pattern, match):
     with pytest.raises(ValueError, match=match):
         mosaic(image, pattern)
+
+
+@pytest.mark.parametrize('known', [[], [0, 1], [0, 1, 2]])
+def test_one_colour_per_pixel(known):
+    data = mosaic(torch.rand(3, 4, 4))
+    check_mosaic(data)
+    colours = torch.zeros(3, dtype=torch.bool)
+    colours[known] = True
+    data.mask[6] = colours
+    with pytest.raises(ValueError, match=r'at pixel 6.* dead pixel'):
+        check_mosaic(data)

@@ -327,3 +327,27 @@ def test_other_data_that_do_not_fit():
         GraphInterpolator().fit(
             Data(**{**data.to_dict(), 'x': torch.arange(4)})
         )
+
+
+def test_one_far_point_joins_no_others():
+    data, truth = points()
+    far = torch.tensor([[5e5, 5e6]], dtype=torch.float64)
+    data.pos = torch.cat([data.pos, far])
+    data.x = torch.cat([data.x, torch.full((1, 1), torch.nan)])
+    data.mask = torch.cat([data.mask, torch.tensor([False])])
+    out = GraphInterpolator(kriging=False).fit(data).predict()[:-1]
+    alone, _ = points()
+    expected = GraphInterpolator(kriging=False).fit(alone).predict()
+    known = alone.mask
+    assert rmse(out, truth, known) < 1.5 * rmse(expected, truth, known)
+
+
+def test_later_changes_of_the_data_are_not_of_the_fit():
+    data, _ = points(60)
+    fitted = GraphInterpolator(kriging=False).fit(data)
+    expected, (low, high) = fitted.predict(), fitted.predict_interval()
+    data.x[~data.mask] = 0.0
+    data.mask.fill_(True)
+    assert torch.equal(fitted.predict(), expected)
+    again = fitted.predict_interval()
+    assert torch.equal(again[0], low) and torch.equal(again[1], high)

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import FeaturePropagation
 
 from pyg_unroll import (
@@ -167,6 +167,8 @@ def test_wrong_data():
             wrong[name] = value
         with pytest.raises(ValueError, match=problem):
             TemporalInterpolator().fit(wrong)
+    with pytest.raises(ValueError, match=r'one graph \(got a batch\)'):
+        TemporalInterpolator().fit(Batch.from_data_list([data, data]))
     with pytest.raises(ValueError, match="call 'fit' first"):
         TemporalInterpolator().predict()
     with pytest.raises(ValueError, match="'neighbors' must be a positive"):

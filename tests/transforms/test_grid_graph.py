@@ -193,3 +193,15 @@ def test_wrong_data():
     data.height = 5
     with pytest.raises(ValueError, match=r'12 nodes.*make 20 pixels'):
         GridGraph()(data)
+
+
+@pytest.mark.parametrize('name', ['edge_weight', 'edge_attr', 'adj_t'])
+@pytest.mark.parametrize('batched', [False, True])
+def test_attributes_of_other_edges_are_removed(name, batched):
+    data = GridGraph(4)(make(2, 3))
+    data[name] = torch.ones(data.edge_index.size(1))
+    data = Batch.from_data_list([data, data]) if batched else data
+    out = GridGraph(8)(data)
+    assert name not in out and name in data
+    if batched:
+        assert name not in out.to_data_list()[1]
