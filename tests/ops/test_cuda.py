@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from pyg_unroll import Topology
-from pyg_unroll.ops import reference
+from pyg_unroll import GLRConv, GTVConv, MahalanobisGraph, Topology
+from pyg_unroll.ops import backend, reference
 from pyg_unroll.testing import TOLERANCES, assert_same
 from tests.oracles import random_graph
 
@@ -166,3 +166,26 @@ def test_same_bits_in_each_run(cuda):
     first = cuda.laplacian(p.graph, p.w, p.nodes[0])
     for _ in range(3):
         assert torch.equal(first, cuda.laplacian(p.graph, p.w, p.nodes[0]))
+
+
+@pytest.mark.parametrize('conv', [GLRConv(2), GTVConv(1, 2)])
+def test_layers(cuda, conv, monkeypatch):
+    """The registered operators, which ask more of kernels than their users."""
+    topology = Topology.from_edge_index(random_graph(6, 9).edge_index, 6)
+    topology = topology.to(DEVICE)
+    x = torch.randn(6, 1, dtype=torch.float64, device=DEVICE)
+    features = torch.randn(6, 2, dtype=torch.float64, device=DEVICE)
+    conv = conv.to(DEVICE).double()
+    graph = MahalanobisGraph(2).to(DEVICE).double()
+    results = []
+    for module in (cuda, reference):
+        monkeypatch.setattr(backend, '_load', lambda _, module=module: module)
+        leaves = [v.clone().requires_grad_() for v in (x, features)]
+        weight = graph.edge_weights(leaves[1], topology)
+        out = conv(leaves[0], topology, weight)
+        parameters = [*leaves, *graph.parameters(), *conv.parameters()]
+        grads = torch.autograd.grad(
+            out.sum(), parameters, allow_unused=True, materialize_grads=True
+        )
+        results.append((out, *grads))
+    assert_same(*results)

@@ -128,5 +128,7 @@ def admm_step_backward(
     arrays = (weight, x, dual, *scalars, *grads, *out)
     kernel = admm_kernels.admm_step_backward
     sums = launch.sums(kernel, 3, *csr(graph), *arrays).to(rho.dtype)
+    # Copies: outputs of a registered operator may not share memory.
+    first, second, third = (row.clone() for row in sums)
     grad_weight = grad_weight.to(weight.dtype)
-    return grad_x, grad_weight, grad_old_dual, sums[0], sums[1], sums[2]
+    return grad_x, grad_weight, grad_old_dual, first, second, third
