@@ -126,7 +126,7 @@ def train(net: torch.nn.Module, patches: Patches, steps: int) -> float:
         rate *= min(1.0, (step + 1) / 50)
         optimizer.param_groups[0]['lr'] = RATE * rate
         with mixed_precision('cpu'):
-            loss = loss_of(patches.draw(step, 0))
+            loss = loss_of(patches[step])
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(chosen, 0.2)

@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import copy
 import csv
+import itertools
 import json
 import math
 import os
@@ -35,6 +36,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 from training_data import Patches, Sample, Task, largest, read_images
 
@@ -138,7 +140,14 @@ def parse_args() -> argparse.Namespace:
     add('--save-minutes', type=float, default=2.0, help='between checkpoints')
     add('--seed', type=int, default=0, help='of weights and patches')
     add('--threads', type=int, default=0, help="0 keeps PyTorch's choice")
-    default = 'cuda' if torch.cuda.is_available() else 'cpu'
+    has_cuda = torch.cuda.is_available()
+    add(
+        '--workers',
+        type=int,
+        default=4 if has_cuda else 0,
+        help='processes that cut patches while the net learns',
+    )
+    default = 'cuda' if has_cuda else 'cpu'
     add('--device', default=default, help='cpu or cuda')
     add(
         '--no-amp',
@@ -169,7 +178,7 @@ def parse_args() -> argparse.Namespace:
 
 
 _MAY_BE_ZERO = (
-    *('seed', 'threads', 'early', 'weight_decay', 'subsampled'),
+    *('seed', 'threads', 'workers', 'early', 'weight_decay', 'subsampled'),
     'num_patches',
 )
 
@@ -247,7 +256,6 @@ class Training:
         world: int,
     ) -> None:
         self.args = args
-        self.rank = rank
         torch.manual_seed(args.seed)
         self.model = make_model(args).to(args.device)
         if args.init is not None:
@@ -278,22 +286,32 @@ class Training:
             args.subsampled,
             args.num_patches,
             args.seed,
+            rank,
         )
         self.step = 0
         self.skipped = 0
         self.seconds = 0.0
         self.checkpoint = args.out.with_suffix('.checkpoint')
 
-    def advance(self) -> float:
+    def samples(self) -> Iterator[Sample]:
+        """The patches of this step and of all that follow."""
+        loader = DataLoader(
+            self.patches,
+            batch_size=None,
+            sampler=itertools.count(self.step),
+            num_workers=self.args.workers,
+        )
+        return iter(loader)
+
+    def advance(self, sample: Sample) -> float:
         """Takes one step; returns its loss."""
         args = self.args
         progress = min(self.seconds / (60 * args.budget_minutes), 1.0)
         rate = 0.5 * (1 + math.cos(math.pi * progress))
         rate *= min(1.0, (self.step + 1) / args.warm_up)
         self.optimizer.param_groups[0]['lr'] = args.lr * max(rate, 1e-3)
-        sample = self.patches.draw(self.step, self.rank).to(args.device)
         with mixed_precision(args.device, not args.no_amp):
-            loss = self.loss(sample)
+            loss = self.loss(sample.to(args.device))
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(
@@ -362,7 +380,7 @@ class Training:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What must not change on the way; folders by name only."""
     skipped = (
-        *('resume', 'device', 'threads', 'out', 'val', 'max_val'),
+        *('resume', 'device', 'threads', 'workers', 'out', 'val', 'max_val'),
         *('val_minutes', 'save_minutes'),
     )
     return {
@@ -452,12 +470,13 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
         disable=None if chief else True,
         bar_format='training |{bar:30}| {n_fmt}/{total_fmt} s, {postfix}',
     )
+    samples = training.samples()
     begun = time.perf_counter() - training.seconds
     saved = scored = training.seconds
     losses: list[float] = []
     psnr = ''
     while training.seconds < budget:
-        losses.append(training.advance())
+        losses.append(training.advance(next(samples)))
         training.seconds = same_clock(time.perf_counter() - begun, world)
         over = training.seconds >= budget
         if not chief:

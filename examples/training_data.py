@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from photos import SUFFIXES, load_image
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from pyg_unroll.data import cfa_mask
@@ -113,8 +114,8 @@ def _some_pixels(
     return mask
 
 
-class Patches:
-    """Random patches; those of a step depend on seed, step and rank only.
+class Patches(Dataset[Sample]):
+    """Random patches of each step, which depend on seed, step and rank only.
 
     Args:
         images (list[torch.Tensor]): Photographs `[3, H, W]`, 8 or 16 bits.
@@ -126,6 +127,7 @@ class Patches:
         subsampled (float): Share of patches with chroma at half resolution.
         limit (int): Number of different patches; 0 for no limit.
         seed (int): Seed.
+        rank (int): The process that they are for.
     """
 
     def __init__(
@@ -138,6 +140,7 @@ class Patches:
         subsampled: float,
         limit: int,
         seed: int,
+        rank: int = 0,
     ) -> None:
         self.images = images
         self.task = task
@@ -147,10 +150,11 @@ class Patches:
         self.subsampled = subsampled
         self.limit = limit
         self.seed = seed
+        self.rank = rank
 
-    def draw(self, step: int, rank: int) -> Sample:
+    def __getitem__(self, step: int) -> Sample:
         """Patches of one step."""
-        chance = np.random.default_rng((self.seed, rank, step))
+        chance = np.random.default_rng((self.seed, self.rank, step))
         chosen = []
         for _ in range(self.count):
             place = chance

@@ -102,20 +102,23 @@ def test_patches_depend_on_step_and_rank_only(photos, monkeypatch):
     assert len(images) == 2
     assert images[0].dtype == torch.uint8
     task = Task('inpaint')
-    draw = Patches(images, task, 32, 3, 2, 0.5, limit=0, seed=7).draw
-    assert draw(4, 1).truth.shape == (3, 3, 32, 32)
+    mine, others = (
+        Patches(images, task, 32, 3, 2, 0.5, limit=0, seed=7, rank=rank)
+        for rank in (1, 0)
+    )
+    assert mine[4].truth.shape == (3, 3, 32, 32)
     for name in ('truth', 'image', 'mask'):
         first, again, later, other = (
-            getattr(draw(*key), name)
-            for key in ((4, 1), (4, 1), (5, 1), (4, 0))
+            getattr(sample, name)
+            for sample in (mine[4], mine[4], mine[5], others[4])
         )
         assert torch.equal(first, again)
         assert not torch.equal(first, later)
         assert not torch.equal(first, other)
-    few = Patches(images, task, 32, 3, 1, 0.0, limit=1, seed=7).draw
-    means = {float(patch.mean()) for k in range(5) for patch in few(k, 0).truth}
+    few = Patches(images, task, 32, 3, 1, 0.0, limit=1, seed=7)
+    means = {float(patch.mean()) for k in range(5) for patch in few[k].truth}
     assert max(means) - min(means) < 1e-6
-    image = draw(0, 0).truth[0]
+    image = mine[0].truth[0]
     grey = image.mean(0, keepdim=True).expand_as(image)
     torch.testing.assert_close(subsample_chroma(grey), grey)
     assert not torch.equal(subsample_chroma(image), image)
