@@ -343,6 +343,14 @@ OPERATORS = [
 ]
 
 TRANSFORMS = [
+    (
+        lambda: KNNGraph(1)(data(pos=X, batch=torch.tensor([0, 1, 0]))),
+        "'data.batch' must be sorted",
+    ),
+    (
+        lambda: MahalanobisGraph(-1).metric,
+        r"the metric has no size yet \('in_channels=-1'\)",
+    ),
     (lambda: GridGraph(5), r"'window' must be one of \[4, 8, 12, 24\].*got 5"),
     (lambda: GridGraph(8.0), r"'window' must be one of.*got 8\.0"),
     (lambda: GridGraph([1]), "'window' must list integer.*got 1"),
@@ -578,6 +586,28 @@ MODELS = [
             r"'mask' must be.*of shape.*\[3, 3, 4, 4\]",
         ),
         (
+            lambda m=model: m(3, 'mosaic').half()(mosaic(IMAGE)),
+            r'model must not be of type torch.float16.*torch.bfloat16',
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').restore(
+                IMAGE[None] * NAN, BAYER[None]
+            ),
+            "'image' must be finite where it is known",
+        ),
+        (
+            lambda m=model: m(3, 'inpainting').restore(
+                IMAGE[None], BAYER[None] & False
+            ),
+            "'mask' has no known pixel",
+        ),
+        (
+            lambda m=model: m(3, 'mosaic').estimates(
+                IMAGE[None], BAYER[None].flip(3)
+            ),
+            r"'image' must have an even size.*lacks 0 row\(s\) and 1 column",
+        ),
+        (
             lambda m=model: m(3, 'mosaic')(Data(mask=MASK)),
             "'data' must be a mosaic with 'x' and 'mask'",
         ),
@@ -657,7 +687,19 @@ ESTIMATORS = [
         lambda: fitted().predict_interval(coverage=1.0),
         r"'coverage' must be between 0 and 1 \(got 1\.0\)",
     ),
-    (lambda: fitted().predict_interval(), 'intervals need 8 known nodes'),
+    (lambda: fitted().predict_interval(), 'coverage=0.9 need 9 known nodes'),
+    (
+        lambda: fitted().predict_interval(coverage=0.99),
+        'coverage=0.99 need 99 known nodes',
+    ),
+    (
+        lambda: GraphInterpolator().fit(on_path(edge_weight=HEADED)),
+        r"'data.edge_weight' must be one number per edge \(got 3\)",
+    ),
+    (
+        lambda: GraphInterpolator().fit(on_path(covariates=X)),
+        "'data.covariates' is of use with positions only.*'data.pos'",
+    ),
     (lambda: fitted().score([1.0]), f"'truth' {TENSOR}"),
     (lambda: fitted().score(X), r"'truth' must have shape \[9, 1\]"),
     (

@@ -120,7 +120,8 @@ def check_mosaic(data: Data) -> Tensor:
         data (Data): What :func:`mosaic` returns.
 
     Raises:
-        ValueError: If the data is not a mosaic of three colours.
+        ValueError: If the data is not a mosaic of three colours, one known at
+            each pixel.
     """
     x, mask = data.get('x'), data.get('mask')
     is_signal = isinstance(x, Tensor) and x.dim() == 2 and x.size(1) == 3
@@ -130,8 +131,7 @@ def check_mosaic(data: Data) -> Tensor:
             "[num_pixels, 3]; make it with 'pyg_unroll.mosaic'"
         )
     check_boolean('data.mask', mask)
-    odd = mask[:, 0] ^ mask[:, 1] ^ mask[:, 2]
-    bad = mask.all(1) | ~odd
+    bad = mask.sum(1, dtype=torch.uint8) != 1
     if bool(bad.any()):
         raise ValueError(
             f"'data.mask' must be True for one of three colours at each pixel "

@@ -172,13 +172,24 @@ class FeatureFit:
     def half_width(
         self, problem: InterpolationProblem, x: Tensor, coverage: float
     ) -> Tensor:
-        """Half the width of intervals at all places."""
+        """Half the width of intervals at all places.
+
+        Raises:
+            ValueError: If too few nodes were known.
+        """
+        least = _least_known(coverage)
+        if len(self.ratios) < least:
+            raise ValueError(
+                f'intervals of coverage={coverage} need {least} known nodes '
+                f'with different values (feature {int(self.features[0])} of '
+                f"'data.x' had fewer)"
+            )
         deviation = x.new_ones(x.size(0))
         if self.shape is not None:
             y = self.components(problem, x)[:, self.blends[0].columns]
             deviation = self.shape.deviation(problem, y)
         width = deviation.unsqueeze(1) * _quantile(self.ratios, coverage)
-        if len(self.twins) >= LEAST_KNOWN:
+        if len(self.twins) >= least:
             # A missing node beside known ones at its place is like them.
             width[problem.known] = _quantile(self.twins, coverage)
         return width
@@ -204,10 +215,15 @@ def _candidates(
     return out
 
 
+def _least_known(coverage: float) -> int:
+    """How many values have a conformal quantile, which is one of them."""
+    return max(LEAST_KNOWN, math.ceil(coverage / (1 - coverage) - 1e-9))
+
+
 def _quantile(values: Tensor, coverage: float) -> Tensor:
     """Conformal quantile of each column."""
-    count = values.size(0)
-    rank = min(math.ceil((count + 1) * coverage), count)
+    count = len(values)
+    rank = min(math.ceil((count + 1) * coverage), count)  # but for rounding
     return values.kthvalue(rank, 0).values
 
 

@@ -175,12 +175,6 @@ class GraphInterpolator:
         x, mask = read_signal(data)
         width = torch.empty_like(x)
         for fit, problem, values, place in self._problems(data, x, mask):
-            if fit.ratios.numel() == 0:
-                raise ValueError(
-                    f'intervals need {LEAST_KNOWN} known nodes with different '
-                    f"values (feature {int(fit.features[0])} of 'data.x' had "
-                    f'fewer)'
-                )
             half = fit.half_width(problem, values, coverage)
             width[:, fit.features] = half[place]
         width = torch.where(mask, 0, width).to(data.x)

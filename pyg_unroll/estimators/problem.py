@@ -90,6 +90,11 @@ class Nodes:
             )
         coordinates = _matrix(data, 'pos', count)
         features = torch.cat([coordinates, _matrix(data, covariates, count)], 1)
+        if features.size(1) and not coordinates.size(1):
+            raise ValueError(
+                f"'data.{covariates}' is of use with positions only; set "
+                f"'data.pos', too, or drop it"
+            )
         place = torch.arange(count)
         if coordinates.size(1):
             place, first = _places(features)
@@ -166,13 +171,16 @@ class Nodes:
 
 
 def _places(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Place of each node, and the first node of each."""
+    """Place of each node, and the first node of each: nodes are at one place
+    if they are a millionth of the spread of all apart.
+    """
     ordered = features.sort(0).values
-    # Not the whole extent: one point far away would join all others.
-    extent = ordered[3 * len(ordered) // 4] - ordered[len(ordered) // 4]
-    whole = (ordered[-1] - ordered[0]).clamp(min=1e-300)
-    extent = torch.where(extent > 0, extent, whole)
-    cell = ((features - features.amin(0)) / extent * 1e6).round()
+    count = len(ordered)
+    # Of the middle half: one point far away would join all others.
+    spread = ordered[3 * count // 4] - ordered[count // 4]
+    extent = (ordered[-1] - ordered[0]).clamp(min=1e-300)
+    spread = torch.where(spread > 0, spread, extent)
+    cell = ((features - ordered[0]) / spread * 1e6).round()
     unique, place = torch.unique(cell, dim=0, return_inverse=True)
     order = torch.arange(len(place) - 1, -1, -1)
     first = place.new_empty(len(unique)).scatter_(0, place[order], order)
@@ -189,6 +197,11 @@ def _given_graphs(
     topology, values = resolve_graph(
         edges, data.get('edge_weight'), len(place), torch.float64
     )
+    if values.size(1) > 1:
+        raise ValueError(
+            f"'data.edge_weight' must be one number per edge (got "
+            f'{values.size(1)}); choose one, or take their mean'
+        )
     topology, weight = topology.cpu(), values[:, 0].detach().cpu()
     if not torch.equal(place, torch.arange(size)):
         # Places are sorted, and may be fewer than nodes.

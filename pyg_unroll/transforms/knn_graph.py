@@ -10,7 +10,11 @@ from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import check_data, check_positive
 from pyg_unroll.graph import Topology
-from pyg_unroll.transforms.utils import join_topologies, set_graph
+from pyg_unroll.transforms.utils import (
+    join_topologies,
+    set_graph,
+    sizes_of_examples,
+)
 
 # Distances held at once on an accelerator, 256 MiB in float32.
 _MAX_DISTANCES = 2**26
@@ -40,7 +44,7 @@ class KNNGraph(BaseTransform):
 
     Raises:
         ValueError: If positions are missing or not finite, or an example has
-            :math:`k` points or fewer.
+            :math:`k` points or fewer, or :obj:`batch` is not sorted.
     """
 
     def __init__(self, k: int = 8) -> None:
@@ -78,9 +82,7 @@ class KNNGraph(BaseTransform):
                 f"'data.pos' must be finite (got {pos[node].tolist()} at node "
                 f'{node}); remove such points first'
             )
-        sizes = [pos.size(0)]
-        if data.get('ptr') is not None:
-            sizes = data.ptr.diff().tolist()
+        sizes = sizes_of_examples(data, pos.size(0))
         return [self._neighbours(part) for part in pos.split(sizes)]
 
     def _neighbours(self, pos: Tensor) -> Topology:

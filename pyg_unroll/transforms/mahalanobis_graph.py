@@ -128,7 +128,15 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
     def metric(self) -> Tensor:
         r"""The metrics :math:`\mathbf{M} = \mathbf{R}^{\top} \mathbf{R}`,
         :math:`(H, C, C)`.
+
+        Raises:
+            ValueError: If :obj:`in_channels=-1` was not resolved yet.
         """
+        if isinstance(self.weight, UninitializedParameter):
+            raise ValueError(
+                "the metric has no size yet ('in_channels=-1'); call the "
+                'transform once'
+            )
         return self.weight.mT @ self.weight
 
     def distances(self, features: Tensor, topology: Topology) -> Tensor:
@@ -251,12 +259,22 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             edge_weight = edge_weight.squeeze(1)
         return set_edge_weight(copy.copy(data), edge_weight)
 
+    def _save_to_state_dict(
+        self, destination: Any, prefix: str, keep_vars: bool
+    ) -> None:
+        if isinstance(self.weight, UninitializedParameter):
+            destination[f'{prefix}weight'] = self.weight
+        else:
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         given = state_dict.get(f'{prefix}weight')
-        if isinstance(self.weight, UninitializedParameter) and isinstance(
-            given, Tensor
+        if (
+            isinstance(self.weight, UninitializedParameter)
+            and isinstance(given, Tensor)
+            and not isinstance(given, UninitializedParameter)
         ):
             self.in_channels = given.size(-1)
             self.weight.materialize(self._shape())

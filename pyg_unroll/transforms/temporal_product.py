@@ -15,6 +15,7 @@ from pyg_unroll.checks import check_between, check_data, check_tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import edges_of, remember_topology, resolve_graph
 from pyg_unroll.transforms.product import product_topology
+from pyg_unroll.transforms.utils import remove_edges
 
 
 @functional_transform('temporal_product')
@@ -126,14 +127,10 @@ class TemporalProduct(BaseTransform):
         for name in self._names(data):
             signals[name] = _varying(data, name, x)
         edge_index, edge_weight = self._edges(data, x)
-        nodes, edges = (
-            [key for key in data.keys() if is_of(key) and key not in signals]
-            for is_of in (data.is_node_attr, data.is_edge_attr)
-        )
-        for key in nodes:
-            data[key] = _repeat(data, key, num_steps)
-        for key in {*edges, 'edge_index', 'adj_t'} & set(data.keys()):
-            del data[key]
+        remove_edges(data)
+        for key in data.keys():
+            if data.is_node_attr(key) and key not in signals:
+                data[key] = _repeat(data, key, num_steps)
         for key, value in signals.items():
             data[key] = value.flatten(0, 1)
         data.edge_index, data.edge_weight = edge_index, edge_weight

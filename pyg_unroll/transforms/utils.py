@@ -19,8 +19,8 @@ from pyg_unroll.layouts import remember_topology
 
 
 def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
-    """Sets `edge_index`, and in a batch what is needed to take it apart;
-    removes what was said of the edges before.
+    """Sets `edge_index` in place of all edges before, and in a batch what is
+    needed to take it apart.
 
     Args:
         data (Data): Changed in place: a transform's own shallow copy.
@@ -29,14 +29,48 @@ def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
     """
     edge_index = topology.edge_index
     remember_topology(edge_index, topology)
-    # These are of another graph.
-    for key in {'adj_t', 'edge_attr', 'edge_weight'} & set(data.keys()):
-        del data[key]
+    remove_edges(data)
     data.edge_index = edge_index
     if isinstance(data, Batch) and hasattr(data, '_slice_dict'):
         slices = torch.tensor([0, *accumulate(2 * count for count in counts)])
         _set_slices(data, 'edge_index', slices, data.ptr[:-1].cpu())
     return data
+
+
+def remove_edges(data: Data) -> None:
+    """Removes edges and all attributes of edges.
+
+    Args:
+        data (Data): Changed in place: a transform's own shallow copy.
+    """
+    names = {'edge_index', 'edge_attr', 'edge_weight', 'adj_t'}
+    if data.num_edges > 0:  # or any empty attribute is one of the edges
+        names |= {key for key in data.keys() if data.is_edge_attr(key)}
+    for key in names & set(data.keys()):
+        del data[key]
+
+
+def sizes_of_examples(data: Data, num_nodes: int) -> list[int]:
+    """Numbers of nodes of the examples of a batch, or of the only one.
+
+    Args:
+        data (Data): The data, with :obj:`ptr` or :obj:`batch` of a batch.
+        num_nodes (int): Number of nodes.
+
+    Raises:
+        ValueError: If the nodes of an example do not follow each other.
+    """
+    ptr, batch = data.get('ptr'), data.get('batch')
+    if ptr is not None:
+        return ptr.diff().tolist()
+    if batch is None:
+        return [num_nodes]
+    if batch.shape != (num_nodes,) or bool((batch.diff() < 0).any()):
+        raise ValueError(
+            f"'data.batch' must be sorted, one number for each of {num_nodes} "
+            f'nodes (got {list(batch.shape)}); sort the nodes by it'
+        )
+    return batch.bincount().tolist()
 
 
 def set_edge_weight(data: Data, edge_weight: Tensor) -> Data:

@@ -172,7 +172,7 @@ def test_few_known_nodes(known):
     out = fitted.predict()
     low, high = truth[:known].min(), truth[:known].max()
     assert bool(((out >= low - 0.1) & (out <= high + 0.1)).all())
-    with pytest.raises(ValueError, match='intervals need 8 known nodes'):
+    with pytest.raises(ValueError, match=r'coverage=0\.9 need 9 known nodes'):
         fitted.predict_interval()
 
 

@@ -195,7 +195,7 @@ def test_wrong_data():
         GridGraph()(data)
 
 
-@pytest.mark.parametrize('name', ['edge_weight', 'edge_attr', 'adj_t'])
+@pytest.mark.parametrize('name', ['edge_weight', 'edge_attr', 'kind_of_edge'])
 @pytest.mark.parametrize('batched', [False, True])
 def test_attributes_of_other_edges_are_removed(name, batched):
     data = GridGraph(4)(make(2, 3))
@@ -205,3 +205,13 @@ def test_attributes_of_other_edges_are_removed(name, batched):
     assert name not in out and name in data
     if batched:
         assert name not in out.to_data_list()[1]
+
+
+def test_attributes_of_nodes_stay():
+    data = make(2, 3)
+    data.label, data.nothing = torch.ones(6), torch.ones(0)
+    out = GridGraph(8)(GridGraph(4)(data))
+    assert 'label' in out
+    assert 'nothing' in GridGraph(4)(data)
+    data.adj_t = torch.eye(6).to_sparse_csr()
+    assert 'adj_t' not in GridGraph(4)(data)

@@ -84,6 +84,8 @@ def test_batch(query):
     assert_batch_equals_loop(KNNGraph(3), examples)
     batch = KNNGraph(3)(Batch.from_data_list(examples))
     assert batch.validate()
+    plain = Data(pos=batch.pos, batch=batch.batch)  # as PyG's poolings give
+    assert torch.equal(KNNGraph(3)(plain).edge_index, batch.edge_index)
     # Points of different examples are never joined.
     row, col = batch.edge_index
     assert torch.equal(batch.batch[row], batch.batch[col])

@@ -163,6 +163,9 @@ def test_lazy_state_dict():
     lazy.load_state_dict(graph.state_dict())
     assert torch.equal(lazy.weight, graph.weight)
     graph(data)
+    unused = MahalanobisGraph(-1)
+    unused.load_state_dict(MahalanobisGraph(-1).state_dict())
+    assert isinstance(unused.weight, UninitializedParameter)
 
 
 def test_initial_metric_is_euclidean():

@@ -123,13 +123,12 @@ class ImageRestoration(Storage):
             are unchanged.
 
         Raises:
-            ValueError: If the mask is not what the model is for, the noise is
+            ValueError: If shapes or types do not fit, known samples are not
+                finite, the mask is not what the model is for, the noise is
                 negative or not asked for, or the model has another domain.
         """
         reader = self._scene_reader()
-        check_images(image, mask, self.in_channels)
-        self._check_type('image', image)
-        reader.offset(mask)  # refuses masks that the model is not for
+        self._check_scene(image, mask)
         noise_std = self._noise_std(image, mask, noise_std)
 
         def run(image: Tensor, mask: Tensor) -> Tensor:
@@ -147,8 +146,19 @@ class ImageRestoration(Storage):
             out = torch.where(mask, image, out)  # not to rounding only
         return out
 
+    def _check_scene(self, image: Tensor, mask: Tensor) -> tuple[int, int]:
+        """Refuses what the model is not for; returns the mask's offset."""
+        check_images(image, mask, self.in_channels)
+        self._check_type('image', image)
+        return self._scene_reader().offset(mask)
+
     def _check_type(self, name: str, x: Any) -> None:
         dtype = next(self.parameters()).dtype
+        if dtype == torch.float16:
+            raise ValueError(
+                'the model must not be of type torch.float16, in which small '
+                "weights vanish; convert it with '.to(torch.bfloat16)'"
+            )
         is_other = isinstance(x, Tensor) and x.dtype != dtype
         if (
             is_other
@@ -220,8 +230,19 @@ class ImageRestoration(Storage):
         Returns:
             The estimate of each block, :math:`(B, C, H, W)`; about
             :attr:`receptive_field` pixels along the border are worse.
+
+        Raises:
+            ValueError: As :meth:`restore`, and if a size is odd or a mosaic
+                does not begin with red.
         """
         reader = self._scene_reader()
+        offset = self._check_scene(image, mask)
+        if offset != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
+            raise ValueError(
+                f"'image' must have an even size, and a mosaic red at the top "
+                f'left (got {list(image.shape)}, which lacks {offset[0]} '
+                f"row(s) and {offset[1]} column(s)); use 'restore' for others"
+            )
         noise_std = self._noise_std(image, mask, noise_std)
         with torch.autocast(image.device.type, enabled=False):
             filled = reader.fill(image, mask)

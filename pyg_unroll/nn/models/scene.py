@@ -45,7 +45,9 @@ class Scene:
 
 
 def check_images(image: Tensor, mask: Tensor, channels: int) -> None:
-    """Raises a `ValueError` unless an image and its mask have their shapes."""
+    """Raises a `ValueError` unless an image and its mask fit each other, and
+    something finite is known of each channel.
+    """
     shape = f'[batch, {channels}, height, width]'
     check_tensor('image', image, shape)
     check_tensor('mask', mask, shape)
@@ -66,6 +68,16 @@ def check_images(image: Tensor, mask: Tensor, channels: int) -> None:
             f"'mask' must be boolean, True where known, of shape "
             f'{list(image.shape)} or {[1, *image.shape[1:]]} (got '
             f'{mask.dtype} of {list(mask.shape)})'
+        )
+    if not bool((image.isfinite() | ~mask).all()):
+        raise ValueError(
+            "'image' must be finite where it is known; mark other pixels as "
+            "False in 'mask'"
+        )
+    if not bool(mask.flatten(2).any(2).all()):
+        raise ValueError(
+            "'mask' has no known pixel in a channel: there is nothing to "
+            'interpolate from; mark the measured ones as True'
         )
 
 

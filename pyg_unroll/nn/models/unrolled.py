@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 
 from pyg_unroll.checks import check_choice, check_data, check_positive
 from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import resolve_graph
+from pyg_unroll.layouts import edges_of, resolve_graph
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
 from pyg_unroll.nn.models.difference_block import DifferenceBlock
 from pyg_unroll.nn.models.features import (
@@ -199,11 +199,11 @@ class UnrolledNet(ImageRestoration):
             data (Data or Batch): With :obj:`x` :math:`(N, C)`, boolean
                 :obj:`mask` :math:`(N)` or :math:`(N, C)`, True where known
                 *(optional)*, and :obj:`height` and :obj:`width` of images or
-                :obj:`pos` of points. Its :obj:`edge_index`, if any, is used
-                on images and points; its :obj:`noise_std`, if any, is the
-                standard deviation of the noise, in the unit of :obj:`x`, for
-                :obj:`domain='mosaic'` and :obj:`'inpainting'` under soft
-                fidelity.
+                :obj:`pos` of points. Its :obj:`edge_index` or :obj:`adj_t`, if
+                any, is used on images and points; its :obj:`noise_std`, if
+                any, is the standard deviation of the noise, in the unit of
+                :obj:`x`, for :obj:`domain='mosaic'` and :obj:`'inpainting'`
+                under soft fidelity.
 
         Returns:
             The signal :math:`(N, C)`.
@@ -252,10 +252,11 @@ class UnrolledNet(ImageRestoration):
         return estimate
 
     def _topology(self, data: Data) -> Topology:
-        if data.get('edge_index') is None:
+        edges = edges_of(data)
+        if edges is None:
             return self.graph.topology(data)
         num_nodes, dtype = data.x.size(0), data.x.dtype
-        return resolve_graph(data.edge_index, None, num_nodes, dtype)[0]
+        return resolve_graph(edges, None, num_nodes, dtype)[0]
 
     def __repr__(self) -> str:
         return (

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch_geometric.data import Batch, Data
+from torch_geometric.utils import to_torch_csr_tensor
 
 from pyg_unroll import (
     GridGraph,
@@ -218,6 +219,10 @@ def test_uses_edges_of_the_data(cls, domain):
     expected = model(data)
     assert torch.equal(model(same), expected)
     assert not torch.allclose(model(other), expected)
+    sparse = other.clone()
+    sparse.adj_t = to_torch_csr_tensor(sparse.edge_index)
+    sparse.edge_index = None
+    assert torch.equal(model(sparse), model(other))
     other.edge_index = other.edge_index[:, 1:]
     with pytest.raises(ValueError, match='no reverse edge'):
         model(other)
