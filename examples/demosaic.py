@@ -25,6 +25,7 @@ import matplotlib
 import numpy as np
 import skimage.data
 import torch
+from outputs import check_out
 from photos import SUFFIXES, load_image
 from raw import SUFFIXES as RAW
 from raw import read_raw, write_tiff
@@ -69,18 +70,17 @@ def make_model(
     """The trained net where there is one, and its name."""
     cls = UnrolledGLR if args.prior == 'glr' else UnrolledGTV
     if not args.untrained and is_bayer:
-        weights = ['demosaic-bayer-noisy'] if noisy else []
-        for name in (*weights, 'demosaic-bayer'):
-            if name in cls.pretrained_names():
-                if noisy and name != weights[0]:
-                    print(
-                        f'note: no weights of {cls.__name__} for noise; using '
-                        f'those without',
-                        file=sys.stderr,
-                    )
-                model = cls.from_pretrained(name)
-                model.num_views = args.views
-                return f'{cls.__name__}, trained', model
+        name = 'demosaic-bayer-noisy' if noisy else 'demosaic-bayer'
+        if name not in cls.pretrained_names():
+            print(
+                f'note: no weights of {cls.__name__} for noise; using those '
+                f'without',
+                file=sys.stderr,
+            )
+            name = 'demosaic-bayer'
+        model = cls.from_pretrained(name)
+        model.num_views = args.views
+        return f'{cls.__name__}, trained', model
     if not args.untrained:
         print(
             f'note: no trained weights for {cls.__name__} and this sensor; '
@@ -320,43 +320,51 @@ def main() -> None:
     args = parse()
     is_raw = args.image is not None and args.image.suffix.lower() in RAW
     out = args.out or Path('demosaic.tif' if is_raw else 'demosaic.png')
-    if not out.parent.is_dir():
-        sys.exit(f"error: there is no folder '{out.parent}' for --out")
-    if args.menon and args.pattern == 'X-Trans':
-        sys.exit('error: --menon needs a Bayer pattern')
+    if args.menon and (is_raw or args.pattern == 'X-Trans'):
+        sys.exit('error: --menon needs a photograph and a Bayer pattern')
     if args.noise is not None and not 0 <= args.noise <= 255:
         sys.exit(f'error: --noise must lie in [0, 255] (got {args.noise})')
-    if is_raw:
-        if out.suffix.lower() not in ('.tif', '.tiff'):
-            sys.exit(
-                f"error: --out of a camera file must be .tif (got '{out}')"
-            )
-        try:
+    try:
+        if is_raw:
+            check_out(out, ('.tif', '.tiff'))
             develop(args, out)
-        except ValueError as error:
-            sys.exit(f'error: {error}')
-        return
+            return
+        images = read_images(args.image)
+        if len(images) == 1:
+            check_out(out)
+        elif args.out:
+            raise ValueError('--out is for one image; a folder gives scores')
+    except ValueError as error:
+        sys.exit(f'error: {error}')
     noise = (args.noise or 0) / 255
     ours, model = make_model(args, args.pattern != 'X-Trans', noise > 0)
     methods = {'bilinear': bilinear, ours: graph_method(model, noise)}
     if args.menon:
         methods['Menon 2007'] = menon
-    try:
-        images = read_images(args.image)
-        scores: dict[str, list[tuple[float, ...]]] = {m: [] for m in methods}
-        progress = tqdm(images, disable=len(images) == 1, unit='image')
-        for k, (name, read) in enumerate(progress):
+    scores: dict[str, list[tuple[float, ...]]] = {m: [] for m in methods}
+    progress = tqdm(images, disable=len(images) == 1, unit='image')
+    for k, (name, read) in enumerate(progress):
+        try:
             image = read()
             data = add_noise(mosaic(image, args.pattern), noise, k)
+            if not bool(data.mask.any(0).all()):
+                size = ' x '.join(map(str, image.shape[1:]))
+                raise ValueError(f"'{name}' is too small ({size} pixels)")
             results = evaluate(image, data, methods)
-            for method, (_, *numbers) in results.items():
-                scores[method].append(tuple(numbers))
-            line = ', '.join(f'{m} {r[1]:.2f} dB' for m, r in results.items())
-            progress.write(f'{name}: {line}') if len(images) > 1 else None
-    except (ValueError, ImportError) as error:
-        sys.exit(f'error: {error}')
+        except ValueError as error:
+            progress.write(f'error: {error}', file=sys.stderr)
+            continue
+        except ImportError as error:
+            sys.exit(f'error: {error}')
+        for method, (_, *numbers) in results.items():
+            scores[method].append(tuple(numbers))
+        line = ', '.join(f'{m} {r[1]:.2f} dB' for m, r in results.items())
+        progress.write(f'{name}: {line}') if len(images) > 1 else None
+    count = len(scores[ours])
+    if not count:
+        sys.exit(1)
 
-    title = images[0][0] if len(images) == 1 else f'{len(images)} images'
+    title = images[0][0] if len(images) == 1 else f'{count} images'
     print(f'{title}, {args.pattern}, mean over images')
     print(f'{"":22}{"PSNR dB":>9}{"SSIM":>9}{"seconds":>9}{"parameters":>12}')
     for method, rows in scores.items():
@@ -368,6 +376,8 @@ def main() -> None:
     if len(images) == 1:
         plot(image, data, results, ours, out)
         print(f'Wrote {out}')
+    if count < len(images):
+        sys.exit(f'error: {len(images) - count} images are not in the scores')
 
 
 if __name__ == '__main__':

@@ -25,6 +25,7 @@ import numpy as np
 import skimage.data
 import torch
 from matplotlib.patches import Rectangle
+from outputs import check_out
 from photos import load_image
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 from torch import Tensor
@@ -62,7 +63,10 @@ def read_photo(path: Path | None, size: int) -> Tensor:
         photo = load_image(path).expand(3, -1, -1)
     height, width = (min(size, s) // 2 * 2 for s in photo.shape[1:])
     if min(height, width) < 6 * RADIUS:
-        raise ValueError(f'the image must have {6 * RADIUS} pixels a side')
+        raise ValueError(
+            f'the image must have {6 * RADIUS} pixels a side, and --size be as '
+            f'large (got {height} x {width})'
+        )
     row, col = (photo.size(1) - height) // 2, (photo.size(2) - width) // 2
     return photo[:, row : row + height, col : col + width].contiguous()
 
@@ -98,6 +102,8 @@ def pick_pixels(photo: Tensor) -> dict[str, tuple[int, int]]:
     # From the middle of the edge to the foot of it.
     down, right = np.gradient(grey)
     length = np.hypot(down[row, col], right[row, col])
+    if not length > 0:
+        raise ValueError('the image has no edges in its middle; take another')
     pixels['edge'] = (
         row + round(2 * down[row, col] / length),
         col + round(2 * right[row, col] / length),
@@ -381,10 +387,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Runs the example."""
     args = parse()
-    if not args.out.parent.is_dir():
-        sys.exit(f"error: there is no folder '{args.out.parent}' for --out")
     cls = UnrolledGLR if args.prior == 'glr' else UnrolledGTV
     try:
+        check_out(args.out)
         photo = read_photo(args.image, args.size)
         model = cls.from_pretrained(args.weights)
         data = observe(photo, args.weights)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, is_zipfile
 
 import numpy as np
 import torch
+from outputs import check_out
 from scipy.spatial import Delaunay, KDTree
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import remove_self_loops, to_undirected
 
 KM_PER_DEGREE = 111.32  # of latitude
+MIN_KNOWN = 10  # for a fit, with intervals
+_GAPS = (
+    '; parts of it are hidden and scored. Real gaps are filled by '
+    "'GraphInterpolator' or 'TemporalInterpolator'"
+)
 
 
 def make_parser(
@@ -45,8 +52,18 @@ def make_parser(
         )
     add('--hidden', type=float, default=hidden, help='share of hidden nodes')
     add('--seed', type=int, default=0)
-    add('--out', type=Path, default=Path(out), help='PNG to write')
+    add('--out', type=Path, default=Path(out), help='figure to write')
     return parser
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs an example; tells what is wrong with its input in one line."""
+    torch.set_grad_enabled(False)
+    torch.set_num_threads(1)  # many small operators
+    try:
+        main()
+    except ValueError as error:
+        raise SystemExit(f'error: {error}') from error
 
 
 def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
@@ -57,8 +74,9 @@ def parse_args(parser: argparse.ArgumentParser) -> argparse.Namespace:
         parser.error(f'--hidden must lie between 0 and 1 (got {args.hidden})')
     if file is not None and not file.exists():
         parser.error(f"there is no file or folder '{file}'")
-    if not args.out.resolve().parent.is_dir():
-        parser.error(f"no such folder: '{args.out.resolve().parent}'")
+    if args.seed < 0:
+        parser.error(f'--seed must not be negative (got {args.seed})')
+    check_out(args.out)
     return args
 
 
@@ -104,8 +122,14 @@ class Signal:
         """Hides a share of the nodes, all features of them."""
         truth = self.data.x
         count = len(truth)
+        known = count - round(share * count)
+        if not MIN_KNOWN <= known < count:
+            raise ValueError(
+                f'--hidden {share:g} leaves {known} of {count} nodes known; at '
+                f'least {MIN_KNOWN} must be, and one hidden'
+            )
         chance = np.random.default_rng(1000 + seed)
-        hidden = chance.permutation(count)[: round(share * count)]
+        hidden = chance.permutation(count)[: count - known]
         mask = torch.ones(count, dtype=torch.bool)
         mask[torch.from_numpy(hidden)] = False
         if self.standardize:
@@ -141,51 +165,139 @@ def load(path: Path, limit: int = 0, seed: int = 0) -> Signal:
         limit (int): Draw so many nodes if there are more; 0 takes all.
         seed (int): Seed of that.
     """
-    if path.is_dir():
-        files = sorted(path.glob('*.npz'))
-        if len(files) != 1:
-            raise SystemExit(f"error: '{path}' must hold one .npz file")
-        path = files[0]
     try:
-        with np.load(path) as file:
-            names = ('y', 'pos', 'x', 'edge_index', 'edge_weight')
-            arrays = {name: file[name] for name in names if name in file}
-    except (OSError, ValueError, BadZipFile) as error:
+        data = _to_data(_read(path))
+    except ValueError as error:
         raise SystemExit(f"error: cannot read '{path}': {error}") from error
-    if 'y' not in arrays:
-        raise SystemExit(f"error: '{path}' has no signal 'y'")
-    y = torch.from_numpy(arrays['y']).double().view(len(arrays['y']), -1)
-    if not bool(y.isfinite().all()):
-        raise SystemExit(
-            f"error: 'y' of '{path}' must be complete, as parts of it are "
-            f"hidden and scored; real gaps are filled by 'GraphInterpolator' "
-            f"or 'TemporalInterpolator'"
-        )
-    data = Data(x=y)
-    if arrays.get('pos', np.empty((0, 0))).size:
-        data.pos = kilometres(torch.from_numpy(arrays['pos']).double())
-    if 'x' in arrays:
-        data.covariates = torch.from_numpy(arrays['x']).double()
-    if 'edge_index' in arrays:
-        edges = torch.from_numpy(arrays['edge_index']).long()
-        weight = torch.ones(edges.size(1), dtype=torch.float64)
-        if 'edge_weight' in arrays:
-            weight = torch.from_numpy(arrays['edge_weight']).double()
-        # Of two directions, the stronger counts.
-        data.edge_index, data.edge_weight = to_undirected(
-            *remove_self_loops(edges, weight), len(y), reduce='max'
-        )
-    elif 0 < limit < len(y):
+    count = len(data.x)
+    if data.get('edge_index') is None and 0 < limit < count:
         chance = np.random.default_rng(seed)
-        chosen = chance.choice(len(y), limit, replace=False)
+        chosen = chance.choice(count, limit, replace=False)
         data = Data(
             **{name: value[chosen] for name, value in data.to_dict().items()}
         )
-    return Signal(data, samples=y.size(1) > 100)
+    return Signal(data, samples=data.x.size(1) > 100)
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """Arrays of numbers in an NPZ file, or in the one in a folder."""
+    if path.is_dir():
+        files = sorted(path.glob('*.npz'))
+        if len(files) != 1:
+            raise ValueError(f'it must hold one .npz file (has {len(files)})')
+        path = files[0]
+    try:
+        with path.open('rb') as stream:
+            if not is_zipfile(stream):
+                raise ValueError('it is no NPZ file; numpy.savez writes one')
+        with np.load(path) as file:
+            if 'y' not in file:
+                raise ValueError(f"it has no signal 'y' (but {file.files})")
+            names = ('y', 'pos', 'x', 'edge_index', 'edge_weight')
+            return {n: _numbers(file, n) for n in names if n in file}
+    except (OSError, BadZipFile) as error:
+        raise ValueError(error) from error
+
+
+def _numbers(file: Mapping[str, np.ndarray], name: str) -> np.ndarray:
+    try:
+        value = np.asarray(file[name])
+        if value.dtype.kind not in 'biuf':
+            raise TypeError(f'its type is {value.dtype}')
+    except Exception as error:  # NumPy raises errors of any kind
+        raise ValueError(
+            f"'{name}' is no readable array of numbers: {error}"
+        ) from error
+    return value
+
+
+def _to_data(arrays: dict[str, np.ndarray]) -> Data:
+    """Checks arrays that fit each other."""
+    count = len(np.atleast_1d(arrays['y']))
+    data = Data(x=_matrix(arrays, 'y', count, _GAPS))
+    if not data.x.numel():
+        raise ValueError(f"'y' is empty (shape {list(data.x.shape)})")
+    if 'pos' in arrays:
+        pos = _matrix(arrays, 'pos', count)
+        if pos.size(1):  # none are sometimes stored so
+            data.pos = kilometres(pos)
+    if 'x' in arrays:
+        data.covariates = _matrix(arrays, 'x', count)
+    if 'edge_index' in arrays:
+        data.edge_index, data.edge_weight = _edges(arrays, count)
+    elif 'edge_weight' in arrays:
+        raise ValueError("it has 'edge_weight', but no 'edge_index'")
+    elif data.get('pos') is None:
+        raise ValueError("it has neither 'pos' nor 'edge_index'")
+    return data
+
+
+def _matrix(
+    arrays: dict[str, np.ndarray], name: str, count: int, hint: str = ''
+) -> Tensor:
+    """Finite numbers `[count, columns]`."""
+    value = torch.from_numpy(arrays[name].astype(np.float64))
+    value = value.unsqueeze(1) if value.dim() == 1 else value
+    if value.dim() != 2 or len(value) != count:
+        raise ValueError(
+            f"'{name}' must have shape [{count}, columns] "
+            f'(got {list(value.shape)})'
+        )
+    bad = (~value.isfinite()).nonzero()
+    if len(bad):
+        row, column = bad[0].tolist()
+        raise ValueError(
+            f"'{name}' must be finite (got {float(value[row, column])} in row "
+            f'{row}, column {column}){hint}'
+        )
+    return value
+
+
+def _edges(arrays: dict[str, np.ndarray], count: int) -> tuple[Tensor, Tensor]:
+    """Edges in both directions, and their weights."""
+    edges = arrays['edge_index']
+    shape = list(edges.shape)
+    if edges.dtype.kind not in 'iu' or len(shape) != 2 or shape[0] != 2:
+        raise ValueError(
+            f"'edge_index' must be integers of shape [2, edges] "
+            f'(got {edges.dtype} {shape})'
+        )
+    wrong = edges[(edges < 0) | (edges >= count)]
+    if wrong.size:
+        raise ValueError(
+            f"'edge_index' must be rows of 'y', 0 to {count - 1} "
+            f'(got {wrong[0]})'
+        )
+    weight = torch.ones(shape[1], dtype=torch.float64)
+    if 'edge_weight' in arrays:
+        weight = _matrix(arrays, 'edge_weight', shape[1]).squeeze(1)
+        if weight.dim() != 1 or bool((weight < 0).any()):
+            raise ValueError(
+                "'edge_weight' must be one number per edge, not negative; use "
+                "a kernel such as 'exp(-distance)'"
+            )
+    edge_index = torch.from_numpy(edges.astype(np.int64))
+    # Of two directions, the stronger counts.
+    return to_undirected(
+        *remove_self_loops(edge_index, weight), count, reduce='max'
+    )
 
 
 def kilometres(pos: Tensor) -> Tensor:
     """Longitude and latitude to kilometres east and north."""
+    if pos.size(1) != 2:
+        raise ValueError(
+            f"'pos' must have two columns, longitude and latitude "
+            f'(got {pos.size(1)})'
+        )
+    wrong = (pos[:, 1].abs() > 90) | (pos[:, 0] < -180) | (pos[:, 0] > 360)
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"'pos' must be longitude and latitude in degrees (got "
+            f'{pos[row].tolist()} in row {row}); convert it, or swap its '
+            f'columns'
+        )
     shrink = torch.cos(torch.deg2rad(pos[:, 1].mean()))  # meridians converge
     return KM_PER_DEGREE * pos * torch.stack([shrink, torch.ones_like(shrink)])
 

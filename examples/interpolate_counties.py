@@ -12,8 +12,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from graph_data import HiddenSignal, districts, load, make_parser, parse_args
+from graph_data import (
+    HiddenSignal,
+    districts,
+    load,
+    make_parser,
+    parse_args,
+    run,
+)
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
 
@@ -32,7 +38,7 @@ def main() -> None:
     else:
         signal = load(args.file)
         if signal.data.get('edge_index') is None:
-            raise SystemExit(f"error: '{args.file}' has no 'edge_index'")
+            raise ValueError(f"'{args.file}' has no 'edge_index'")
         signal.standardize = True
     problem = signal.hide(args.hidden, args.seed)
     count, features = problem.truth.shape
@@ -90,6 +96,4 @@ def draw(
 
 
 if __name__ == '__main__':
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)  # many small operators
-    main()
+    run(main)

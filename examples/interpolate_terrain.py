@@ -15,7 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from graph_data import HiddenSignal, make_parser, parse_args, stations, terrain
+from graph_data import (
+    HiddenSignal,
+    make_parser,
+    parse_args,
+    run,
+    stations,
+    terrain,
+)
 from graph_peers import compare, methods, print_rows
 from torch import Tensor
 from torch_geometric.data import Data
@@ -32,8 +39,8 @@ def main() -> None:
     add('--points', type=int, default=4000, help='number of points')
     add('--temperature', action='store_true', help='generated temperatures')
     args = parse_args(parser)
-    if args.points < 50 or round((1 - args.hidden) * args.points) < 10:
-        parser.error('--points must be at least 50, 10 of them known')
+    if args.points < 50:
+        parser.error(f'--points must be at least 50 (got {args.points})')
     make = stations if args.temperature else terrain
     problem = make(args.points, args.seed).hide(args.hidden, args.seed)
     known = int(problem.mask.sum())
@@ -169,6 +176,4 @@ def draw_metric(metric: Tensor, data: Data, axis: Any) -> None:
 
 
 if __name__ == '__main__':
-    torch.set_grad_enabled(False)
-    torch.set_num_threads(1)  # many small operators
-    main()
+    run(main)

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import time
 from collections.abc import Callable
 
@@ -33,6 +34,7 @@ from pyg_unroll import GLRConv
 
 ALPHAS = (0.02, 0.05, 0.1)
 HIDDEN = 32
+MAX_NODES = 10_000  # chance decides on each pair of them
 EVERY = 2  # epochs between looks at the validation nodes
 
 
@@ -58,8 +60,8 @@ def main() -> None:
             seconds[name] = seconds.get(name, 0.0) + spent / len(trained)
         strengths.append((net.propagation.mu, net.mu()))
     print(
-        f'{args.seeds} graphs of {args.nodes} nodes, about '
-        f'{data.num_edges // args.nodes} neighbours each, {args.classes} '
+        f'{args.seeds} graphs of {data.num_nodes} nodes, about '
+        f'{data.num_edges // data.num_nodes} neighbours each, {args.classes} '
         f'classes, {args.labels} labels of each\n'
     )
     print(f'{"net":<34}{"test accuracy [%]":>19}{"s per training":>16}')
@@ -90,16 +92,18 @@ def parse_args() -> argparse.Namespace:
     add('--seeds', type=int, default=5, help='number of graphs')
     args = parser.parse_args()
     for name, value in vars(args).items():
-        if name != 'noise' and not value > 0:
+        if not 0 < value < math.inf and (name, value) != ('noise', 0):
             parser.error(f'--{name} must be positive (got {value})')
-    if not args.mixing < 1 or args.noise < 0:
-        parser.error('--mixing must be below 1, --noise not negative')
+    if not args.mixing < 1:
+        parser.error(f'--mixing must be below 1 (got {args.mixing})')
     if args.classes < 2 or args.nodes < 4 * args.classes * args.labels:
         parser.error(
             'give at least two classes, and --nodes four times as many as '
             'there are labels'
         )
-    if args.degree * args.classes > args.nodes:
+    if args.nodes > MAX_NODES:
+        parser.error(f'--nodes must be at most {MAX_NODES} (got {args.nodes})')
+    if args.degree > args.nodes // args.classes:
         parser.error('--degree must not exceed the size of a class')
     return args
 

@@ -1,4 +1,5 @@
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
+import torch
 from PIL import Image
 
 EXAMPLES = Path(__file__).parents[2] / 'examples'
@@ -20,6 +22,26 @@ def run(script, *arguments):
         env={**os.environ, 'OMP_NUM_THREADS': '2'},
         timeout=600,
     )
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """What an example says that ends with an error, run in this process."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    threads = torch.get_num_threads()
+
+    def run_here(script, *arguments):
+        monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
+        with torch.enable_grad(), pytest.raises(SystemExit) as end:
+            runpy.run_path(str(EXAMPLES / script), run_name='__main__')
+        code = end.value.code
+        assert code
+        message = capsys.readouterr().err if isinstance(code, int) else code
+        assert 'error: ' in message.splitlines()[-1]
+        return message
+
+    yield run_here
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
@@ -72,18 +94,33 @@ def test_demosaic_folder_with_grey_and_deep_images(tmp_path, photo):
     assert done.stderr.count('is grey') == 2
 
 
-def test_demosaic_errors(tmp_path):
+@pytest.mark.parametrize(
+    ('arguments', 'problem'),
+    [
+        (('missing.png',), "missing.png': it does not exist"),
+        (('note.png',), "note.png': it is not an image"),
+        (('dot.png',), "'dot.png' is too small (1 x 1 pixels)"),
+        (('dot.png', '--out', 'figure.xyz'), '--out must be .png'),
+        (('.', '--out', 'figure.png'), '--out is for one image'),
+    ],
+)
+def test_demosaic_errors(tmp_path, refusal, arguments, problem):
     (tmp_path / 'note.png').write_text('no image')
-    for path, problem in (
-        (tmp_path / 'missing.png', 'does not exist'),
-        (tmp_path / 'note.png', 'not an image'),
-    ):
-        done = run('demosaic.py', path)
-        assert done.returncode == 1
-        assert done.stderr.startswith('error:'), done.stderr
-        assert problem in done.stderr
-        assert 'Traceback' not in done.stderr
-        assert path.name in done.stderr
+    Image.new('RGB', (1, 1)).save(tmp_path / 'dot.png')
+    name, *options = arguments
+    assert problem in refusal('demosaic.py', tmp_path / name, *options)
+
+
+def test_demosaic_folder_with_a_broken_image(tmp_path, photo):
+    (tmp_path / 'a.png').write_text('no image')
+    for name in ('b.png', 'c.png'):
+        Image.fromarray(photo[:20, :20]).save(tmp_path / name)
+    done = run('demosaic.py', tmp_path)
+    assert done.returncode == 1
+    assert 'error: 1 images are not in the scores' in done.stderr
+    assert "a.png': it is not an image" in done.stderr
+    assert '2 images' in done.stdout
+    assert figures(done.stdout, 'UnrolledGLR')[0] > 20
 
 
 @pytest.mark.parametrize(
@@ -122,11 +159,19 @@ def test_explain(tmp_path, photo, options):
     assert min(Image.open(out).size) > 1000
 
 
-def test_explain_errors(tmp_path):
+@pytest.mark.parametrize(
+    ('options', 'problem'),
+    [
+        (('--size', 20), 'error: the image must have 42 pixels'),
+        (('--out', 'page.xyz'), '--out must be .png'),
+        (('flat.png',), 'no edges in its middle'),
+    ],
+)
+def test_explain_errors(tmp_path, refusal, options, problem):
+    Image.new('RGB', (60, 60)).save(tmp_path / 'flat.png')
+    options = [tmp_path / o if o == 'flat.png' else o for o in options]
     out = tmp_path / 'page.png'
-    done = run('explain_demosaic.py', '--size', 20, '--out', out)
-    assert done.returncode == 1
-    assert done.stderr.startswith('error: the image must')
+    assert problem in refusal('explain_demosaic.py', '--out', out, *options)
 
 
 def rmse_of(output, method):
@@ -167,13 +212,89 @@ def test_counties_and_sensors(tmp_path):
         assert '60 ' in done.stdout
         assert rmse_of(done.stdout, 'GraphInterpolator') < 0.2
         assert min(Image.open(out).size) > 300
-    for script in ('counties', 'sensors'):
-        wrong = run(f'interpolate_{script}.py', tmp_path / 'nowhere')
-        assert wrong.returncode == 2
-        assert 'there is no file or folder' in wrong.stderr
-    file.write_bytes(b'nothing')
-    wrong = run('interpolate_sensors.py', file)
-    assert wrong.stderr.startswith('error: cannot read')
+
+
+@pytest.mark.parametrize('script', ['counties', 'sensors'])
+def test_no_file(tmp_path, refusal, script):
+    wrong = refusal(f'interpolate_{script}.py', tmp_path / 'nowhere')
+    assert 'there is no file or folder' in wrong
+
+
+@pytest.fixture
+def load(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    from graph_data import load
+
+    return load
+
+
+LINE = np.stack([np.arange(3), np.arange(1, 4)])
+POINTS = np.arange(8.0).reshape(4, 2)
+
+
+@pytest.mark.parametrize(
+    ('change', 'problem'),
+    [
+        ({'y': None}, "no signal 'y'"),
+        ({'pos': None, 'edge_index': None}, "neither 'pos' nor"),
+        ({'y': POINTS[:, :0]}, "'y' is empty"),
+        ({'y': np.ones((4, 1, 2))}, "'y' must have shape"),
+        ({'y': np.array([[1, {}]] * 4)}, "'y' is no readable array"),
+        ({'y': POINTS.astype(str)}, "'y' is no readable array"),
+        ({'y': POINTS * np.nan}, "'y' must be finite"),
+        ({'y': np.ones((5, 2))}, r"'pos' must have shape \[5, columns\]"),
+        ({'pos': POINTS[:, 0]}, 'must have two columns'),
+        ({'pos': POINTS - [np.nan, 0]}, "'pos' must be finite .* row 0"),
+        ({'pos': POINTS - [0, -90]}, 'latitude in degrees .* row 0'),
+        ({'pos': POINTS - [181, 0]}, 'latitude in degrees .* row 0'),
+        ({'x': POINTS[:2]}, "'x' must have shape"),
+        ({'edge_index': LINE.T}, r'of shape \[2, edges\]'),
+        ({'edge_index': LINE + 0.5}, "'edge_index' must be integers"),
+        ({'edge_index': LINE + 1}, "rows of 'y', 0 to 3"),
+        ({'edge_weight': [1]}, "'edge_weight' must have shape"),
+        ({'edge_weight': [1, 1, -1]}, 'not negative'),
+        ({'edge_weight': [1], 'edge_index': None}, "no 'edge_index'"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path, load, change, problem):
+    arrays = {'y': POINTS, 'pos': POINTS, 'edge_index': LINE, **change}
+    arrays = {n: value for n, value in arrays.items() if value is not None}
+    np.savez(tmp_path / 'signal.npz', **arrays)
+    with pytest.raises(SystemExit, match=f'error: cannot read .*{problem}'):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize('content', [b'', b'y\n1\n', b'PK', None])
+def test_not_an_npz_file(tmp_path, load, content):
+    file = tmp_path / 'signal.npz'
+    np.savez(file, y=POINTS, pos=POINTS)
+    data = file.read_bytes()[:300] if content is None else content
+    file.write_bytes(data)
+    with pytest.raises(SystemExit, match='it is no NPZ file'):
+        load(file)
+
+
+def test_type_of_numbers(tmp_path, load):
+    file = tmp_path / 'signal.npz'
+    np.savez(file, y=POINTS[:, 0].astype('>f4'), pos=POINTS - [-240, 0])
+    assert load(file).data.x.squeeze(1).tolist() == POINTS[:, 0].tolist()
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'problem'),
+    [
+        (('counties.py', 'FILE'), 'leaves 2 of 4 nodes known'),
+        (('terrain.py', '--points', 100, '--hidden', 0.95), 'leaves 5 of 100'),
+        (('terrain.py', '--seed', -1), '--seed must not be negative'),
+        (('terrain.py', '--out', 'map'), '--out must be .png'),
+        (('terrain.py', '--out', 'none/map.png'), "no folder 'none'"),
+    ],
+)
+def test_interpolation_errors(tmp_path, refusal, arguments, problem):
+    file = tmp_path / 'signal.npz'
+    np.savez(file, y=POINTS, edge_index=LINE)
+    script, *options = (file if a == 'FILE' else a for a in arguments)
+    assert problem in refusal(f'interpolate_{script}', *options)
 
 
 def test_node_classification():
@@ -186,8 +307,19 @@ def test_node_classification():
     scores = {row[:34].strip(): float(row[34:].split()[0]) for row in rows}
     assert len(scores) == 4
     assert scores['MLP + GLRConv'] > scores['MLP'] + 10
-    wrong = run('node_classification.py', '--mixing', 1)
-    assert wrong.returncode == 2 and '--mixing must be below 1' in wrong.stderr
+
+
+@pytest.mark.parametrize(
+    ('option', 'value', 'problem'),
+    [
+        ('--mixing', 1, '--mixing must be below 1'),
+        ('--noise', 'nan', '--noise must be positive'),
+        ('--nodes', 100_000, '--nodes must be at most'),
+        ('--degree', 201, '--degree must not exceed'),
+    ],
+)
+def test_node_classification_errors(refusal, option, value, problem):
+    assert problem in refusal('node_classification.py', option, value)
 
 
 @pytest.mark.parametrize(
