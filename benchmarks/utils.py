@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
 import sys
 import time
@@ -195,7 +196,7 @@ def report(name: str, rows: list[Row], device: str, write: bool) -> None:
     Figures of CUDA go below those of the CPU, which go between the markers
     `<!-- name -->` and `<!-- end -->` of RESULTS.md.
     """
-    command = ' '.join(['python', *sys.argv])
+    command = shlex.join(['python', *sys.argv])
     where = environment(device)
     text = f'`{command}`: {where}\n\n{table(rows)}'
     print(text)
