@@ -416,6 +416,7 @@ def process_group() -> Iterator[tuple[int, int]]:
     dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
     try:
         yield dist.get_rank(), world
+        dist.barrier()  # gloo can hang where one leaves while another writes
     finally:
         dist.destroy_process_group()
 
