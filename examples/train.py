@@ -147,8 +147,11 @@ def parse_args() -> argparse.Namespace:
         default=4 if has_cuda else 0,
         help='processes that cut patches while the net learns',
     )
-    default = 'cuda' if has_cuda else 'cpu'
-    add('--device', default=default, help='cpu or cuda')
+    add(
+        '--device',
+        default='cuda' if has_cuda else 'cpu',
+        help='cpu or cuda',
+    )
     add(
         '--no-amp',
         action='store_true',
@@ -164,9 +167,12 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     for name, value in vars(args).items():
         flag = f'--{name.replace("_", "-")}'
-        if name not in _MAY_BE_ZERO and isinstance(value, (int, float)):
-            if not isinstance(value, bool) and not value > 0:
-                parser.error(f'{flag} must be positive (got {value})')
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        if not value >= 0:
+            parser.error(f'{flag} must not be negative (got {value})')
+        if value == 0 and name not in _MAY_BE_ZERO:
+            parser.error(f'{flag} must be positive (got {value})')
     if args.patch < 32 or args.patch % 2:
         parser.error(f'--patch must be even and at least 32 ({args.patch})')
     for folder in (args.folder, args.val, args.out.parent):

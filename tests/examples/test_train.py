@@ -54,7 +54,7 @@ def test_trains_and_resumes(photos, tmp_path):
     state = torch.load(path, weights_only=True)
     state['seconds'] = 1.5
     torch.save(state, path)
-    done = run('train.py', *options, '--resume')
+    done = run('train.py', *options, '--resume', '--workers', 1)
     assert done.returncode == 0, done.stderr
     again = rows(tmp_path / 'net.csv')
     assert again[: len(first)] == first
@@ -180,6 +180,7 @@ def test_errors(photos, tmp_path):
         ((tmp_path / 'nowhere',), 'is not a folder'),
         ((photos, '--patch', 33), 'must be even'),
         ((photos, '--lr', 0), '--lr must be positive'),
+        ((photos, '--workers', -1), '--workers must not be negative'),
         ((photos, '--patch', 128), 'as large as --patch'),
         ((photos, '--resume'), 'no checkpoint'),
         ((photos, '--init', tmp_path / 'no.safetensors'), 'no file'),
