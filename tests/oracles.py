@@ -118,14 +118,19 @@ def spsolve_glr(x, edge_index, edge_weight, mask):
     mask = mask.view(x.size(0), -1).expand_as(x).numpy()
     for f in range(out.shape[1]):
         known = mask[:, f]
-        system = matrix[~known][:, ~known].tocsc()
-        # SuperLU takes no others; SciPy 1.11 does not convert them.
-        system.indices, system.indptr = (
-            index.astype(np.intc) for index in (system.indices, system.indptr)
-        )
         right = -matrix[~known][:, known] @ out[known, f]
-        out[~known, f] = spsolve(system, right)
+        out[~known, f] = superlu(matrix[~known][:, ~known], right)
     return torch.from_numpy(out)
+
+
+def superlu(matrix, right):
+    """Solves a sparse system."""
+    system = matrix.tocsc()
+    # SuperLU takes no others; SciPy 1.11 does not convert them.
+    system.indices, system.indptr = (
+        index.astype(np.intc) for index in (system.indices, system.indptr)
+    )
+    return spsolve(system, right)
 
 
 def _one_direction(edge_index, edge_weight, num_nodes):
