@@ -28,7 +28,7 @@ from pyg_unroll import GLRConv, UnrolledGLR, UnrolledGTV
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
 from photos import psnr
-from train import Loss, mixed_precision
+from train import Loss
 from training_data import Patches, Task, largest, read_images
 
 BASE: dict[str, Any] = {
@@ -125,8 +125,7 @@ def train(net: torch.nn.Module, patches: Patches, steps: int) -> float:
         rate = 0.5 * (1 + math.cos(math.pi * step / steps))
         rate *= min(1.0, (step + 1) / 50)
         optimizer.param_groups[0]['lr'] = RATE * rate
-        with mixed_precision('cpu'):
-            loss = loss_of(patches[step])
+        loss = loss_of(*patches[step].tensors)
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(chosen, 0.2)

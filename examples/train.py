@@ -52,25 +52,39 @@ class Loss(torch.nn.Module):
         model (UnrolledGLR or UnrolledGTV): The net.
         early (float): Weight of the estimates before the last.
         knee (float): Error from which on the loss is linear.
+        amp (bool): Mixed precision, where it is fast.
         crop (int): Pixels left out at the border of a patch.
     """
 
     def __init__(
-        self, model: Models, early: float, knee: float, crop: int = 8
+        self,
+        model: Models,
+        early: float,
+        knee: float,
+        amp: bool = True,
+        crop: int = 8,
     ) -> None:
         super().__init__()
         self.model = model
         self.early = early
         self.knee = knee
+        self.amp = amp
         self.crop = crop
 
-    def forward(self, sample: Sample) -> Tensor:
-        """Returns the loss of patches."""
-        outs = self.model.estimates(sample.image, sample.mask, sample.noise_std)
+    def forward(
+        self,
+        truth: Tensor,
+        image: Tensor,
+        mask: Tensor,
+        noise_std: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the loss of patches, see `Sample`."""
+        with mixed_precision(image.device.type, self.amp):
+            outs = self.model.estimates(image, mask, noise_std)
         inner = slice(self.crop, -self.crop or None)
         losses = []
         for out in outs:
-            error = (out - sample.truth)[..., inner, inner]
+            error = (out - truth)[..., inner, inner]
             losses.append((error.square() + self.knee**2).sqrt().mean())
         return losses[-1] + self.early * sum(losses[:-1])
 
@@ -156,6 +170,11 @@ def parse_args() -> argparse.Namespace:
         '--no-amp',
         action='store_true',
         help='no bfloat16 in feature nets; never used on a CPU without AVX-512',
+    )
+    add(
+        '--no-graph',
+        action='store_true',
+        help='start kernels one by one on CUDA, not as one graph',
     )
     add('--resume', action='store_true', help='go on from the checkpoint')
     add(
@@ -271,7 +290,12 @@ class Training:
             self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)
         )
         self.task = Task(args.task)
-        self.loss: torch.nn.Module = Loss(self.model, args.early, args.knee)
+        self.loss: torch.nn.Module = Loss(
+            self.model, args.early, args.knee, not args.no_amp
+        )
+        # Thousands of small kernels take longer to start than to run.
+        is_cuda = torch.device(args.device).type == 'cuda'
+        self.capture = is_cuda and world == 1 and not args.no_graph
         if world > 1:
             # Which parameters matter depends on the options.
             self.loss = DistributedDataParallel(
@@ -316,8 +340,15 @@ class Training:
         rate = 0.5 * (1 + math.cos(math.pi * progress))
         rate *= min(1.0, (self.step + 1) / args.warm_up)
         self.optimizer.param_groups[0]['lr'] = args.lr * max(rate, 1e-3)
-        with mixed_precision(args.device, not args.no_amp):
-            loss = self.loss(sample.to(args.device))
+        tensors = sample.to(args.device).tensors
+        if self.capture:
+            self.capture = False
+            self.loss = torch.cuda.make_graphed_callables(
+                self.loss,
+                tuple(v.contiguous() for v in tensors),
+                allow_unused_input=True,
+            )
+        loss = self.loss(*tensors)
         self.optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(
@@ -386,8 +417,8 @@ class Training:
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What must not change on the way; folders by name only."""
     skipped = (
-        *('resume', 'device', 'threads', 'workers', 'out', 'val', 'max_val'),
-        *('val_minutes', 'save_minutes'),
+        *('resume', 'device', 'threads', 'workers', 'no_graph', 'out', 'val'),
+        *('max_val', 'val_minutes', 'save_minutes'),
     )
     return {
         name: value.name if isinstance(value, Path) else value

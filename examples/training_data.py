@@ -30,17 +30,18 @@ class Sample:
     truth: Tensor
     image: Tensor
     mask: Tensor
-    noise_std: Tensor | None
+    noise_std: Tensor | None = None
 
     def to(self, device: str) -> Sample:
         """Moves everything."""
-        noise = self.noise_std
-        return Sample(
-            self.truth.to(device),
-            self.image.to(device),
-            self.mask.to(device),
-            None if noise is None else noise.to(device),
-        )
+        truth, image, mask, *noise = (v.to(device) for v in self.tensors)
+        return Sample(truth, image, mask, *noise)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All that there is."""
+        known = self.truth, self.image, self.mask
+        return known if self.noise_std is None else (*known, self.noise_std)
 
 
 class Task:

@@ -11,6 +11,17 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 
+def can_read_values() -> bool:
+    """Whether values can be looked at: not while a function is compiled by
+    :meth:`torch.compile` or captured in a CUDA graph.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    # Without CUDA there is no such function.
+    is_capturing = torch.cuda.is_current_stream_capturing
+    return not (torch.cuda.is_initialized() and is_capturing())
+
+
 def check_tensor(name: str, value: Any, shape: str) -> None:
     """Raises a `ValueError` unless `value` is a tensor."""
     if not isinstance(value, Tensor):

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_torch_sparse_tensor, to_edge_index
 
-from pyg_unroll.checks import check_edge_weight
+from pyg_unroll.checks import can_read_values, check_edge_weight
 from pyg_unroll.graph import Topology
 
 # Topologies by the identity of the `edge_index` they were built from, so that
@@ -76,8 +76,8 @@ def resolve_graph(
         num_nodes (int): Number of nodes.
         dtype (torch.dtype): Type that the weights are converted to.
         validate_args (bool, optional): Check the values of indices and
-            weights, too. Skipped under :meth:`torch.compile`.
-            (default: :obj:`True`)
+            weights, too. Skipped under :meth:`torch.compile` and in a CUDA
+            graph. (default: :obj:`True`)
 
     Returns:
         The topology and the weights :math:`(E, H)`.
@@ -86,7 +86,7 @@ def resolve_graph(
         ValueError: If the graph is not undirected, its size does not fit, or
             weights are asymmetric, negative or not finite.
     """
-    validate_args = validate_args and not torch.compiler.is_compiling()
+    validate_args = validate_args and can_read_values()
     if isinstance(edge_index, Topology):
         topology = edge_index
         columns = topology.num_edges

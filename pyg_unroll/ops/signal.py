@@ -8,7 +8,11 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_boolean, check_tensor
+from pyg_unroll.checks import (
+    can_read_values,
+    check_boolean,
+    check_tensor,
+)
 from pyg_unroll.ops.samples import Samples
 
 Fidelity: TypeAlias = Literal['hard', 'soft']
@@ -72,7 +76,7 @@ class MaskedSignal:
             ValueError: If a shape or type does not fit, known entries are not
                 finite, or none of the entries is known.
         """
-        validate_args = validate_args and not torch.compiler.is_compiling()
+        validate_args = validate_args and can_read_values()
         samples = Samples() if samples is None else samples
         if not isinstance(x, Tensor):
             raise ValueError(

@@ -14,6 +14,7 @@ from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import softmax
 
 from pyg_unroll.checks import (
+    can_read_values,
     check_choice,
     check_data,
     check_finite,
@@ -225,7 +226,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 'first'
             )
         features = features.view(-1, 1) if features.dim() == 1 else features
-        if not torch.compiler.is_compiling():
+        if can_read_values():
             check_finite(f'data.{self.attr}', features)
         topology, _ = resolve_graph(
             edge_index, None, features.size(0), features.dtype
@@ -248,8 +249,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             edge_weight = self.edge_weights(features, topology)
             if has_columns:
                 edge_weight = topology.directed_weight(edge_weight)
-        is_eager = not torch.compiler.is_compiling()
-        if is_eager and not bool(edge_weight.isfinite().all()):
+        if can_read_values() and not bool(edge_weight.isfinite().all()):
             raise ValueError(
                 f"'data.{self.attr}' is too large for {features.dtype} (up to "
                 f'{float(features.abs().amax()):.1e}): squared distances '

@@ -10,7 +10,12 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_between, check_positive, check_tensor
+from pyg_unroll.checks import (
+    can_read_values,
+    check_between,
+    check_positive,
+    check_tensor,
+)
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_spectrum
 from pyg_unroll.ops import degree
@@ -219,7 +224,7 @@ class GTVConv(SmoothnessConv):
         signal, topology, weight = self._read(
             x, edge_index, edge_weight, mask, confidence
         )
-        if self.validate_args and not torch.compiler.is_compiling():
+        if self.validate_args and can_read_values():
             _check_squares(topology, weight)
         samples, tile = signal.samples, signal.tile
         mu = tile(self.log_mu.exp())

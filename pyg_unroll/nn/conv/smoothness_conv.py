@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
 
 from pyg_unroll.checks import (
+    can_read_values,
     check_between,
     check_choice,
     check_finite,
@@ -131,7 +132,7 @@ class SmoothnessConv(MessagePassing):
                     f"'warm_start' must have the shape of 'x', "
                     f'{list(shape)} (got {list(warm_start.shape)})'
                 )
-            if self.validate_args and not torch.compiler.is_compiling():
+            if self.validate_args and can_read_values():
                 check_finite('warm_start', warm_start)
             start = samples.fold(warm_start.to(x.dtype))
             free = signal.free

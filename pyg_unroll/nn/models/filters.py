@@ -12,6 +12,9 @@ from torch import Tensor
 # ends, of the other beside; half of the pixel itself is left.
 SECOND_DIFFERENCE = (-0.25, 0.5, 0.5, 0.5, -0.25)
 
+# Weights that fall off linearly over one pixel.
+_LINEAR = (0.5, 1.0, 0.5)
+
 
 def reflect(x: Tensor, margin: int) -> Tensor:
     """Extends images by mirroring, without repeating the edge, as often as
@@ -90,12 +93,23 @@ def local_interpolation(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Images :math:`(B, C, H, W)`, known pixels unchanged.
     """
+    known = reflect(mask.to(x.dtype), 1)
+    near = smooth(known, _LINEAR)[..., 1:-1, 1:-1]
+    if bool((near > 0).all()):
+        return bilinear(x, mask)
+    return _local_mean(x, mask, (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3))
+
+
+def bilinear(x: Tensor, mask: Tensor) -> Tensor:
+    """What :func:`local_interpolation` is on a Bayer pattern, without a look
+    at the mask.
+    """
+    return _local_mean(x, mask, _LINEAR)
+
+
+def _local_mean(x: Tensor, mask: Tensor, taps: Sequence[float]) -> Tensor:
     known = mask.to(x.dtype)
     value = torch.where(mask, x, 0)
-    taps: list[float] = [0.5, 1.0, 0.5]
-    near = smooth(reflect(known, 1), taps)[..., 1:-1, 1:-1]
-    if not bool((near > 0).all()):
-        taps = [1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3]
     margin = len(taps)
     inner = slice(margin, -margin)
     total = smooth(reflect(value, margin), taps)[..., inner, inner]

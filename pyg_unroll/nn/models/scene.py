@@ -11,15 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_tensor
+from pyg_unroll.checks import can_read_values, check_tensor
 from pyg_unroll.data import cfa_mask
 from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.models.directional_green import directional_green
 from pyg_unroll.nn.models.filters import (
     SECOND_DIFFERENCE,
+    bilinear,
     box,
     correlate,
-    local_interpolation,
     reflect,
     smooth,
 )
@@ -69,6 +69,8 @@ def check_images(image: Tensor, mask: Tensor, channels: int) -> None:
             f'{list(image.shape)} or {[1, *image.shape[1:]]} (got '
             f'{mask.dtype} of {list(mask.shape)})'
         )
+    if not can_read_values():
+        return
     if not bool((image.isfinite() | ~mask).all()):
         raise ValueError(
             "'image' must be finite where it is known; mark other pixels as "
@@ -164,9 +166,7 @@ class MosaicReader(SceneReader):
         """See the base class."""
         sensor = _sensor(image, mask)
         green = directional_green(sensor, mask[:, 1:2].expand_as(sensor))
-        chroma = local_interpolation(
-            (sensor - green).expand(-1, 2, -1, -1), mask[:, ::2]
-        )
+        chroma = bilinear((sensor - green).expand(-1, 2, -1, -1), mask[:, ::2])
         red, blue = (green + chroma).split(1, dim=1)
         # Second differences along the row minus those along the column say
         # which way edges run.
