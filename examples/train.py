@@ -24,6 +24,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,8 @@ class Training:
         tensors = sample.to(args.device).tensors
         if self.capture:
             self.capture = False
+            # The graph has a stream of its own, as it should.
+            warnings.filterwarnings('ignore', 'The AccumulateGrad node')
             self.loss = torch.cuda.make_graphed_callables(
                 self.loss,
                 tuple(v.contiguous() for v in tensors),

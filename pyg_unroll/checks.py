@@ -51,6 +51,27 @@ def check_finite(name: str, value: Tensor) -> None:
         )
 
 
+def check_signal(name: str, x: Tensor) -> None:
+    """Raises a `ValueError` unless a signal is floating point."""
+    if not x.is_floating_point():
+        short = name.rpartition('.')[2]
+        raise ValueError(
+            f"'{name}' must be floating point (got {x.dtype}); convert it, "
+            f"for 8-bit images with '{short}.float() / 255'"
+        )
+
+
+def check_not_half(name: str, dtype: torch.dtype) -> None:
+    """Raises a `ValueError` for a type of too small a range for graphs that
+    are learned.
+    """
+    if dtype == torch.float16:
+        raise ValueError(
+            f"'{name}' must not be of type torch.float16, in which small "
+            f"weights vanish; convert it with '.to(torch.bfloat16)'"
+        )
+
+
 def check_data(data: Any) -> None:
     """Raises a `ValueError` unless `data` is homogeneous data."""
     if not isinstance(data, Data):

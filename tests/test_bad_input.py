@@ -587,7 +587,7 @@ MODELS = [
         ),
         (
             lambda m=model: m(3, 'mosaic').half()(mosaic(IMAGE)),
-            r'model must not be of type torch.float16.*torch.bfloat16',
+            "'model' must not be of type torch.float16.*torch.bfloat16",
         ),
         (
             lambda m=model: m(3, 'mosaic').restore(
@@ -635,6 +635,16 @@ MODELS = [
     (lambda: GraphDemosaic(max_pixels=0), POSITIVE.format('max_pixels', 0)),
     (lambda: GraphDemosaic()(IMAGE), DATA),
     (lambda: GraphDemosaic()(GRID), "'data' must be a mosaic"),
+    (
+        lambda: GraphDemosaic()(mosaic(IMAGE.half())),
+        "'data.x' must not be of type torch.float16.*torch.bfloat16",
+    ),
+    (
+        lambda: GraphDemosaic()(
+            Data(x=(255 * GRID.x).byte(), mask=mosaic(IMAGE).mask)
+        ),
+        r"'data.x' must be floating point.*uint8.*'x.float\(\) / 255'",
+    ),
 ]
 
 ESTIMATORS = [

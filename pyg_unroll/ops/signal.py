@@ -11,6 +11,7 @@ from torch import Tensor
 from pyg_unroll.checks import (
     can_read_values,
     check_boolean,
+    check_signal,
     check_tensor,
 )
 from pyg_unroll.ops.samples import Samples
@@ -92,11 +93,7 @@ class MaskedSignal:
                 f'several samples [samples, num_nodes, features] (got '
                 f"{list(x.shape)}); a single signal needs '.unsqueeze(-1)'"
             )
-        if not x.is_floating_point():
-            raise ValueError(
-                f"'{name}' must be floating point (got {x.dtype}); convert "
-                f"it, for 8-bit images with 'x.float() / 255'"
-            )
+        check_signal(name, x)
         known = None if mask is None else _read_mask(mask, x)
         if confidence is not None:
             if known is not None and fidelity == 'hard':

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -153,10 +153,14 @@ class LaplacianSystem:
         """
         if self.degree is not None:
             # Broadcasting over few heads is slower than reading more.
-            system = replace(
-                self,
-                degree=self.degree.expand_as(x).contiguous(),
-                diagonal=self.diagonal.expand_as(x).contiguous(),
+            # Built anew, as Dynamo of PyTorch 2.6 knows no `replace`.
+            system = LaplacianSystem(
+                self.topology,
+                self.weight,
+                self.confidence,
+                self.free,
+                self.diagonal.expand_as(x).contiguous(),
+                self.degree.expand_as(x).contiguous(),
             )
             return composed_cg_steps(
                 system,

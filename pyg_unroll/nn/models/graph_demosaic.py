@@ -12,7 +12,9 @@ from pyg_unroll.checks import (
     check_choice,
     check_data,
     check_finite,
+    check_not_half,
     check_positive,
+    check_signal,
 )
 from pyg_unroll.data import data_to_image, image_to_data
 from pyg_unroll.data.cfa import check_mosaic
@@ -125,6 +127,8 @@ class GraphDemosaic(torch.nn.Module):
         """Reconstructs the missing colours."""
         check_data(data)
         mask = check_mosaic(data)
+        check_signal('data.x', data.x)
+        check_not_half('data.x', data.x.dtype)
         # What stands at unknown entries has no meaning here.
         check_finite('data.x', torch.where(mask, data.x, 0))
         if isinstance(data, Batch):

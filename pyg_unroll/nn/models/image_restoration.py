@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import can_read_values
+from pyg_unroll.checks import can_read_values, check_not_half
 from pyg_unroll.data import data_to_image
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
@@ -157,11 +157,7 @@ class ImageRestoration(Storage):
 
     def _check_type(self, name: str, x: Any) -> None:
         dtype = next(self.parameters()).dtype
-        if dtype == torch.float16:
-            raise ValueError(
-                'the model must not be of type torch.float16, in which small '
-                "weights vanish; convert it with '.to(torch.bfloat16)'"
-            )
+        check_not_half('model', dtype)
         is_other = isinstance(x, Tensor) and x.dtype != dtype
         if (
             is_other

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import can_read_values, check_tensor
+from pyg_unroll.checks import can_read_values, check_signal, check_tensor
 from pyg_unroll.data import cfa_mask
 from pyg_unroll.data.cfa import check_mosaic
 from pyg_unroll.nn.models.directional_green import directional_green
@@ -56,11 +56,7 @@ def check_images(image: Tensor, mask: Tensor, channels: int) -> None:
             f"'image' must have shape {shape} (got {list(image.shape)}); one "
             f"image needs '.unsqueeze(0)'"
         )
-    if not image.is_floating_point():
-        raise ValueError(
-            f"'image' must be floating point (got {image.dtype}); convert it, "
-            f"for 8-bit images with 'image.float() / 255'"
-        )
+    check_signal('image', image)
     fits = mask.dim() == 4 and mask.size(0) in (1, image.size(0))
     fits = fits and mask.shape[1:] == image.shape[1:]
     if mask.dtype != torch.bool or not fits:
