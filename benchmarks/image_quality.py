@@ -44,7 +44,7 @@ from pyg_unroll.nn.models import local_interpolation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
-from photos import SUFFIXES, load_image, psnr
+from photos import SUFFIXES, load_image, psnr, worst_region
 
 
 @dataclass
@@ -258,10 +258,7 @@ def crops(
     import matplotlib.pyplot as plt
 
     truth, first, *_ = pictures.values()
-    size = min(80, *truth.shape[1:])
-    error = (first - truth).square().mean(0)[None, None]
-    local = torch.nn.functional.avg_pool2d(error, size, stride=4)[0, 0]
-    row, col = (4 * k for k in divmod(int(local.argmax()), local.size(1)))
+    rows, cols = worst_region(first, truth, 80)
     columns = (len(pictures) + 1) // 2
     figure, axes = plt.subplots(
         2, columns, figsize=(3 * columns, 6.6), layout='constrained'
@@ -269,7 +266,7 @@ def crops(
     for axis in axes.flat:
         axis.axis('off')
     for axis, (name, picture) in zip(axes.flat, pictures.items(), strict=False):
-        crop = picture[:, row : row + size, col : col + size].clamp(0, 1)
+        crop = picture[:, rows, cols].clamp(0, 1)
         axis.imshow(crop.permute(1, 2, 0).numpy(), interpolation='nearest')
         score = f'\n{scores[name]:.2f} dB' if name in scores else ''
         axis.set_title(name + score)

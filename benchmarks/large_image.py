@@ -94,7 +94,7 @@ def main() -> None:
             row: Row = {
                 'megapixels': megapixels,
                 'what': 'image only' if bare else 'with its data',
-                'pixels of a tile': f'{tile:,}',
+                'max_pixels': f'{tile:,}',
             }
             row |= steps[0] if done else {'ended': 'out of memory'}
             print(row, flush=True)

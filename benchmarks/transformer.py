@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.nn.models.scene import MosaicReader
+from pyg_unroll.nn.models.mosaic_reader import MosaicReader
 
 _WINDOW = 8
 

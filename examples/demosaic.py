@@ -26,7 +26,7 @@ import numpy as np
 import skimage.data
 import torch
 from outputs import check_out
-from photos import SUFFIXES, load_image
+from photos import SUFFIXES, load_image, worst_region
 from raw import SUFFIXES as RAW
 from raw import read_raw, write_tiff
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
@@ -151,15 +151,6 @@ def evaluate(
     return results
 
 
-def worst_region(out: Tensor, image: Tensor) -> tuple[slice, slice]:
-    """The square in which an image is farthest from the original."""
-    size = min(ZOOM, *image.shape[1:])
-    error = (out - image).square().mean(0)[None, None]
-    local = torch.nn.functional.avg_pool2d(error, size, stride=4)[0, 0]
-    row, col = divmod(int(local.argmax()), local.size(1))
-    return slice(4 * row, 4 * row + size), slice(4 * col, 4 * col + size)
-
-
 def plot(
     image: Tensor,
     data: Data,
@@ -171,7 +162,7 @@ def plot(
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    rows, cols = worst_region(results['bilinear'][0], image)
+    rows, cols = worst_region(results['bilinear'][0], image, ZOOM)
     crops = {
         'original': image,
         f'mosaic ({data.pattern})': data_to_image(data),

@@ -26,7 +26,7 @@ import skimage.data
 import torch
 from matplotlib.patches import Rectangle
 from outputs import check_out
-from photos import load_image
+from photos import load_image, psnr
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 from torch import Tensor
 from torch_geometric.data import Data
@@ -36,6 +36,7 @@ from pyg_unroll import (
     GTVConv,
     UnrolledGLR,
     UnrolledGTV,
+    data_to_image,
     image_to_data,
     mosaic,
 )
@@ -111,11 +112,10 @@ def pick_pixels(photo: Tensor) -> dict[str, tuple[int, int]]:
     return pixels
 
 
-def psnr(model: torch.nn.Module, data: Data, photo: Tensor) -> float:
-    """Peak signal-to-noise ratio of the output, dB."""
+def score(model: torch.nn.Module, data: Data, photo: Tensor) -> float:
+    """PSNR (dB) of the output."""
     with torch.no_grad():
-        error = model(data).clamp(0, 1) - photo.flatten(1).T
-    return -10 * float(error.square().mean().log10())
+        return psnr(data_to_image(data, model(data)), photo)
 
 
 def layers(model: torch.nn.Module) -> dict[str, GLRConv | GTVConv]:
@@ -314,13 +314,13 @@ def draw_page(
     panels = parts[2].subplots(1, len(names) + 1)
     draw_energies(panels[:-1], list(names), learned, initial)
     scores = (
-        f'PSNR of the output           {psnr(model, data, photo):6.2f} dB\n'
+        f'PSNR of the output           {score(model, data, photo):6.2f} dB\n'
         f'last layer takes no step     '
-        f'{psnr(without_steps(model, True), data, photo):6.2f} dB\n'
+        f'{score(without_steps(model, True), data, photo):6.2f} dB\n'
         f'no layer takes a step        '
-        f'{psnr(without_steps(model, False), data, photo):6.2f} dB\n'
+        f'{score(without_steps(model, False), data, photo):6.2f} dB\n'
         f'initial step sizes           '
-        f'{psnr(initial_steps(model), data, photo):6.2f} dB'
+        f'{score(initial_steps(model), data, photo):6.2f} dB'
     )
     table = parameter_table(model)
     print(f'{table}\n\n{scores}')

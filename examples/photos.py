@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageOps
 from skimage.io import imread
 from skimage.metrics import peak_signal_noise_ratio
@@ -57,6 +58,17 @@ def psnr(out: Tensor, truth: Tensor) -> float:
     out = (out.clamp(0, 1) * 255).round() / 255
     test, true = (x.double().cpu().numpy() for x in (out, truth))
     return float(peak_signal_noise_ratio(true, test, data_range=1))
+
+
+def worst_region(out: Tensor, truth: Tensor, size: int) -> tuple[slice, slice]:
+    """The square, at most `size` pixels wide, where an image is farthest from
+    the original.
+    """
+    size = min(size, *truth.shape[1:])
+    error = (out - truth).square().mean(0)[None, None]
+    local = F.avg_pool2d(error, size, stride=4)[0, 0]
+    row, col = (4 * k for k in divmod(int(local.argmax()), local.size(1)))
+    return slice(row, row + size), slice(col, col + size)
 
 
 def _read(path: Path) -> np.ndarray:

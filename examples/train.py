@@ -45,6 +45,9 @@ from pyg_unroll import UnrolledGLR, UnrolledGTV
 
 Models = UnrolledGLR | UnrolledGTV
 
+# Pixels of a patch that are not scored: nothing is known beyond.
+_BORDER = 8
+
 
 class Loss(torch.nn.Module):
     """The Charbonnier loss of all blocks' estimates, as one module for DDP.
@@ -54,7 +57,6 @@ class Loss(torch.nn.Module):
         early (float): Weight of the estimates before the last.
         knee (float): Error from which on the loss is linear.
         amp (bool): Mixed precision, where it is fast.
-        crop (int): Pixels left out at the border of a patch.
     """
 
     def __init__(
@@ -63,14 +65,12 @@ class Loss(torch.nn.Module):
         early: float,
         knee: float,
         amp: bool = True,
-        crop: int = 8,
     ) -> None:
         super().__init__()
         self.model = model
         self.early = early
         self.knee = knee
         self.amp = amp
-        self.crop = crop
 
     def forward(
         self,
@@ -82,7 +82,7 @@ class Loss(torch.nn.Module):
         """Returns the loss of patches, see `Sample`."""
         with mixed_precision(image.device.type, self.amp):
             outs = self.model.estimates(image, mask, noise_std)
-        inner = slice(self.crop, -self.crop or None)
+        inner = slice(_BORDER, -_BORDER)
         losses = []
         for out in outs:
             error = (out - truth)[..., inner, inner]
@@ -515,7 +515,7 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
     begun = time.perf_counter() - training.seconds
     saved = scored = training.seconds
     losses: list[float] = []
-    psnr = ''
+    latest = ''
     while training.seconds < budget:
         losses.append(training.advance(next(samples)))
         training.seconds = same_clock(time.perf_counter() - begun, world)
@@ -532,25 +532,25 @@ def run(args: argparse.Namespace, rank: int, world: int) -> None:
             saved = training.seconds
             training.save()
             training.write()
-            psnr = ''
+            latest = ''
             if tests and (
                 over or training.seconds - scored > 60 * args.val_minutes
             ):
                 scored = training.seconds
-                psnr = f'{score(training.result(), training.task, tests):.3f}'
+                latest = f'{score(training.result(), training.task, tests):.3f}'
                 if not over:  # scoring is not training time
                     begun = time.perf_counter() - training.seconds
             minutes = f'{training.seconds / 60:.2f}'
             assert rows is not None and log is not None
-            rows.writerow((minutes, training.step, f'{mean:.6f}', psnr))
+            rows.writerow((minutes, training.step, f'{mean:.6f}', latest))
             log.flush()
     bar.close()
     if chief:
         assert log is not None
         log.close()
         print(f"{training.step} steps; wrote '{args.out}' and '{log_path}'")
-        if psnr:
-            print(f'{len(tests)} images of --val: {psnr} dB')
+        if latest:
+            print(f'{len(tests)} images of --val: {latest} dB')
         if training.skipped:
             print(f'skipped {training.skipped} steps: gradient not finite')
 

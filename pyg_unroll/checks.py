@@ -82,6 +82,24 @@ def check_data(data: Any) -> None:
         )
 
 
+def image_shapes(data: Data) -> list[tuple[int, int]]:
+    """Height and width of each image; a `ValueError` where there are none."""
+    if data.get('height') is None or data.get('width') is None:
+        raise ValueError(
+            "'data' has no 'height' and 'width' of an image; make it with "
+            "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
+        )
+    heights, widths = _per_image(data.height), _per_image(data.width)
+    return list(zip(heights, widths, strict=True))
+
+
+def _per_image(size: Any) -> list[int]:
+    # PyTorch 2.6 does not trace a number's way through a tensor.
+    if isinstance(size, int):
+        return [size]
+    return torch.as_tensor(size).view(-1).tolist()
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a positive integer."""
     is_integer = isinstance(value, (Integral, torch.SymInt))

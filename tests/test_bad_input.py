@@ -695,7 +695,7 @@ ESTIMATORS = [
     ),
     (
         lambda: fitted().predict_interval(coverage=1.0),
-        r"'coverage' must be between 0 and 1 \(got 1\.0\)",
+        r"'coverage' must lie in \(0, 1\) \(got 1\.0\)",
     ),
     (lambda: fitted().predict_interval(), 'coverage=0.9 need 9 known nodes'),
     (

@@ -2,12 +2,14 @@
 
 import doctest
 import importlib
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 
 import pytest
 
-from pyg_unroll.estimators import graph_interpolator
+import pyg_unroll
 
 README = Path(__file__).parent.parent / 'README.md'
 BLOCKS = re.findall(r'```python\n(.*?)```', README.read_text(), re.DOTALL)
@@ -27,15 +29,22 @@ def test_readme_runs():
     assert namespace['filled'].shape == (3, 24, 1)
 
 
-@pytest.mark.parametrize('module', [graph_interpolator])
-def test_docstrings(module):
-    result = doctest.testmod(module)
+EXAMPLES = [
+    module.name
+    for module in pkgutil.walk_packages(pyg_unroll.__path__, 'pyg_unroll.')
+    if '>>>' in (inspect.getsource(importlib.import_module(module.name)))
+]
+
+
+@pytest.mark.parametrize('name', EXAMPLES)
+def test_docstrings(name):
+    result = doctest.testmod(importlib.import_module(name))
     assert result.attempted > 0 and result.failed == 0
 
 
 @pytest.mark.parametrize(
     'package',
-    ['data', 'estimators', 'nn', 'ops', 'solvers', 'transforms'],
+    [*('data', 'estimators', 'explain', 'nn', 'ops', 'solvers', 'transforms')],
 )
 def test_api_reference_is_complete(package):
     pages = (README.parent / 'docs' / 'api').glob('*.rst')

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
+
+from pyg_unroll.checks import image_shapes
 
 
 def image_to_data(image: Tensor) -> Data:
@@ -71,19 +71,13 @@ def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
         raise ValueError(
             f"'x' must have shape [num_nodes, channels] (got {got})"
         )
-    if data.get('height') is None or data.get('width') is None:
-        raise ValueError(
-            "'data' has no 'height' and 'width' of an image; make it with "
-            "'pyg_unroll.image_to_data'"
-        )
-    heights = _per_image(data.height)
-    widths = _per_image(data.width)
-    if len(set(zip(heights, widths, strict=True))) != 1:
+    shapes = image_shapes(data)
+    if len(set(shapes)) != 1:
         raise ValueError(
             "'data' holds images of different sizes; take it apart with "
             "'data.to_data_list()'"
         )
-    height, width, count = heights[0], widths[0], len(heights)
+    (height, width), count = shapes[0], len(shapes)
     if x.size(0) != count * height * width:
         raise ValueError(
             f"'x' has {x.size(0)} rows, but {count} image(s) of {height} x "
@@ -91,14 +85,6 @@ def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
         )
     images = x.view(count, height, width, -1).permute(0, 3, 1, 2)
     return images if isinstance(data, Batch) else images[0]
-
-
-def _per_image(size: Any) -> list[int]:
-    """Height or width of each image."""
-    # PyTorch 2.6 does not trace a number's way through a tensor.
-    if isinstance(size, int):
-        return [size]
-    return torch.as_tensor(size).view(-1).tolist()
 
 
 def pixel_positions(height: int, width: int, device: torch.device) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_tensor
+from pyg_unroll.checks import check_boolean, check_tensor
 
 
 def points_to_data(
@@ -52,11 +52,8 @@ def points_to_data(
         signal = signal.float()
     if mask is None:
         mask = ~signal.isnan()
-    elif mask.dtype != torch.bool:
-        raise ValueError(
-            f"'mask' must be boolean, True where known (got {mask.dtype}); "
-            f"convert it with 'mask.bool()'"
-        )
+    else:
+        check_boolean('mask', mask)
     if mask.shape == signal.shape[:1]:
         mask = mask.unsqueeze(-1)
     elif mask.shape != signal.shape:

@@ -77,7 +77,7 @@ class GraphCandidate:
         held_out = smoother.tune(y, problem.known, folds)
         self.trust, self.ridge = smoother.trust, smoother.ridge
         variance = smoother.variance_left_out(
-            problem.known, _num_probes(problem), 0
+            problem.known, _num_probes(problem)
         )
         return held_out, (variance + 1 / self.trust).sqrt()
 
@@ -90,7 +90,7 @@ class GraphCandidate:
     def deviation(self, problem: InterpolationProblem, y: Tensor) -> Tensor:
         """See :class:`Candidate`."""
         variance = self._smoother(problem).variance(
-            problem.known, _num_probes(problem), 0
+            problem.known, _num_probes(problem)
         )
         return (variance.clamp(min=1e-12) + 1 / self.trust).sqrt()
 

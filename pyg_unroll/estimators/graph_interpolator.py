@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_data, check_positive, check_tensor
+from pyg_unroll.checks import (
+    check_between,
+    check_data,
+    check_positive,
+    check_tensor,
+)
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
 from pyg_unroll.estimators.problem import (
     InterpolationProblem,
@@ -22,13 +27,15 @@ class GraphInterpolator:
     r"""Fills in missing signals on a graph or on points, and says how sure it
     is.
 
-    Signals of several candidates are blended: smoothness on the given graph
-    and on that of nearest neighbours, of first order (:math:`\mathbf{x}^{\top}
-    \mathbf{L} \mathbf{x}`, as :class:`~pyg_unroll.nn.GLRConv`) and second,
-    and, of points, kriging with a learned Mahalanobis metric of position and
-    covariates. How strong each prior is, the metric, and the blend are learned
-    from known nodes alone: by predicting each from the others (cross-validated
-    stacking, Breiman, 1996), or by likelihood. All systems are sparse.
+    Signals of several candidates are blended: smoothness on the given graph,
+    with its weights as they are, sharpened or without them, and on that of
+    nearest neighbours, of first order (:math:`\mathbf{x}^{\top} \mathbf{L}
+    \mathbf{x}`, as :class:`~pyg_unroll.nn.GLRConv`), normalised by degrees, and
+    of second order; and, of points, kriging with a learned Mahalanobis metric
+    of position and covariates. How strong each prior is, the metric, and the
+    blend are learned from known nodes alone: by predicting each from the others
+    (cross-validated stacking, Breiman, 1996), or by likelihood. All systems are
+    sparse.
 
     Several signals are rotated to their principal components, which are
     interpolated one by one.
@@ -44,7 +51,7 @@ class GraphInterpolator:
             positions. (default: :obj:`'covariates'`)
         kriging (bool, optional): Whether to use kriging, too.
             (default: :obj:`True`)
-        seed (int, optional): Seed of the folds. (default: :obj:`0`)
+        seed (int, optional): Seed of folds and kriging. (default: :obj:`0`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` with :obj:`x`
@@ -167,10 +174,7 @@ class GraphInterpolator:
             ValueError: If it was not fitted, too few nodes were known, or
                 :obj:`coverage` is not between 0 and 1.
         """
-        if not 0 < coverage < 1:
-            raise ValueError(
-                f"'coverage' must be between 0 and 1 (got {coverage})"
-            )
+        check_between('coverage', coverage, high=1.0)
         data = self._check(data)
         x, mask = read_signal(data)
         width = torch.empty_like(x)

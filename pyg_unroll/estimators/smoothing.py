@@ -207,7 +207,7 @@ class Smoother:
         out, residual = self.solve(y, confidence, ridge, 1e-6, 20_000)
         return out.squeeze(-1), residual
 
-    def variance(self, known: Tensor, num_probes: int, seed: int) -> Tensor:
+    def variance(self, known: Tensor, num_probes: int, seed: int = 0) -> Tensor:
         r"""Diagonal of the posterior covariance :math:`(\mathrm{diag}(c) +
         \epsilon + P)^{-1}`, :math:`(N)`.
 
@@ -219,7 +219,7 @@ class Smoother:
         return out * self.unit.square().squeeze(1)
 
     def variance_left_out(
-        self, known: Tensor, num_probes: int, seed: int
+        self, known: Tensor, num_probes: int, seed: int = 0
     ) -> Tensor:
         r"""Variance that each known node would have without its observation,
         :math:`(K)`: :math:`v / (1 - c v)` for the posterior variance

@@ -1,4 +1,4 @@
-"""One iteration of ADMM on graph total variation, for layer and solver."""
+"""The problem of graph total variation, for layer and solver."""
 
 from __future__ import annotations
 

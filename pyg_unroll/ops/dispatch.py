@@ -8,13 +8,13 @@ operands are saved: nothing of size edges x features. The work is done by the
 backend of the operands' device, see :mod:`.backend`.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
+from pyg_unroll.ops.fused import no_grads, save_operands
 
 _define = torch.library.custom_op
 
@@ -93,32 +93,23 @@ def _(graph: Tensors, grid: Ints, *args: Tensor) -> Tensor:
     return torch.empty_like(args[0], memory_format=torch.contiguous_format)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    graph, ctx.grid, *operands = inputs
-    ctx.save_for_backward(*graph, *operands)
-
-
 def _save_graph(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     graph, ctx.grid, _, ctx.signed = inputs
     ctx.save_for_backward(*graph)
-
-
-def _no_grads(graph: Sequence[Tensor]) -> tuple[Any, None]:
-    return [None] * len(graph), None
 
 
 def _to_edges_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     r""":math:`\partial x = B' \partial z`, the adjoint."""
     graph = list(ctx.saved_tensors)
     out = to_nodes(graph, ctx.grid, grad, ctx.signed)
-    return *_no_grads(graph), out, None
+    return *no_grads(graph), out, None
 
 
 def _to_nodes_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     r""":math:`\partial z = B \partial x`, the adjoint."""
     graph = list(ctx.saved_tensors)
     out = to_edges(graph, ctx.grid, grad, ctx.signed)
-    return *_no_grads(graph), out, None
+    return *no_grads(graph), out, None
 
 
 def _laplacian_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -129,7 +120,7 @@ def _laplacian_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_weight = edge_dot(graph, ctx.grid, x, grad)
     if ctx.needs_input_grad[3]:
         grad_x = laplacian(graph, ctx.grid, weight, grad)
-    return *_no_grads(graph), grad_weight, grad_x
+    return *no_grads(graph), grad_weight, grad_x
 
 
 def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
@@ -140,7 +131,7 @@ def _edge_dot_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         grad_a = laplacian(graph, ctx.grid, grad, b)
     if ctx.needs_input_grad[3]:
         grad_b = laplacian(graph, ctx.grid, grad, a)
-    return *_no_grads(graph), grad_a, grad_b
+    return *no_grads(graph), grad_a, grad_b
 
 
 def _save_all(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,16 +145,16 @@ def _log_degree_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     if not torch.is_grad_enabled():
         operands = distance, log_degree, grad
         out = log_degree_grad(graph, ctx.grid, *operands)
-        return *_no_grads(graph), out
+        return *no_grads(graph), out
     out = torch.zeros_like(distance)
     for end in graph[:2]:
         share = torch.exp(-distance - log_degree.index_select(0, end))
         out = out - share * grad.index_select(0, end)
-    return *_no_grads(graph), out
+    return *no_grads(graph), out
 
 
 to_edges.register_autograd(_to_edges_backward, setup_context=_save_graph)
 to_nodes.register_autograd(_to_nodes_backward, setup_context=_save_graph)
-laplacian.register_autograd(_laplacian_backward, setup_context=_save)
-edge_dot.register_autograd(_edge_dot_backward, setup_context=_save)
+laplacian.register_autograd(_laplacian_backward, setup_context=save_operands)
+edge_dot.register_autograd(_edge_dot_backward, setup_context=save_operands)
 log_degree.register_autograd(_log_degree_backward, setup_context=_save_all)

@@ -1,8 +1,9 @@
-"""What the fused operators share."""
+"""What the registered operators share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,17 @@ from torch import Tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.backend import arrays
 from pyg_unroll.ops.reference import accumulate_type
+
+
+def save_operands(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    """Keeps the graph and all operands of an operator for its derivative."""
+    graph, ctx.grid, *operands = inputs
+    ctx.save_for_backward(*graph, *operands)
+
+
+def no_grads(graph: Sequence[Tensor]) -> tuple[Any, None]:
+    """Derivatives by the graph."""
+    return [None] * len(graph), None
 
 
 def topology_of(graph: list[Tensor], grid: list[int]) -> Topology:

@@ -16,7 +16,9 @@ from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
 from pyg_unroll.ops.fused import (
     differentiate,
     empty_like,
+    no_grads,
     numbers,
+    save_operands,
     topology_of,
 )
 from pyg_unroll.ops.operators import divergence, gradient
@@ -86,17 +88,12 @@ def _(graph: Tensors, grid: Ints, *args: Any) -> tuple[Tensor, ...]:
     return tuple(empty_like(operand) for operand in args[:6])
 
 
-def _admm_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    graph, ctx.grid, *operands = inputs
-    ctx.save_for_backward(*graph, *operands)
-
-
 def _admm_backward(
     ctx: Any, grad_b: Tensor, grad_dual: Tensor
 ) -> tuple[Any, ...]:
     *graph, weight, x, dual, rho_previous, rho, relaxation = ctx.saved_tensors
     operands = weight, x, dual, rho_previous, rho, relaxation
-    none = [None] * len(graph), None
+    none = no_grads(graph)
     if not torch.is_grad_enabled():
         grads = _admm_step_backward(
             graph, ctx.grid, *operands, grad_b, grad_dual
@@ -125,4 +122,4 @@ def _composed_step(
     return b, p - rho * target
 
 
-_admm_step.register_autograd(_admm_backward, setup_context=_admm_setup)
+_admm_step.register_autograd(_admm_backward, setup_context=save_operands)

@@ -18,6 +18,7 @@ from pyg_unroll.ops.backend import Ints, Tensors, arrays, backend
 from pyg_unroll.ops.fused import (
     differentiate,
     empty_like,
+    no_grads,
     numbers,
     topology_of,
 )
@@ -209,7 +210,7 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
     graph = list(ctx.saved_tensors[:6])
     operands, kept = ctx.saved_tensors[6:13], list(ctx.saved_tensors[13:])
-    none = [None] * len(graph), None
+    none = no_grads(graph)
     if grad is None:
         return *none, *(None,) * 8
     if torch.is_grad_enabled():

@@ -11,13 +11,13 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import check_data
+from pyg_unroll.checks import check_data, image_shapes
 from pyg_unroll.graph import Topology
 from pyg_unroll.transforms.stencil import stencil_topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
 
-# Edges of a graph too large to be remembered: half a GiB.
-_LARGE = 2**24
+# Edges of a graph too large to be remembered, 0.4 GiB; up to four are.
+_LARGE = 2**23
 
 # Half of each window: the other half are the reverse directions.
 _WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
@@ -133,14 +133,7 @@ def _device(data: Data) -> torch.device:
 
 def _image_shapes(data: Data) -> list[tuple[int, int]]:
     check_data(data)
-    if data.get('height') is None or data.get('width') is None:
-        raise ValueError(
-            "'data' has no 'height' and 'width' of an image; make it with "
-            "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
-        )
-    heights = torch.as_tensor(data.height).view(-1).tolist()
-    widths = torch.as_tensor(data.width).view(-1).tolist()
-    shapes = list(zip(heights, widths, strict=True))
+    shapes = image_shapes(data)
     num_pixels = sum(height * width for height, width in shapes)
     if num_pixels != data.num_nodes:
         raise ValueError(
@@ -150,7 +143,7 @@ def _image_shapes(data: Data) -> list[tuple[int, int]]:
     return shapes
 
 
-_remembered = lru_cache(maxsize=8)(stencil_topology)
+_remembered = lru_cache(maxsize=4)(stencil_topology)
 
 
 def _grid_topology(

@@ -21,7 +21,7 @@ from pyg_unroll.checks import (
     check_positive,
 )
 from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import resolve_graph
+from pyg_unroll.layouts import edges_of, resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
 from pyg_unroll.transforms.utils import set_edge_weight
 
@@ -70,7 +70,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         - **input:** :class:`~torch_geometric.data.Data` or
           :class:`~torch_geometric.data.Batch` with features
           :math:`(|\mathcal{V}|, C)` and an undirected :obj:`edge_index`
-          :math:`(2, |\mathcal{E}|)`
+          :math:`(2, |\mathcal{E}|)` or :obj:`adj_t`
         - **output:** the same with :obj:`edge_weight`
           :math:`(|\mathcal{E}|)`, or :math:`(|\mathcal{E}|, H)` if there are
           several heads
@@ -219,8 +219,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 f"'data.{self.attr}' must be floating point (got "
                 f"{features.dtype}); convert it with '.float()'"
             )
-        edge_index = data.get('edge_index')
-        if edge_index is None:
+        edges = edges_of(data)
+        if edges is None:
             raise ValueError(
                 "'data' has no 'edge_index'; apply 'GridGraph' or 'KNNGraph' "
                 'first'
@@ -229,25 +229,27 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         if can_read_values():
             check_finite(f'data.{self.attr}', features)
         topology, _ = resolve_graph(
-            edge_index, None, features.size(0), features.dtype
+            edges, None, features.size(0), features.dtype
         )
-        has_columns = not isinstance(edge_index, Topology)
         if self.normalization == 'row':
-            if not has_columns:
+            is_dense = isinstance(edges, Tensor)
+            if not is_dense or edges.layout != torch.strided:
+                kind = edges.layout if is_dense else type(edges).__name__
                 raise ValueError(
-                    "'data.edge_index' must be a tensor for "
-                    "normalization='row', whose weights differ by direction "
-                    "(got a 'Topology'); set it to 'topology.edge_index'"
+                    f"'data.edge_index' must be a dense tensor for "
+                    f"normalization='row', whose weights differ by direction "
+                    f"(got a '{kind}'); set it to 'topology.edge_index', or "
+                    f"convert it with 'torch_geometric.utils.to_edge_index'"
                 )
             distance = self.distances(features, topology)
             edge_weight = softmax(
                 -topology.directed_weight(distance),
-                edge_index[1],
+                edges[1],
                 num_nodes=topology.num_nodes,
             )
         else:
             edge_weight = self.edge_weights(features, topology)
-            if has_columns:
+            if not isinstance(edges, Topology):
                 edge_weight = topology.directed_weight(edge_weight)
         if can_read_values() and not bool(edge_weight.isfinite().all()):
             raise ValueError(

@@ -226,7 +226,7 @@ def test_wrong_data():
     with pytest.raises(ValueError, match='one graph'):
         GraphInterpolator().fit(Batch.from_data_list([data, data]))
     fitted = GraphInterpolator(kriging=False).fit(data)
-    with pytest.raises(ValueError, match="'coverage' must be between"):
+    with pytest.raises(ValueError, match="'coverage' must lie in"):
         fitted.predict_interval(coverage=90)
     with pytest.raises(ValueError, match="'truth' must have shape"):
         fitted.score(truth[:3])

@@ -321,6 +321,27 @@ def test_topology_in_data(heads):
         MahalanobisGraph(2, normalization='row')(data)
 
 
+@pytest.mark.parametrize('kind', ['adj_t', 'coo', 'csr'])
+def test_sparse_matrix_in_data(kind):
+    data = make()
+    metric, mask = MahalanobisGraph(C, heads=2), torch.arange(N) < 4
+    expected = metric(data)
+    conv = GLRConv(2, heads=2)
+    out = conv(data.x, data.edge_index, expected.edge_weight, mask)
+    if kind == 'adj_t':
+        data = T.ToSparseTensor()(data)
+        edges = data.adj_t
+    else:
+        ones = torch.ones(data.num_edges)
+        edges = torch.sparse_coo_tensor(data.edge_index, ones, (N, N))
+        edges = edges.coalesce() if kind == 'coo' else edges.to_sparse_csr()
+        data.edge_index = edges
+    weight = metric(data).edge_weight
+    assert_same(conv(data.x, edges, weight, mask), out)
+    with pytest.raises(ValueError, match=r"'row'.*to_edge_index"):
+        MahalanobisGraph(C, normalization='row')(data)
+
+
 def test_lazy_takes_a_trained_state():
     trained, lazy = MahalanobisGraph(3, 2), MahalanobisGraph(-1, 2)
     lazy.load_state_dict(trained.state_dict())

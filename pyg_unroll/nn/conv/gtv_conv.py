@@ -50,7 +50,7 @@ class GTVConv(SmoothnessConv):
     Each of the :math:`T` iterations takes one soft threshold on the edges,
     :math:`K` conjugate-gradient-like steps on the Laplacian of
     :math:`w_{ij}^2`, and one dual ascent (see
-    :meth:`pyg_unroll.ops.admm.TotalVariation.iterate`); penalty
+    :func:`pyg_unroll.ops.reference.admm_step`); penalty
     :math:`\rho`, over-relaxation and step sizes are learned per iteration and
     head. The paper writes the same minimiser as a linear programme with slack
     variables; both have the same optimum.
@@ -82,8 +82,9 @@ class GTVConv(SmoothnessConv):
             (default: :math:`(1 / \max(K, 2), 2)`)
         checkpoint (bool, optional): Keep nothing of the inner steps but
             their start, and run them again instead: less memory for more
-            time. The dual variable is never kept for the derivative, but
-            computed again (see :obj:`pyg_unroll.ops.replay.DualReplay`).
+            time. The dual variable is not kept for the derivative, but
+            computed again (see :obj:`pyg_unroll.ops.replay.DualReplay`),
+            except under :meth:`torch.compile`.
             (default: :obj:`False`)
         validate_args (bool, optional): Check the values of the inputs: finite
             signal, non-negative and symmetric weights. Costs a pass over the

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import MLP, Linear
 
+from pyg_unroll.checks import image_shapes
 from pyg_unroll.data import data_to_image
 
 
@@ -61,7 +62,7 @@ class CNNFeatures(torch.nn.Module):
 
     def forward(self, x: Tensor, data: Data) -> Tensor:
         """Computes the features."""
-        if isinstance(data, Batch) and not _equal_sizes(data):
+        if isinstance(data, Batch) and len(set(image_shapes(data))) > 1:
             sizes = data.ptr.diff().tolist()
             parts = zip(x.split(sizes), data.to_data_list(), strict=True)
             return torch.cat([self(part, single) for part, single in parts])
@@ -69,12 +70,6 @@ class CNNFeatures(torch.nn.Module):
         batched = image if image.dim() == 4 else image.unsqueeze(0)
         features = self.net(batched)
         return features.permute(0, 2, 3, 1).reshape(x.size(0), -1)
-
-
-def _equal_sizes(data: Batch) -> bool:
-    height = torch.as_tensor(data.height).view(-1)
-    width = torch.as_tensor(data.width).view(-1)
-    return bool((height == height[0]).all() & (width == width[0]).all())
 
 
 class CellFeatures(torch.nn.Module):

@@ -70,8 +70,6 @@ class ImageRestoration(Storage):
 
     def _forward_scene(self, data: Data) -> Tensor:
         reader = self._scene_reader()
-        mask = reader.mask(data)
-        MaskedSignal.read(data.x, mask, None, self.fidelity, name='data.x')
         if isinstance(data, Batch):
             parts = data.to_data_list()
             if data.get('noise_std') is not None:
@@ -87,6 +85,10 @@ class ImageRestoration(Storage):
                 ):
                     part.noise_std = value
             return torch.cat([self(part) for part in parts])
+        mask = reader.mask(data)
+        # What stands at unknown entries has no meaning here.
+        known = torch.where(mask, data.x, 0)
+        MaskedSignal.read(known, mask, None, self.fidelity, name='data.x')
         out = self.restore(
             data_to_image(data)[None],
             data_to_image(data, mask)[None],

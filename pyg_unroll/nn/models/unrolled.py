@@ -20,13 +20,20 @@ from pyg_unroll.nn.models.features import (
     MLPFeatures,
 )
 from pyg_unroll.nn.models.image_restoration import ImageRestoration
-from pyg_unroll.nn.models.scene import READERS, SceneDomain
+from pyg_unroll.nn.models.inpainting_reader import InpaintingReader
+from pyg_unroll.nn.models.mosaic_reader import MosaicReader
+from pyg_unroll.nn.models.scene import SceneReader
 from pyg_unroll.nn.models.unrolled_block import UnrolledBlock
 from pyg_unroll.nn.models.views import check_num_views
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
 
 Domain: TypeAlias = Literal['image', 'points', 'mosaic', 'inpainting']
+
+_READERS: dict[str, type[SceneReader]] = {
+    'mosaic': MosaicReader,
+    'inpainting': InpaintingReader,
+}
 
 
 class UnrolledNet(ImageRestoration):
@@ -112,7 +119,7 @@ class UnrolledNet(ImageRestoration):
             ('max_pixels', max_pixels),
         ):
             check_positive(name, value)
-        is_scene = domain in get_args(SceneDomain)
+        is_scene = domain in _READERS
         if num_layers is None:
             num_layers = 6 if is_scene else 3
         check_positive('num_layers', num_layers)
@@ -149,7 +156,7 @@ class UnrolledNet(ImageRestoration):
             self.graph = GridGraph(neighbors)
             net = CNNFeatures
         if domain == 'mosaic' or domain == 'inpainting':
-            self.reader = READERS[domain]()
+            self.reader = _READERS[domain]()
             net = CellFeatures
             seen = in_channels + self.reader.num_context
             if fidelity == 'soft':  # sees the level of the noise

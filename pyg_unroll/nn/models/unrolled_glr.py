@@ -77,7 +77,7 @@ class UnrolledGLR(UnrolledNet):
             (default: :obj:`450_000`)
         num_views (int, optional): Mirrored and transposed copies of an image
             of the last two domains, 1, 2, 4 or 8, whose results are averaged:
-            four gain 0.1 to 0.25 dB for four times the work; can be set
+            four gain about 0.1 to 0.2 dB for four times the work; can be set
             later, too. (default: :obj:`1`)
 
     Shapes:

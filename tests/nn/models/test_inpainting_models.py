@@ -6,7 +6,7 @@ from skimage.data import astronaut
 from torch_geometric.data import Batch
 
 from pyg_unroll import UnrolledGLR, UnrolledGTV, data_to_image, image_to_data
-from pyg_unroll.nn.models.scene import InpaintingReader
+from pyg_unroll.nn.models.inpainting_reader import InpaintingReader
 from tests.nn.models.utils import psnr, silent_parameters
 
 MODELS = (UnrolledGLR, UnrolledGTV)
@@ -51,8 +51,9 @@ def test_unknown_values_do_not_matter(cls, photo):
     model, data = cls(3, **SMALL), hide(photo[:, :40, :40])
     with torch.no_grad():
         out = model(data)
-        data.x = torch.where(data.mask[:, None], data.x, 0.7)
-        assert torch.equal(model(data), out)
+        for junk in (0.7, torch.nan):
+            data.x = torch.where(data.mask[:, None], data.x, junk)
+            assert torch.equal(model(data), out)
         data.mask = data.mask[:, None].expand(-1, 3)
         assert torch.equal(model(data), out)
 
@@ -140,6 +141,10 @@ def test_gradients_reach_everything_that_matters(cls, photo):
 
 
 def test_wrong_data(photo):
+    data = hide(photo[:, :8, :8])
+    data.mask = data.mask.long()
+    with pytest.raises(ValueError, match=r"'data.mask' must be boolean"):
+        UnrolledGLR(3, **SMALL)(data)
     model, data = UnrolledGLR(3, **SMALL), hide(photo[:, :8, :8])
     mask, data.mask = data.mask, None
     with pytest.raises(ValueError, match="must have a 'mask'"):

@@ -12,6 +12,7 @@ from pyg_unroll import UnrolledGLR, UnrolledGTV, data_to_image, mosaic
 from pyg_unroll.data import cfa_mask
 from pyg_unroll.nn.models import local_interpolation
 from pyg_unroll.nn.models.tiling import _cut, _tile_size, run_in_tiles
+from pyg_unroll.testing import assert_same
 from tests.nn.models.utils import psnr, silent_parameters
 
 BAYER = ('RGGB', 'GRBG', 'GBRG', 'BGGR')
@@ -302,6 +303,17 @@ def test_differences_need_exact_mosaics(options):
     options = {'domain': 'mosaic'} | options
     with pytest.raises(ValueError, match="'color_differences' needs domain="):
         UnrolledGLR(3, color_differences=True, **options)
+
+
+@pytest.mark.parametrize('junk', [0.7, math.nan])
+def test_unknown_values_do_not_matter(junk, photo):
+    model, data = make(), mosaic(photo)
+    with torch.no_grad():
+        expected = model(data)
+        data.x = torch.where(data.mask, data.x, junk)
+        assert torch.equal(model(data), expected)
+        batch = Batch.from_data_list([data, data])
+        assert_same(model(batch), torch.cat([expected, expected]))
 
 
 def test_wrong_data(photo):
