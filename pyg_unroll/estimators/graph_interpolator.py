@@ -288,7 +288,7 @@ class GraphInterpolator:
         """For each fit its places, their signals, and the place of nodes."""
         nodes = Nodes.read(data, self.covariates, self.neighbors)
         assert self._nodes is not None
-        nodes.check_like(self._nodes)
+        nodes.match(self._nodes)
         for fit in self._fits:
             known = mask[:, fit.features]
             if not bool((known == known[:, :1]).all()):

@@ -173,12 +173,21 @@ class LocalKriging:
         """Units of the features: the extent of space, covariates' spread."""
         base = torch.ones(features.size(1), dtype=features.dtype)
         count = self.num_coordinates
-        extent = (features.amax(0) - features.amin(0))[:count]
         if count:
-            base[:count] = 1 / extent.max().clamp(min=1e-30)
+            ordered = features[:, :count].sort(0).values
+            extent = (ordered[-1] - ordered[0]).max()
+            # One point far away must not make one of all others.
+            quarter = len(ordered) // 4
+            middle = (ordered[-1 - quarter] - ordered[quarter]).max()
+            if middle > 0:
+                extent = torch.minimum(extent, 10 * middle)
+            base[:count] = 1 / extent.clamp(min=1e-30)
         if count < features.size(1):
-            spread = features[:, count:].std(0, correction=0)
-            base[count:] = 1 / (3 * spread).clamp(min=1e-9)
+            extra = features[:, count:]
+            spread = extra.std(0, correction=0)
+            # What is the same at all known points tells nothing of others.
+            varies = spread > 1e-9 * extra.abs().amax(0)
+            base[count:] = torch.where(varies, 1 / (3 * spread), 0)
         return base
 
     def _starts(self, size: int) -> list[Tensor]:

@@ -113,8 +113,15 @@ class Nodes:
             )
         return cls(place, coordinates, features, graphs)
 
-    def check_like(self, fitted: Nodes) -> None:
-        """Raises a `ValueError` unless these have what others had."""
+    def match(self, fitted: Nodes) -> None:
+        """Takes over the names of the graphs of others; raises a `ValueError`
+        unless these have what the others had.
+        """
+        if 'given' in self.graphs:
+            # Where all weights are equal, powers of them are the same.
+            others: tuple[GraphName, ...] = ('unweighted', 'sharpened')
+            for name in others:
+                self.graphs.setdefault(name, self.graphs['given'])
         missing = sorted(fitted.graphs.keys() - self.graphs.keys())
         if missing:
             raise ValueError(

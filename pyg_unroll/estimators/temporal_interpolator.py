@@ -24,6 +24,9 @@ NOISE = (0.0, 0.1, 0.3, 1.0)
 LEAST_HELD = 10
 # Times that two sensors must share for their difference to be believed.
 LEAST_SHARED = 10
+# Variance of a difference, relative to that of the readings, below which two
+# sensors differ by a constant.
+_SAME = 1e-6
 
 
 class TemporalInterpolator:
@@ -224,7 +227,12 @@ def _sensors(
     mean = change.sum(1) / count.clamp(min=1)
     change = torch.where(both, change - mean.unsqueeze(1), 0)
     square = change.square().sum(1) / count.clamp(min=1)
-    sure = (count >= LEAST_SHARED) & (square > 0)
+    # Below, sensors differ by constants, and the rest is rounding.
+    known = mask.sum(1, keepdim=True)
+    own = torch.where(mask, x, 0).sum(1, keepdim=True)
+    moves = torch.where(mask, x - own / known.clamp(min=1), 0)
+    least = _SAME * moves.square().sum() / known.sum()
+    sure = (count >= LEAST_SHARED) & (square > least)
     weight = torch.ones_like(square)
     if bool(sure.any()):
         usual = square[sure].median()
@@ -234,11 +242,11 @@ def _sensors(
     # Levels of neighbours differ as their readings at the same times do, and
     # are, with little weight, the sensors' own means: those would depend on
     # the hours that are missing.
-    known = mask.sum(1).double().view(-1, 1, 1)
-    own = torch.where(mask, x, 0).sum(1).view(-1, 1, 1)
     trust = (weight * count).unsqueeze(1)
-    system = LaplacianSystem.build(topology, trust, 1e-3 * known)
-    right = 1e-3 * own
+    system = LaplacianSystem.build(
+        topology, trust, 1e-3 * known.double().unsqueeze(2)
+    )
+    right = 1e-3 * own.unsqueeze(2)
     right = right + divergence(topology, (trust * mean.unsqueeze(1))[:, None])
     level = conjugate_gradient(system, right, 1e-9, 10_000)[0].squeeze(-1)
     seen = mask.any(1)

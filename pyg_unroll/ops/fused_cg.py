@@ -208,8 +208,8 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor | None, _: Any) -> tuple[Any, ...]:
-    graph = list(ctx.saved_tensors[:6])
-    operands, kept = ctx.saved_tensors[6:13], list(ctx.saved_tensors[13:])
+    saved = ctx.saved_tensors  # once: `torch.utils.checkpoint` insists
+    graph, operands, kept = list(saved[:6]), saved[6:13], list(saved[13:])
     none = no_grads(graph)
     if grad is None:
         return *none, *(None,) * 8

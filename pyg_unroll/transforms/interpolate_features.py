@@ -62,8 +62,8 @@ class InterpolateFeatures(BaseTransform):
     weights of the whole graph, but each one sees the known entries of its own
     nodes only, and its result depends on what was sampled
     (:obj:`subgraph_type='induced'` keeps more edges). Weights are
-    :obj:`edge_weight`, or else :obj:`edge_attr` if it holds one number per
-    edge. Parallel edges are added up, and self-loops count in :math:`d_i`
+    :obj:`edge_weight`, or else :obj:`edge_attr`, which must hold one number
+    per edge. Parallel edges are added up, and self-loops count in :math:`d_i`
     only.
 
     Args:

@@ -15,7 +15,7 @@ from pyg_unroll.checks import check_between, check_data, check_tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import edges_of, remember_topology, resolve_graph
 from pyg_unroll.transforms.product import product_topology
-from pyg_unroll.transforms.utils import remove_edges
+from pyg_unroll.transforms.utils import examples_of, remove_edges
 
 
 @functional_transform('temporal_product')
@@ -112,7 +112,7 @@ class TemporalProduct(BaseTransform):
         """Returns the data of the product graph."""
         if isinstance(data, Batch):
             return Batch.from_data_list(
-                [self(example) for example in data.to_data_list()]
+                [self(example) for example in examples_of(data)]
             )
         check_data(data)
         x = data.get('x')
@@ -128,9 +128,14 @@ class TemporalProduct(BaseTransform):
             signals[name] = _varying(data, name, x)
         edge_index, edge_weight = self._edges(data, x)
         remove_edges(data)
-        for key in data.keys():
-            if data.is_node_attr(key) and key not in signals:
-                data[key] = _repeat(data, key, num_steps)
+        # All at once: the first that is repeated changes the number of nodes.
+        repeated = {
+            key: _repeat(data, key, num_steps)
+            for key in data.keys()
+            if data.is_node_attr(key) and key not in signals
+        }
+        for key, value in repeated.items():
+            data[key] = value
         for key, value in signals.items():
             data[key] = value.flatten(0, 1)
         data.edge_index, data.edge_weight = edge_index, edge_weight

@@ -50,6 +50,19 @@ def remove_edges(data: Data) -> None:
         del data[key]
 
 
+def examples_of(batch: Batch) -> list[Data]:
+    """The examples of a batch, with what was set on its nodes since."""
+    parts = batch.to_data_list()
+    sizes = batch.ptr.diff().tolist()
+    for key in set(batch.keys()) - {*batch._slice_dict, 'batch', 'ptr'}:
+        value = batch[key]
+        if isinstance(value, Tensor) and batch.is_node_attr(key):
+            values = value.split(sizes, batch.__cat_dim__(key, value))
+            for part, own in zip(parts, values, strict=True):
+                part[key] = own
+    return parts
+
+
 def sizes_of_examples(data: Data, num_nodes: int) -> list[int]:
     """Numbers of nodes of the examples of a batch, or of the only one.
 

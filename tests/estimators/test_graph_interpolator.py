@@ -49,6 +49,33 @@ def test_graph_without_positions():
     assert error < 0.9 * rmse(peer, truth, data.mask)
 
 
+def test_covariate_that_no_known_node_varies():
+    data, truth = points(200)
+    without = GraphInterpolator().fit(data).predict()
+    # All sensors happen to be in one kind of place, others are in another.
+    data.covariates = (~data.mask & (torch.rand(200) < 0.5)).double()
+    out = GraphInterpolator().fit(data).predict()
+    error = rmse(out, truth, data.mask)
+    assert error < 1.5 * rmse(without, truth, data.mask)
+
+
+@pytest.mark.parametrize('weights', ['equal', 'none'])
+def test_other_data_with_equal_weights(weights):
+    data, _ = points(100)
+    data = KNNGraph(4)(data)
+    del data.pos
+    row, col = data.edge_index
+    data.edge_weight = 1 / (1 + (row + col) % 3).double()
+    fitted = GraphInterpolator().fit(data)
+    data.edge_weight = torch.ones(data.num_edges).double()
+    expected = fitted.predict(data)
+    if weights == 'none':
+        del data.edge_weight
+    out = fitted.predict(data)
+    assert torch.isfinite(out).all()
+    assert torch.equal(out, expected)
+
+
 def test_covariate_decides():
     torch.manual_seed(0)
     pos = torch.rand(300, 2)

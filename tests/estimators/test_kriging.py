@@ -84,3 +84,18 @@ def test_metric_does_not_overflow():
     theta = torch.tensor([1e3, -1e3, 0.5, 0.0], dtype=torch.float64)
     factor = LocalKriging(1.5, 2)._factor(theta)
     assert factor.isfinite().all() and (factor.diagonal() > 0).all()
+
+
+def test_one_point_far_away():
+    torch.manual_seed(0)
+    points = torch.rand(300, 2, dtype=torch.float64)
+    truth = ((4 * points[:, :1]).sin() + points[:, 1:]) - 1
+    known, query = points[:150], points[150:]
+    errors = []
+    for far in ([], [[1e4, 1e4]]):
+        features = torch.cat([known, torch.tensor(far).double().view(-1, 2)])
+        y = torch.cat([truth[:150], truth[: len(far)]])
+        kriging = LocalKriging(2.5, 2).fit(features, y)
+        out, _ = kriging.predict(features, y, query)
+        errors.append(float((out - truth[150:]).square().mean().sqrt()))
+    assert errors[1] < 2 * errors[0] < 0.02

@@ -34,6 +34,21 @@ def rmse(out, truth, mask):
     return float((out - truth)[~mask].square().mean().sqrt())
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_sensors_that_differ_by_constants_only(dtype):
+    data, _ = sensors()
+    wave = torch.linspace(0, 9, 60).sin()
+    truth = (wave + 5 * torch.rand(40, 1)).to(dtype)
+    data.x = torch.where(data.mask, truth, torch.nan)
+    out = TemporalInterpolator().fit(data).predict()
+    scaled = data.clone()
+    scaled.x = 1e-3 * data.x  # rounded differently
+    again = TemporalInterpolator().fit(scaled).predict()
+    torch.testing.assert_close(1e3 * again, out, rtol=1e-3, atol=1e-3)
+    # All neighbours are as good as each other.
+    assert rmse(out, truth, data.mask) < 0.05
+
+
 def linear(x, mask):
     step = np.arange(x.shape[1])
     return torch.from_numpy(

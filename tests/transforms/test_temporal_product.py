@@ -410,3 +410,30 @@ def test_duplicate_positions():
     out = fill(data)
     assert out.isfinite().all()
     assert torch.equal(out[data.mask], data.x[data.mask])
+
+
+def test_what_was_set_on_a_batch():
+    batch = Batch.from_data_list(
+        [Data(x=torch.rand(n, 4), **edges(n)) for n in (3, 5)]
+    )
+    batch.mask = torch.rand(8, 4) < 0.5
+    out = TemporalProduct()(batch)
+    assert torch.equal(out.mask.view(8, 4), batch.mask)
+
+
+def test_attributes_are_repeated_without_edges():
+    empty = torch.empty(2, 0, dtype=torch.long)
+    data = Data(
+        pos=torch.rand(3, 2), station=torch.arange(3), x=torch.rand(3, 5)
+    )
+    data.edge_index = empty
+    out = TemporalProduct()(data)
+    assert out.station.tolist() == torch.arange(3).repeat_interleave(5).tolist()
+    assert out.pos.shape == (15, 2)
+
+
+def edges(num_nodes):
+    """A path."""
+    ends = torch.arange(num_nodes - 1)
+    pairs = torch.stack([ends, ends + 1])
+    return {'edge_index': torch.cat([pairs, pairs.flip(0)], 1)}

@@ -30,6 +30,7 @@ from pyg_unroll.nn.models.directional_green import (
 from pyg_unroll.nn.models.filters import local_interpolation
 from pyg_unroll.nn.models.tiling import run_in_tiles
 from pyg_unroll.transforms import GridGraph, MahalanobisGraph
+from pyg_unroll.transforms.utils import examples_of
 
 Prior: TypeAlias = Literal['glr', 'gtv']
 
@@ -132,7 +133,7 @@ class GraphDemosaic(torch.nn.Module):
         # What stands at unknown entries has no meaning here.
         check_finite('data.x', torch.where(mask, data.x, 0))
         if isinstance(data, Batch):
-            parts = [self(part) for part in data.to_data_list()]
+            parts = [self(part) for part in examples_of(data)]
             return torch.cat(parts)
         image, known = (
             data_to_image(data, x).unsqueeze(0) for x in (data.x, mask)

@@ -21,6 +21,7 @@ from pyg_unroll.nn.models.unrolled_block import UnrolledBlock
 from pyg_unroll.nn.models.views import average_views
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.transforms import GridGraph, KNNGraph
+from pyg_unroll.transforms.utils import examples_of
 
 # Pixels mirrored around an image, even: room for the layers to forget that
 # convolutions see zeros outside.
@@ -71,7 +72,7 @@ class ImageRestoration(Storage):
     def _forward_scene(self, data: Data) -> Tensor:
         reader = self._scene_reader()
         if isinstance(data, Batch):
-            parts = data.to_data_list()
+            parts = examples_of(data)
             if data.get('noise_std') is not None:
                 # One for each image, or one set on the batch for all.
                 std = torch.as_tensor(data.noise_std).view(-1)
@@ -87,8 +88,11 @@ class ImageRestoration(Storage):
             return torch.cat([self(part) for part in parts])
         mask = reader.mask(data)
         # What stands at unknown entries has no meaning here.
-        known = torch.where(mask, data.x, 0)
-        MaskedSignal.read(known, mask, None, self.fidelity, name='data.x')
+        MaskedSignal.read(
+            torch.where(mask, data.x, 0),
+            *(mask, None, self.fidelity),
+            name='data.x',
+        )
         out = self.restore(
             data_to_image(data)[None],
             data_to_image(data, mask)[None],
@@ -183,7 +187,8 @@ class ImageRestoration(Storage):
                 )
             return None
         if noise_std is None:
-            noise_std = self._scene_reader().noise_std(image, mask)
+            noise = self._scene_reader().noise_std(image, mask)
+            return noise.view(-1, 1, 1, 1)
         noise = torch.as_tensor(
             noise_std, dtype=image.dtype, device=image.device
         )

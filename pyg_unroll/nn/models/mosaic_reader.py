@@ -76,7 +76,10 @@ class MosaicReader(SceneReader):
 
         Differences of second order along rows and columns of each colour's
         plane (Immerkær, 1996); the lower quartile of their sizes over that of
-        a normal distribution, as larger ones are of fine texture.
+        a normal distribution, as larger ones are of fine texture. A regular
+        pattern has one frequency, noise has all: of differences along rows
+        and columns and of those along one and means along the other, the
+        smallest counts.
         """
         if min(image.shape[-2:]) < 6:
             raise ValueError(
@@ -84,16 +87,25 @@ class MosaicReader(SceneReader):
                 "set 'data.noise_std'"
             )
         planes = F.pixel_unshuffle(_crop(_sensor(image, mask), 2), 2)
-        for dim in (-2, -1):
-            planes = planes.diff(n=2, dim=dim)
-        size = planes.abs().flatten(1) / 6  # of unit gain
-        quartile = size.kthvalue((size.size(1) + 3) // 4, 1).values
-        return quartile / 0.31864
+        found = []
+        for rows, cols in ((-1, -1), (-1, 1), (1, -1)):
+            part = _second(_second(planes, rows, -2), cols, -1)
+            size = part.abs().flatten(1) / 6  # of unit gain
+            quartile = size.kthvalue((size.size(1) + 3) // 4, 1).values
+            found.append(quartile / 0.31864)
+        return torch.stack(found).amin(0)
 
 
 def _sensor(image: Tensor, mask: Tensor) -> Tensor:
     """The one value of each pixel that is known."""
     return torch.where(mask, image, 0).sum(1, keepdim=True)
+
+
+def _second(x: Tensor, sign: int, dim: int) -> Tensor:
+    """Each value twice, plus or minus its neighbours along a dimension."""
+    size = x.size(dim) - 2
+    before, x, after = (x.narrow(dim, k, size) for k in range(3))
+    return torch.add(2 * x, before + after, alpha=sign)
 
 
 def _crop(image: Tensor, unit: int) -> Tensor:

@@ -110,7 +110,7 @@ class UnrolledBlock(torch.nn.Module):
         rest, state = run_conv(
             self.conv,
             state,
-            to_nodes(image - base),
+            to_nodes(torch.where(mask, image - base, 0)),
             topology,
             self.metric.edge_weights(
                 to_nodes(FEATURE_SCALE * features), topology

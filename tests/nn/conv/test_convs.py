@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Batch, Data
 from torch_geometric.nn import MessagePassing, Sequential, to_hetero
@@ -396,6 +397,18 @@ def test_compile_by_inductor():
     undirected = topology.undirected_weight(weight)
     with torch.no_grad():
         assert_compiles(GLRConv(2), x, topology, undirected, mask)
+
+
+@parametrize_convs
+def test_torch_checkpoint(make):
+    x, edge_index, weight, _ = make_input(dtype=torch.float64)
+    conv = make().double()
+    x.requires_grad_()
+    out = checkpoint(conv, x, edge_index, weight, use_reentrant=False)
+    (grad,) = torch.autograd.grad(out.square().sum(), x)
+    out = conv(x, edge_index, weight)
+    (expected,) = torch.autograd.grad(out.square().sum(), x)
+    assert_same(grad, expected)
 
 
 @parametrize_convs

@@ -90,6 +90,12 @@ def test_batch_equals_loop(photo):
         out = model(Batch.from_data_list(parts))
         loop = torch.cat([model(part) for part in parts])
         assert torch.equal(out, loop)
+        same = Batch.from_data_list([parts[0], parts[0]])
+        expected, mask = model(same), same.mask
+        del same.mask
+        same = image_to_data(data_to_image(same))
+        same.mask = mask  # set on the batch
+        assert torch.equal(model(same), expected)
         images = torch.stack([photo[:, :40, :44], photo[:, 9:49, 9:53]])
         masks = torch.rand(2, 1, 40, 44).expand_as(images) < 0.4
         both = model.restore(images, masks)

@@ -312,6 +312,11 @@ def test_unknown_values_do_not_matter(junk, photo):
         expected = model(data)
         data.x = torch.where(data.mask, data.x, junk)
         assert torch.equal(model(data), expected)
+        soft = make(fidelity='soft')
+        image, mask = (data_to_image(data, v) for v in (data.x, data.mask))
+        out = soft.restore(image[None], mask[None], 0.1)
+        clean = torch.where(mask, image, 0)
+        assert torch.equal(out, soft.restore(clean[None], mask[None], 0.1))
         batch = Batch.from_data_list([data, data])
         assert_same(model(batch), torch.cat([expected, expected]))
 
@@ -382,6 +387,14 @@ def test_noise_is_estimated(photo):
     mask = data_to_image(d := mosaic(photo[0]), d.mask)[None]
     noisy = photo + 0.1 * torch.randn(photo.shape)
     assert abs(float(reader.noise_std(noisy, mask)) - 0.1) < 0.015
+    # A regular pattern is not noise.
+    cell = torch.arange(64) // 2
+    chart = ((cell[:, None] + cell) % 2).float().expand(1, 3, -1, -1)
+    mask = data_to_image(d := mosaic(chart[0]), d.mask)[None]
+    assert float(reader.noise_std(chart, mask)) < 1e-6
+    grain = 0.1 * torch.randn(chart.shape)
+    found = float(reader.noise_std(chart + grain, mask))
+    assert found == pytest.approx(0.1, rel=0.15)
     with pytest.raises(ValueError, match='6 x 6'):
         reader.noise_std(photo[..., :5, :9], mask[..., :5, :9])
 
