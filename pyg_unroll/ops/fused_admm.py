@@ -79,7 +79,6 @@ def _admm_step_backward(
         weight, x, dual, rho_previous, rho, relaxation, grad_b, grad_dual
     )
     grads = backend(x).admm_step_backward(arrays(graph, grid), *operands)
-    grads = (grads[1], grads[0], *grads[2:])
     return tuple(grad.to(x.dtype) for grad in grads)
 
 

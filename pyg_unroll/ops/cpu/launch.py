@@ -107,8 +107,8 @@ def flat(*tensors: Tensor) -> list[Any]:
     return [tensor.detach().reshape(-1).numpy() for tensor in tensors]
 
 
-def numbers(*tensors: Tensor) -> list[Tensor]:
-    """Contiguous, and of a type that the kernels know."""
+def as_first(*tensors: Tensor) -> list[Tensor]:
+    """Contiguous, and of the type that kernels use for the first."""
     dtype = accumulate_type(tensors[0].dtype)
     return [tensor.to(dtype).contiguous() for tensor in tensors]
 

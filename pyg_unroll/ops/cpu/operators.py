@@ -8,12 +8,12 @@ from torch import Tensor
 from pyg_unroll.graph import Arrays
 from pyg_unroll.ops import reference
 from pyg_unroll.ops.cpu import operator_kernels as kernels
-from pyg_unroll.ops.cpu.launch import blocks, flat, launch, numbers, row_blocks
+from pyg_unroll.ops.cpu.launch import as_first, blocks, flat, launch, row_blocks
 
 
 def to_edges(graph: Arrays, x: Tensor, signed: bool) -> Tensor:
     """See :func:`.reference.to_edges`."""
-    (values,) = numbers(x)
+    (values,) = as_first(x)
     num_edges = graph.src.size(0)
     out = values.new_empty((num_edges, *x.shape[1:]))
     width = values[0].numel() if values.size(0) else 0
@@ -28,7 +28,7 @@ def to_edges(graph: Arrays, x: Tensor, signed: bool) -> Tensor:
 
 def to_nodes(graph: Arrays, z: Tensor, signed: bool) -> Tensor:
     """See :func:`.reference.to_nodes`."""
-    (values,) = numbers(z)
+    (values,) = as_first(z)
     num_nodes = graph.rowptr.size(0) - 1
     out = values.new_empty((num_nodes, *z.shape[1:]))
     width = out[0].numel() if num_nodes else 0
@@ -43,7 +43,7 @@ def to_nodes(graph: Arrays, z: Tensor, signed: bool) -> Tensor:
 
 def laplacian(graph: Arrays, weight: Tensor, x: Tensor) -> Tensor:
     """See :func:`.reference.laplacian`."""
-    values, weights = numbers(x, weight)
+    values, weights = as_first(x, weight)
     out = torch.empty_like(values)
     arrays = flat(weights, values, out)
     for first, width in row_blocks(graph, x.shape):
@@ -53,7 +53,7 @@ def laplacian(graph: Arrays, weight: Tensor, x: Tensor) -> Tensor:
 
 def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
     """See :func:`.reference.edge_dot`."""
-    one, other = numbers(a, b)
+    one, other = as_first(a, b)
     out = one.new_empty((graph.src.size(0), a.size(2)))
     if a.size(1) == 0:
         return out.zero_().to(a.dtype)
@@ -65,7 +65,7 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
 
 def log_degree(graph: Arrays, distance: Tensor) -> Tensor:
     """See :func:`.reference.log_degree`."""
-    (values,) = numbers(distance)
+    (values,) = as_first(distance)
     out = to_nodes(graph, values.neg().exp_(), False).log_()
     num_nodes, heads = out.shape
     index = tuple(flat(graph.rowptr, graph.col, graph.edge_id))

@@ -138,4 +138,4 @@ def admm_step_backward(
             partial=partial,
         )
     sums = add_up(partial, 3)
-    return grad_x, grad_weight, grad_old, sums[0], sums[1], sums[2]
+    return grad_weight, grad_x, grad_old, sums[0], sums[1], sums[2]

@@ -131,4 +131,4 @@ def admm_step_backward(
     # Copies: outputs of a registered operator may not share memory.
     first, second, third = (row.clone() for row in sums)
     grad_weight = grad_weight.to(weight.dtype)
-    return grad_x, grad_weight, grad_old_dual, first, second, third
+    return grad_weight, grad_x, grad_old_dual, first, second, third

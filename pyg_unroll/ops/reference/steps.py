@@ -191,7 +191,7 @@ def admm_step_backward(
         grad_dual (torch.Tensor): Derivative by :math:`q'`.
 
     Returns:
-        Derivatives by :obj:`x`, :obj:`weight`, :obj:`dual`,
+        Derivatives by :obj:`weight`, :obj:`x`, :obj:`dual`,
         :obj:`rho_previous`, :obj:`rho` and :obj:`relaxation`.
     """
     w = weight.unsqueeze(1)
@@ -213,7 +213,7 @@ def admm_step_backward(
     grad_x = to_nodes(graph, w * grad_flow, signed=True)
     sums = (grad_p * flow, grad_rho, grad_target * excess)
     grads = [value.sum((0, 1)) for value in sums]
-    return grad_x, grad_weight, grad_p, grads[0], grads[1], grads[2]
+    return grad_weight, grad_x, grad_p, grads[0], grads[1], grads[2]
 
 
 def _edge_state(
