@@ -636,6 +636,10 @@ MODELS = [
     (lambda: GraphDemosaic()(IMAGE), DATA),
     (lambda: GraphDemosaic()(GRID), "'data' must be a mosaic"),
     (
+        lambda: GraphDemosaic()(mosaic(IMAGE[:, :1])),
+        "'data.mask' has no known pixel of colour 2",
+    ),
+    (
         lambda: GraphDemosaic()(mosaic(IMAGE.half())),
         "'data.x' must not be of type torch.float16.*torch.bfloat16",
     ),
@@ -714,7 +718,7 @@ ESTIMATORS = [
     (lambda: fitted().score(X), r"'truth' must have shape \[9, 1\]"),
     (
         lambda: fitted().score(torch.full((9,), NAN)),
-        "'truth' has no missing entries",
+        "'truth' has no feature with missing entries",
     ),
     (
         lambda: fitted().predict(data(x=torch.rand(9, 2), pos=X)),

@@ -77,7 +77,8 @@ def points_to_data(
             f"'signal' has no known entry in feature {feature}: there is "
             f'nothing to interpolate from'
         )
-    mean = torch.where(mask, signal, 0).sum(0) / count
+    total = torch.where(mask, signal, 0).sum(0, dtype=torch.float64)
+    mean = (total / count).to(signal.dtype)
     return Data(
         x=torch.where(mask, signal, mean), pos=pos, mask=mask.contiguous()
     )

@@ -85,6 +85,7 @@ class FeatureFit:
         ratios (torch.Tensor): Errors of known places, each predicted from
             others, over their deviations :math:`(K, F)`; empty if nothing
             was learned.
+        errors (torch.Tensor): Those errors themselves :math:`(K, F)`.
         twins (torch.Tensor): Errors of known nodes, each predicted by others
             at its place :math:`(T, F)`.
     """
@@ -96,6 +97,7 @@ class FeatureFit:
     blends: list[Blend] = field(default_factory=list)
     shape: Candidate | None = None
     ratios: Tensor = field(default_factory=lambda: torch.zeros(0))
+    errors: Tensor = field(default_factory=lambda: torch.zeros(0))
     twins: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
@@ -145,9 +147,9 @@ class FeatureFit:
             if not shapes:
                 deviations = (deviation for _, deviation in tuned)
                 shapes = list(zip(candidates, deviations, strict=True))
-        errors = (fit.signals(held_out) - values).abs()
-        fit.shape, deviation = _likeliest(shapes, errors)
-        fit.ratios = errors / deviation.unsqueeze(1)
+        fit.errors = (fit.signals(held_out) - values).abs()
+        fit.shape, deviation = _likeliest(shapes, fit.errors)
+        fit.ratios = fit.errors / deviation.unsqueeze(1)
         return fit
 
     def components(self, problem: InterpolationProblem, x: Tensor) -> Tensor:
@@ -189,9 +191,13 @@ class FeatureFit:
             y = self.components(problem, x)[:, self.blends[0].columns]
             deviation = self.shape.deviation(problem, y)
         width = deviation.unsqueeze(1) * _quantile(self.ratios, coverage)
+        # A missing node beside known ones at its place is like those that have
+        # others at theirs. Where these are too few: what a node has of its own
+        # is at most its error when left out, and two nodes differ by twice it.
         if len(self.twins) >= least:
-            # A missing node beside known ones at its place is like them.
             width[problem.known] = _quantile(self.twins, coverage)
+        else:
+            width[problem.known] = 2**0.5 * _quantile(self.errors, coverage)
         return width
 
 

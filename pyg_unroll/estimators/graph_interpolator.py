@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 
 from pyg_unroll.checks import (
     check_between,
+    check_choice,
     check_data,
     check_positive,
     check_tensor,
@@ -36,6 +37,9 @@ class GraphInterpolator:
     blend are learned from known nodes alone: by predicting each from the others
     (cross-validated stacking, Breiman, 1996), or by likelihood. All systems are
     sparse.
+
+    Points without edges that have the same position and covariates are one
+    place, at which the mean of those that are known is.
 
     Several signals are rotated to their principal components, which are
     interpolated one by one.
@@ -83,6 +87,9 @@ class GraphInterpolator:
         seed: int = 0,
     ) -> None:
         check_positive('neighbors', neighbors)
+        check_choice('samples', samples, (False, True))
+        check_choice('kriging', kriging, (False, True))
+        check_between('seed', seed, low=-1)
         self.neighbors = neighbors
         self.samples = samples
         self.covariates = covariates
@@ -221,7 +228,10 @@ class GraphInterpolator:
                 error = (out[rows, column] - value).square().sum()
                 scores.append(float(1 - error / total))
         if not scores:
-            raise ValueError("'truth' has no missing entries to score")
+            raise ValueError(
+                "'truth' has no feature with missing entries that differ: "
+                'there is nothing to score'
+            )
         return sum(scores) / len(scores)
 
     @property
@@ -250,8 +260,14 @@ class GraphInterpolator:
                 nodes. (default: :obj:`0`)
 
         Raises:
-            ValueError: If no metric was learned.
+            ValueError: If there is no such feature, or no metric was learned.
         """
+        count = sum(len(fit.features) for fit in self._fits)
+        if not isinstance(feature, int) or not 0 <= feature < max(count, 1):
+            raise ValueError(
+                f"'feature' must be an integer in [0, {count}), the features "
+                f"of 'data.x' (got {feature!r})"
+            )
         for fit in self._fits:
             if not bool((fit.features == feature).any()):
                 continue

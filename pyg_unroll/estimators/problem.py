@@ -60,8 +60,8 @@ class InterpolationProblem:
 class Nodes:
     r"""Where nodes are, and how they are joined.
 
-    Nodes at one place (with equal covariates) are one: their mean is what is
-    known of it.
+    Without edges, nodes at one place (with equal covariates) are one: their
+    mean is what is known of it.
 
     Attributes:
         place (torch.Tensor): Place of each node :math:`(N)`.
@@ -97,7 +97,7 @@ class Nodes:
             )
         place = torch.arange(count)
         if coordinates.size(1):
-            place, first = _places(features)
+            place, first = _places(features, joined=edges_of(data) is None)
             coordinates, features = coordinates[first], features[first]
         graphs = _given_graphs(data, place, features.size(0))
         count = features.size(0)
@@ -177,9 +177,9 @@ class Nodes:
         return (x[shared] - mean[place]).abs() * factor.unsqueeze(1)
 
 
-def _places(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Place of each node, and the first node of each: nodes are at one place
-    if they are a millionth of the spread of all apart.
+def _places(features: Tensor, joined: bool) -> tuple[Tensor, Tensor]:
+    """Place of each node, and the first node of each, sorted; if joined, nodes
+    that are a millionth of the spread of all apart are at one place.
     """
     ordered = features.sort(0).values
     count = len(ordered)
@@ -188,6 +188,9 @@ def _places(features: Tensor) -> tuple[Tensor, Tensor]:
     extent = (ordered[-1] - ordered[0]).clamp(min=1e-300)
     spread = torch.where(spread > 0, spread, extent)
     cell = ((features - ordered[0]) / spread * 1e6).round()
+    if not joined:
+        own = torch.arange(count, dtype=cell.dtype).unsqueeze(1)
+        cell = torch.cat([cell, own], 1)
     unique, place = torch.unique(cell, dim=0, return_inverse=True)
     order = torch.arange(len(place) - 1, -1, -1)
     first = place.new_empty(len(unique)).scatter_(0, place[order], order)

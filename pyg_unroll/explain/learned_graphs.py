@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
+from pyg_unroll.checks import check_data
 from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
 from pyg_unroll.nn.models.image_restoration import MARGIN, ImageRestoration
@@ -40,6 +41,16 @@ def node_places(
     return nodes
 
 
+def check_one_graph(data: Data) -> None:
+    """Raises a `ValueError` for a batch."""
+    check_data(data)
+    if isinstance(data, Batch):
+        raise ValueError(
+            "'data' must be one graph (got a batch); take them one by one, by "
+            "'data.to_data_list()'"
+        )
+
+
 @torch.no_grad()
 def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
     r"""Runs a model and returns the graph of each solver layer.
@@ -57,11 +68,7 @@ def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
         ValueError: If the data is a batch; see also
             :func:`~pyg_unroll.explain.trace`.
     """
-    if isinstance(data, Batch):
-        raise ValueError(
-            "'data' must be one graph (got a batch); take them one by one, by "
-            "'data.to_data_list()'"
-        )
+    check_one_graph(data)
     calls = record_calls(model, data)
     place = node_places(model, data, calls)
     graphs = []

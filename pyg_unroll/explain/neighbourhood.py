@@ -13,7 +13,7 @@ from pyg_unroll.checks import check_positive
 from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
 from pyg_unroll.explain.figure import make_axes
-from pyg_unroll.explain.learned_graphs import node_places
+from pyg_unroll.explain.learned_graphs import check_one_graph, node_places
 from pyg_unroll.ops import degree, laplacian
 
 
@@ -184,9 +184,15 @@ def neighbourhood(
         mirrored around an image are left out.
 
     Raises:
-        ValueError: If there is no such node, or see
+        ValueError: If there is no such node, the data is a batch, or see
             :func:`~pyg_unroll.explain.trace`.
     """
+    check_one_graph(data)
+    parts = node if isinstance(node, tuple) else (node,)
+    if len(parts) > 2 or not all(isinstance(part, int) for part in parts):
+        raise ValueError(
+            f"'node' must be an integer or a pixel (row, column) (got {node!r})"
+        )
     if isinstance(node, tuple):
         height, width = (int(data.get(k) or 0) for k in ('height', 'width'))
         if not (0 <= node[0] < height and 0 <= node[1] < width):

@@ -32,6 +32,13 @@ def test_mask_of_nodes():
     assert data.mask.tolist() == [[True] * 3, [False] * 3]
 
 
+def test_mean_of_half_precision():
+    signal = torch.full((1000,), 100.0).half()  # their sum is too large
+    data = points_to_data(torch.rand(1000, 2), signal, torch.arange(1000) < 900)
+    assert data.x.dtype == torch.float16
+    assert torch.equal(data.x, signal.unsqueeze(1))
+
+
 def test_integer_signal():
     data = points_to_data(torch.rand(3, 1), torch.tensor([1, 2, 3]))
     assert data.x.dtype == torch.float32 and bool(data.mask.all())

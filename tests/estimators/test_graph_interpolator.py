@@ -59,6 +59,52 @@ def test_covariate_that_no_known_node_varies():
     assert error < 1.5 * rmse(without, truth, data.mask)
 
 
+@pytest.mark.parametrize('kriging', [False, True])
+def test_interval_beside_the_only_known_node(kriging):
+    inside = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        pos = torch.rand(80, 2, dtype=torch.float64).repeat(2, 1)
+        truth = (4 * pos[:, 0]).sin() + pos[:, 1] + 0.3 * torch.randn(160)
+        data = Data(x=truth, pos=pos, mask=torch.arange(160) < 80)
+        fitted = GraphInterpolator(kriging=kriging).fit(data)
+        low, high = fitted.predict_interval()
+        ours = (low[:, 0] <= truth) & (truth <= high[:, 0])
+        inside.append(ours[80:].double().mean())
+    assert sum(inside) / 4 > 0.85
+
+
+def test_nodes_of_a_graph_may_share_a_position():
+    step = torch.arange(19)
+    edge_index = torch.stack(
+        [torch.cat([step, step + 1]), torch.cat([step + 1, step])]
+    )
+    truth, mask = torch.arange(20.0), torch.arange(20) % 3 != 1
+    data = Data(x=truth, edge_index=edge_index, mask=mask)
+    expected = GraphInterpolator().fit(data).predict()[:, 0]
+    # Two floors, one above the other.
+    floors = torch.stack([truth % 10, torch.zeros(20)], 1)
+    for pos in (floors, torch.zeros(20, 2)):
+        data.pos = pos
+        out = GraphInterpolator().fit(data).predict()[:, 0]
+        error = (out - truth)[~mask].abs().max()
+        assert error < max(1.0, 2 * (expected - truth)[~mask].abs().max())
+
+
+def test_arguments():
+    data, truth = points(60)
+    fitted = GraphInterpolator().fit(data)
+    for feature in (1, -1, 'x'):
+        with pytest.raises(ValueError, match=r"'feature' must be.*\[0, 1\)"):
+            fitted.metric(feature)
+    with pytest.raises(ValueError, match='nothing to score'):
+        fitted.score(torch.ones_like(truth))
+    with pytest.raises(ValueError, match="'seed' must"):
+        GraphInterpolator(seed=None)
+    with pytest.raises(ValueError, match="'kriging' must be one of"):
+        GraphInterpolator(kriging='no')
+
+
 @pytest.mark.parametrize('weights', ['equal', 'none'])
 def test_other_data_with_equal_weights(weights):
     data, _ = points(100)
@@ -148,7 +194,6 @@ def test_places_that_nodes_share():
         x=both,
         pos=torch.cat([data.pos, data.pos]),
         mask=mask,
-        edge_index=KNNGraph(3)(Data(pos=torch.rand(300, 2))).edge_index,
     )
     fitted = GraphInterpolator().fit(twice)
     out = fitted.predict()

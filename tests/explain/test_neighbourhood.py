@@ -139,6 +139,14 @@ def test_plot():
 
 
 def test_bad_input():
+    images = image_to_data(torch.rand(2, 3, 6, 6))
+    with pytest.raises(ValueError, match="'data' must be one graph"):
+        neighbourhood(UnrolledGLR(3), images, 3)
+    for node in ([3, 4], (1, 2, 3), 4.5, (3.5, 2)):
+        with pytest.raises(ValueError, match="'node' must be an integer or"):
+            neighbourhood(
+                UnrolledGLR(3), image_to_data(torch.rand(3, 6, 6)), node
+            )
     data = points()
     model = UnrolledGLR(1, 'points')
     with pytest.raises(ValueError, match=r"'node' must lie in \[0, 30\)"):
