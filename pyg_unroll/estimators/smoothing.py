@@ -16,7 +16,7 @@ from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
 
 # Trust in observations, and pull towards the mean, in units of a node's degree.
 TRUST = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)
-RIDGE = (1e-5, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
+RIDGE = (1e-8, 1e-5, 1e-3, 1e-2, 0.03, 0.1, 0.3, 1.0)
 
 # Nodes up to which systems are inverted instead, every known node its own fold.
 DENSE_NODES = 500
@@ -135,8 +135,8 @@ class Smoother:
             y,
             confidence.flatten(1),
             ridge.repeat(count),
-            tol=1e-3,
-            max_steps=300,
+            tol=1e-5,  # of a residual that trusted nodes dominate
+            max_steps=2000,
         )
         out = out[known].unflatten(2, (count, len(settings)))
         return out[torch.arange(len(known)), :, folds]
@@ -147,7 +147,7 @@ class Smoother:
         """
         if self.topology.num_nodes <= DENSE_NODES:
             return self._tune_dense(y, known)
-        row, col = len(TRUST) - 3, 2
+        row, col = TRUST.index(10.0), RIDGE.index(0.01)
         tried: dict[tuple[int, int], Tensor] = {}
 
         def error(place: tuple[int, int]) -> float:

@@ -91,6 +91,23 @@ def test_nodes_of_a_graph_may_share_a_position():
         assert error < max(1.0, 2 * (expected - truth)[~mask].abs().max())
 
 
+def test_long_path():
+    torch.manual_seed(0)
+    step = torch.arange(2000)
+    angle = 2 * torch.pi * step.double() / 1000
+    truth = angle.sin() + 0.3 * (3.4 * angle).sin()
+    ends = torch.stack([step[:-1], step[1:]])
+    mask = torch.rand(2000) < 0.2
+    mask[[0, -1]] = True
+    data = Data(x=truth, mask=mask)
+    data.edge_index = torch.cat([ends, ends.flip(0)], 1)
+    out = GraphInterpolator().fit(data).predict()
+    linear = np.interp(step, step[mask], truth[mask])
+    error = rmse(out, truth[:, None], mask)
+    # Smoothness of second order sees that it bends.
+    assert error < 0.5 * rmse(torch.from_numpy(linear), truth, mask)
+
+
 def test_arguments():
     data, truth = points(60)
     fitted = GraphInterpolator().fit(data)
