@@ -636,10 +636,6 @@ MODELS = [
     (lambda: GraphDemosaic()(IMAGE), DATA),
     (lambda: GraphDemosaic()(GRID), "'data' must be a mosaic"),
     (
-        lambda: GraphDemosaic()(mosaic(IMAGE[:, :1])),
-        "'data.mask' has no known pixel of colour 2",
-    ),
-    (
         lambda: GraphDemosaic()(mosaic(IMAGE.half())),
         "'data.x' must not be of type torch.float16.*torch.bfloat16",
     ),

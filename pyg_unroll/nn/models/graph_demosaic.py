@@ -128,12 +128,6 @@ class GraphDemosaic(torch.nn.Module):
         """Reconstructs the missing colours."""
         check_data(data)
         mask = check_mosaic(data)
-        if not bool(mask.any(0).all()):
-            raise ValueError(
-                f"'data.mask' has no known pixel of colour "
-                f'{int((~mask.any(0)).nonzero()[0])}: there is nothing to '
-                f'interpolate from'
-            )
         check_signal('data.x', data.x)
         check_not_half('data.x', data.x.dtype)
         # What stands at unknown entries has no meaning here.
