@@ -61,7 +61,7 @@ napoleon_type_aliases = {
 nitpick_ignore_regex = [
     ('py:obj', '(?s).*'),
     ('py:class', r'callable|[sS]equence|matplotlib axes|.*[\[\]].*'),
-    ('py:class', 'LaplacianSystem|MaskedSignal'),
+    ('py:class', 'Arrays|LaplacianSystem|MaskedSignal'),
 ]
 if os.environ.get('DOCS_ONLINE'):
     extensions.append('sphinx.ext.intersphinx')
