@@ -107,6 +107,14 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
 
 
+def check_seed(seed: Any) -> None:
+    """Raises a `ValueError` unless a seed is a non-negative integer."""
+    if not isinstance(seed, Integral) or seed < 0:
+        raise ValueError(
+            f"'seed' must be a non-negative integer (got {seed!r})"
+        )
+
+
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raises a `ValueError` unless `value` is one of some choices."""
     if value not in choices:

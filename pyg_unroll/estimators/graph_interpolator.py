@@ -14,14 +14,13 @@ from pyg_unroll.checks import (
     check_choice,
     check_data,
     check_positive,
+    check_seed,
     check_tensor,
 )
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
-from pyg_unroll.estimators.problem import (
-    InterpolationProblem,
-    Nodes,
-    read_signal,
-)
+from pyg_unroll.estimators.nodes import Nodes
+from pyg_unroll.estimators.observations import read_signal
+from pyg_unroll.estimators.problem import InterpolationProblem
 
 
 class GraphInterpolator:
@@ -89,7 +88,7 @@ class GraphInterpolator:
         check_positive('neighbors', neighbors)
         check_choice('samples', samples, (False, True))
         check_choice('kriging', kriging, (False, True))
-        check_between('seed', seed, low=-1)
+        check_seed(seed)
         self.neighbors = neighbors
         self.samples = samples
         self.covariates = covariates
@@ -260,24 +259,23 @@ class GraphInterpolator:
                 nodes. (default: :obj:`0`)
 
         Raises:
-            ValueError: If there is no such feature, or no metric was learned.
+            ValueError: If it was not fitted, there is no such feature, or no
+                metric was learned.
         """
-        count = sum(len(fit.features) for fit in self._fits)
-        if not isinstance(feature, int) or not 0 <= feature < max(count, 1):
+        self._check(None)
+        fits = {f: fit for fit in self._fits for f in fit.features.tolist()}
+        if feature not in fits:
             raise ValueError(
-                f"'feature' must be an integer in [0, {count}), the features "
-                f"of 'data.x' (got {feature!r})"
+                f"'feature' must be an integer in [0, {len(fits)}), the "
+                f"features of 'data.x' (got {feature!r})"
             )
-        for fit in self._fits:
-            if not bool((fit.features == feature).any()):
-                continue
-            metric = fit.blends[0].metric(self._has_covariates)
-            if metric is not None:
-                return metric
-        raise ValueError(
-            'no metric was learned: that takes positions and at least '
-            f'{LEAST_KNOWN} known nodes'
-        )
+        metric = fits[feature].blends[0].metric(self._has_covariates)
+        if metric is None:
+            raise ValueError(
+                'no metric was learned: that takes positions and at least '
+                f'{LEAST_KNOWN} known nodes'
+            )
+        return metric
 
     @property
     def _has_covariates(self) -> bool:

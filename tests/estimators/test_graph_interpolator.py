@@ -4,7 +4,12 @@ import torch
 from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import FeaturePropagation
 
-from pyg_unroll import GraphInterpolator, GridGraph, KNNGraph
+from pyg_unroll import (
+    GraphInterpolator,
+    GridGraph,
+    KNNGraph,
+    TemporalInterpolator,
+)
 
 
 def points(count=300, hidden=0.5, seed=0, features=1):
@@ -116,8 +121,12 @@ def test_arguments():
             fitted.metric(feature)
     with pytest.raises(ValueError, match='nothing to score'):
         fitted.score(torch.ones_like(truth))
-    with pytest.raises(ValueError, match="'seed' must"):
-        GraphInterpolator(seed=None)
+    with pytest.raises(ValueError, match="call 'fit' first"):
+        GraphInterpolator().metric()
+    for estimator in (GraphInterpolator, TemporalInterpolator):
+        for seed in (None, -1, 0.5):
+            with pytest.raises(ValueError, match="'seed' must be a non-neg"):
+                estimator(seed=seed)
     with pytest.raises(ValueError, match="'kriging' must be one of"):
         GraphInterpolator(kriging='no')
 
