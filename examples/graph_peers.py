@@ -30,10 +30,16 @@ Method = Callable[[HiddenSignal], Tensor]
 GP_POINTS = 1500
 
 
-def methods(problem: HiddenSignal) -> dict[str, Method]:
-    """Methods that are installed and can work on a problem, by name."""
+def methods(
+    problem: HiddenSignal, ours: GraphInterpolator | None = None
+) -> dict[str, Method]:
+    """Methods that are installed and can work on a problem, by name; ours is
+    the given estimator, which is fitted then.
+    """
+    if ours is None:
+        ours = GraphInterpolator(samples=problem.samples)
     out: dict[str, Method] = {
-        'GraphInterpolator': interpolator,
+        'GraphInterpolator': lambda p: ours.fit(p.data).predict(),
         'solvers.glr': lambda p: smooth(p, 1),
         'FeaturePropagation (PyG)': propagate,
     }
@@ -59,12 +65,6 @@ def methods_over_time() -> dict[str, Method]:
         'FeaturePropagation (PyG), sensors': propagate,
         'FeaturePropagation (PyG), product': propagate_over_time,
     }
-
-
-def interpolator(problem: HiddenSignal) -> Tensor:
-    """Ours, with everything the data have."""
-    fitted = GraphInterpolator(samples=problem.samples).fit(problem.data)
-    return fitted.predict()
 
 
 def _centred(problem: HiddenSignal) -> tuple[Tensor, Tensor]:

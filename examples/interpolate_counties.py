@@ -44,13 +44,13 @@ def main() -> None:
     count, features = problem.truth.shape
     known = int(problem.mask.sum())
     print(f'{count} counties, {known} known, {features} features\n')
-    outs, rows = compare(problem, methods(problem))
+    ours = GraphInterpolator()
+    outs, rows = compare(problem, methods(problem, ours))
     print_rows(rows, '')
-    fitted = GraphInterpolator().fit(problem.data)
     print('\nblend:')
-    for name, weight in fitted.report.items():
+    for name, weight in ours.report.items():
         print(f'  {weight:5.2f}  {name}')
-    draw(problem, outs, fitted.predict_interval(), args.out)
+    draw(problem, outs, ours.predict_interval(), args.out)
     print(f"\nwrote '{args.out}'")
 
 

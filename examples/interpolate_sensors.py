@@ -42,10 +42,10 @@ def main() -> None:
     count, steps = problem.truth.shape
     known = int(problem.mask.sum())
     print(f'{count} sensors, {known} known, {steps} time steps\n')
-    outs, rows = compare(problem, methods(problem))
+    ours = GraphInterpolator(samples=problem.samples)
+    outs, rows = compare(problem, methods(problem, ours))
     print_rows(rows, problem.unit and f'[{problem.unit}]')
-    fitted = GraphInterpolator(samples=problem.samples).fit(problem.data)
-    draw(problem, outs, fitted.predict_interval(), args.out)
+    draw(problem, outs, ours.predict_interval(), args.out)
     print(f"\nwrote '{args.out}'")
 
 

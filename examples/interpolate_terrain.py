@@ -45,7 +45,8 @@ def main() -> None:
     problem = make(args.points, args.seed).hide(args.hidden, args.seed)
     known = int(problem.mask.sum())
     print(f'{args.points} points, {known} known, seed {args.seed}\n')
-    outs, rows = compare(problem, methods(problem))
+    ours = GraphInterpolator()
+    outs, rows = compare(problem, methods(problem, ours))
     if args.temperature:
         plain = HiddenSignal(problem.data.clone(), problem.truth)
         del plain.data.covariates
@@ -55,12 +56,11 @@ def main() -> None:
             for _, rmse, seconds in compare(plain, blind)[1]
         ]
     print_rows(rows, f'[{problem.unit}]')
-    fitted = GraphInterpolator().fit(problem.data)
     metric = None
     if args.temperature:
-        tell_metric(fitted)
-        metric = fitted.metric()
-    low, high = fitted.predict_interval()
+        tell_metric(ours)
+        metric = ours.metric()
+    low, high = ours.predict_interval()
     draw(problem, outs, high - low, args.out, metric)
     print(f"\nwrote '{args.out}'")
 

@@ -395,7 +395,7 @@ class Training:
         if changed:
             raise SystemExit(
                 f"error: '{self.checkpoint}' was made with other options: "
-                + ', '.join(f'--{k} {then.get(k)}' for k in changed)
+                + ', '.join(_spelled(k, then.get(k)) for k in changed)
             )
         for name in ('model', 'average', 'optimizer'):
             getattr(self, name).load_state_dict(state[name])
@@ -415,6 +415,14 @@ class Training:
             )
         }
         self.result().save(self.args.out, notes)
+
+
+def _spelled(name: str, value: Any) -> str:
+    """An option as it is written on the command line."""
+    flag = name if name == 'folder' else f'--{name.replace("_", "-")}'
+    if isinstance(value, bool):
+        return flag if value else f'no {flag}'
+    return f'{flag} {value}'
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:

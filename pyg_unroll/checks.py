@@ -54,10 +54,9 @@ def check_finite(name: str, value: Tensor) -> None:
 def check_signal(name: str, x: Tensor) -> None:
     """Raises a `ValueError` unless a signal is floating point."""
     if not x.is_floating_point():
-        short = name.rpartition('.')[2]
         raise ValueError(
-            f"'{name}' must be floating point (got {x.dtype}); convert it, "
-            f"for 8-bit images with '{short}.float() / 255'"
+            f"'{name}' must be floating point (got {x.dtype}); convert it "
+            f"with '{name}.float()', 8-bit images with '{name}.float() / 255'"
         )
 
 
@@ -100,16 +99,21 @@ def _per_image(size: Any) -> list[int]:
     return torch.as_tensor(size).view(-1).tolist()
 
 
+def is_integer(value: Any) -> bool:
+    """Whether a value is an integer of any kind, NumPy's too."""
+    is_number = isinstance(value, (Integral, torch.SymInt))
+    return is_number and not isinstance(value, bool)
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a positive integer."""
-    is_integer = isinstance(value, (Integral, torch.SymInt))
-    if isinstance(value, bool) or not is_integer or value < 1:
+    if not is_integer(value) or value < 1:
         raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
 
 
 def check_seed(seed: Any) -> None:
     """Raises a `ValueError` unless a seed is a non-negative integer."""
-    if not isinstance(seed, Integral) or seed < 0:
+    if not is_integer(seed) or seed < 0:
         raise ValueError(
             f"'seed' must be a non-negative integer (got {seed!r})"
         )
@@ -153,12 +157,8 @@ def check_edge_weight(edge_weight: Any, columns: int) -> None:
         )
 
 
-def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
-    """Raises a `ValueError` for indices that are those of no graph."""
-    if not isinstance(num_nodes, (int, torch.SymInt)) or num_nodes < 0:
-        raise ValueError(
-            f"'num_nodes' must be a non-negative integer (got {num_nodes!r})"
-        )
+def check_indices(edge_index: Tensor) -> None:
+    """Raises a `ValueError` for a tensor that cannot hold edge indices."""
     if edge_index.dim() != 2 or edge_index.size(0) != 2:
         raise ValueError(
             f"'edge_index' must have shape [2, num_edges] (got "
@@ -170,6 +170,15 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
             f"'edge_index' must hold integers (got {edge_index.dtype}); "
             f"convert it with '.long()'"
         )
+
+
+def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
+    """Raises a `ValueError` for indices that are those of no graph."""
+    if not isinstance(num_nodes, (int, torch.SymInt)) or num_nodes < 0:
+        raise ValueError(
+            f"'num_nodes' must be a non-negative integer (got {num_nodes!r})"
+        )
+    check_indices(edge_index)
     if edge_index.size(1) == 0:
         return
     if edge_index.min() < 0 or edge_index.max() >= num_nodes:

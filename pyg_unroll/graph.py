@@ -35,7 +35,7 @@ def index_type(num_nodes: int, num_edges: int) -> torch.dtype:
     return torch.int32 if is_small else torch.int64
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Topology:
     r"""One undirected edge set, in the forms that the graph operators need.
 
@@ -207,6 +207,12 @@ class Topology:
             if field.name not in ('num_nodes', 'grid')
         }
         return Topology(num_nodes=self.num_nodes, grid=self.grid, **tensors)
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}(num_nodes={self.num_nodes}, '
+            f'num_edges={self.num_edges})'
+        )
 
     # As PyG's data call it: a graph in `data.edge_index` goes where data go.
     def cuda(

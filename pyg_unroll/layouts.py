@@ -55,6 +55,47 @@ def edges_of(data: Data) -> Any:
     return data.get('adj_t') if edges is None else edges
 
 
+def read_edges(
+    graph: Any, edge_weight: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    r"""Indices and weights of any of PyG's graph layouts, not yet checked.
+
+    Args:
+        graph (torch.Tensor, EdgeIndex or SparseTensor): Indices
+            :math:`(2, |\mathcal{E}|)` or a sparse adjacency matrix.
+        edge_weight (torch.Tensor or None): Weights; those of the matrix if
+            :obj:`None`.
+
+    Returns:
+        Indices :math:`(2, |\mathcal{E}|)`, and one weight for each column if
+        there are weights.
+
+    Raises:
+        ValueError: If it is no such layout.
+    """
+    if isinstance(graph, SparseTensor):
+        row, col, value = graph.coo()
+        edge_index = torch.stack([row, col])
+    elif is_torch_sparse_tensor(graph):
+        if graph.layout == torch.sparse_coo:
+            # `to_edge_index` marks its result as coalesced in place, which
+            # has no derivative.
+            matrix = graph.coalesce()
+            edge_index, value = matrix.indices(), matrix.values()
+        else:
+            edge_index, value = to_edge_index(graph)
+        edge_index = edge_index.long()
+    elif isinstance(graph, Tensor):
+        return graph, edge_weight
+    else:
+        raise ValueError(
+            f"'edge_index' must be a tensor of shape [2, num_edges], an "
+            f"'EdgeIndex', a sparse matrix or a 'Topology' (got "
+            f"'{type(graph).__name__}')"
+        )
+    return edge_index, value if edge_weight is None else edge_weight
+
+
 def resolve_graph(
     edge_index: Any,
     edge_weight: Tensor | None,
@@ -97,36 +138,17 @@ def resolve_graph(
             )
     else:
         key = edge_index
-        cached = True
-        if isinstance(edge_index, SparseTensor):
-            row, col, value = edge_index.coo()
-            _check_square(tuple(edge_index.sparse_sizes()), num_nodes)
-            edge_index, cached = torch.stack([row, col]), False
-            edge_weight = value if edge_weight is None else edge_weight
-        elif is_torch_sparse_tensor(edge_index):
-            _check_square(tuple(edge_index.shape), num_nodes)
-            if edge_index.layout == torch.sparse_coo:
-                # `to_edge_index` marks its result as coalesced in place,
-                # which has no derivative.
-                matrix = edge_index.coalesce()
-                edge_index, value = matrix.indices(), matrix.values()
-            else:
-                edge_index, value = to_edge_index(edge_index)
-            edge_weight = value if edge_weight is None else edge_weight
-            edge_index = edge_index.long()
-        elif not isinstance(edge_index, Tensor):
-            raise ValueError(
-                f"'edge_index' must be a tensor of shape [2, num_edges], an "
-                f"'EdgeIndex', a sparse matrix or a 'Topology' (got "
-                f"'{type(edge_index).__name__}')"
-            )
-        if cached:
-            topology = _cached_topology(
-                key, edge_index, num_nodes, validate_args
-            )
-        else:
+        edge_index, edge_weight = read_edges(key, edge_weight)
+        if isinstance(key, SparseTensor):
+            _check_square(tuple(key.sparse_sizes()), num_nodes)
             topology = Topology.from_edge_index(
                 edge_index, num_nodes, validate_args
+            )
+        else:
+            if is_torch_sparse_tensor(key):
+                _check_square(tuple(key.shape), num_nodes)
+            topology = _cached_topology(
+                key, edge_index, num_nodes, validate_args
             )
         columns = 2 * topology.num_edges
 
@@ -137,13 +159,16 @@ def resolve_graph(
         return topology, weight
 
     check_edge_weight(edge_weight, columns)
-    edge_weight = edge_weight.to(dtype)
+    if not edge_weight.is_floating_point():
+        edge_weight = edge_weight.to(dtype)
     if isinstance(edge_index, Topology):
         weight = edge_weight
         if weight.dim() == 1:
             weight = weight.unsqueeze(-1)
     else:
+        # How symmetric they are is a matter of the type they were made in.
         weight = topology.undirected_weight(edge_weight, validate_args)
+    weight = weight.to(dtype)
     if validate_args and weight.numel() > 0:
         _check_weights(topology, weight.detach())
     return topology, weight

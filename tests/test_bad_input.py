@@ -337,7 +337,10 @@ OPERATORS = [
         "'a' and 'b' must have the same number of features.*1 and 2",
     ),
     (lambda: ops.degree(TOPOLOGY, EDGES[:, 0]), r"'weight' must have shape"),
-    (lambda: ops.degree(TOPOLOGY, EDGES.long()), r"'weight'.*'\.float\(\)'"),
+    (
+        lambda: ops.degree(TOPOLOGY, EDGES.long()),
+        r"'weight'.*'weight.float\(\)'",
+    ),
     (lambda: ops.endpoint_sum(TOPOLOGY, X3), r"'x' must have shape \[3, heads"),
     (lambda: ops.log_degree(TOPOLOGY, X), "'distance' must have shape"),
 ]
@@ -643,7 +646,7 @@ MODELS = [
         lambda: GraphDemosaic()(
             Data(x=(255 * GRID.x).byte(), mask=mosaic(IMAGE).mask)
         ),
-        r"'data.x' must be floating point.*uint8.*'x.float\(\) / 255'",
+        r"'data.x' must be floating point.*uint8.*'data.x.float\(\) / 255'",
     ),
 ]
 

@@ -323,3 +323,34 @@ def test_integer_weights():
     topology = Topology.from_edge_index(torch.tensor([[0, 1], [1, 0]]), 2)
     weight = topology.undirected_weight(torch.tensor([3, 3]))
     assert_same(weight, torch.tensor([[3.0]]))
+
+
+def test_symmetry_is_that_of_the_type_of_the_weights():
+    edge_index = path(30)
+    row, col = edge_index
+    size = torch.rand(30) + 0.5
+    # The two directions differ by rounding, as those of PyG's `gcn_norm`.
+    weight = size[row] * 0.7 * size[col]
+    assert not torch.equal(*weight.view(2, -1))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        _, out = resolve_graph(edge_index, weight, 30, dtype)
+        assert out.dtype == dtype
+        topology = Topology.from_edge_index(edge_index, 30)
+        exact = weight[topology.entry].double().mean(1, keepdim=True)
+        eps = max(torch.finfo(kind).eps for kind in (dtype, weight.dtype))
+        assert bool(((out.double() - exact).abs() <= eps * exact).all())
+        one_sided = torch.where(row < col, 1.06 * weight, weight)
+        with pytest.raises(ValueError, match='is not symmetric'):
+            resolve_graph(edge_index, one_sided, 30, dtype)
+
+
+def test_integer_weights_keep_their_digits():
+    weight = torch.full((6,), 2**24 + 1)
+    _, out = resolve_graph(path(), weight, 4, torch.float64)
+    assert out.tolist() == [[2**24 + 1]] * 3
+
+
+def test_topology_says_its_size():
+    topology = Topology.from_edge_index(path(), 4)
+    assert repr(topology) == 'Topology(num_nodes=4, num_edges=3)'
+    assert 'Topology(num_nodes=4' in repr(Data(edge_index=topology))

@@ -65,6 +65,11 @@ class Nodes:
             topology = near.topology(Data(pos=coordinates))
             ones = torch.ones(topology.num_edges, dtype=torch.float64)
             graphs['nearest'] = topology, ones
+        if not graphs and edges_of(data) is not None:
+            raise ValueError(
+                "'data.edge_index' has no edges between different places; add "
+                "some, or set 'data.pos'"
+            )
         if not graphs:
             raise ValueError(
                 "'data' has neither 'edge_index' nor 'pos' of more than one "

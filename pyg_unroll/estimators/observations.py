@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_boolean, check_tensor
+from pyg_unroll.checks import check_boolean, check_signal, check_tensor
 
 
 def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
@@ -29,11 +29,7 @@ def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
             "'data.x' must be a signal of shape [num_nodes] or [num_nodes, "
             'features], with at least one entry'
         )
-    if not x.is_floating_point():
-        raise ValueError(
-            f"'data.x' must be floating point (got {x.dtype}); convert it "
-            f"with '.float()'"
-        )
+    check_signal('data.x', x)
     x = x.detach().cpu().double().view(x.size(0), -1)
     if mask is None:
         mask = ~x.isnan()

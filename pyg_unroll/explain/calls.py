@@ -13,6 +13,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from pyg_unroll.graph import Topology
+from pyg_unroll.layouts import edges_of
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
 from pyg_unroll.nn.models.image_restoration import ImageRestoration
@@ -185,13 +186,14 @@ def _run_model(model: torch.nn.Module, data: Data) -> None:
     if not isinstance(model, SmoothnessConv):
         model(data)
         return
-    if data.get('x') is None or data.get('edge_index') is None:
+    edges = edges_of(data)
+    if data.get('x') is None or edges is None:
         raise ValueError(
             "'data' must have 'x' and 'edge_index' for a single layer; apply "
             "'GridGraph' or 'KNNGraph' first"
         )
     names = ('edge_weight', 'mask', 'confidence')
-    model(data.x, data.edge_index, **{name: data.get(name) for name in names})
+    model(data.x, edges, **{name: data.get(name) for name in names})
 
 
 def _read_call(

@@ -13,6 +13,7 @@ from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
 from pyg_unroll.nn.models.image_restoration import MARGIN, ImageRestoration
 from pyg_unroll.nn.models.tiling import mirrored_frame
+from pyg_unroll.transforms.utils import remove_edges
 
 
 def node_places(
@@ -60,9 +61,10 @@ def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
         data (Data): What to run it on.
 
     Returns:
-        For each call of a layer, a shallow copy of the data with
-        :obj:`edge_index` :math:`(2, 2E)` and :obj:`edge_weight`
-        :math:`(2E, H)`; without the margin that is mirrored around images.
+        For each call of a layer, a shallow copy of the data, whose own edges
+        and attributes of edges are replaced by :obj:`edge_index`
+        :math:`(2, 2E)` and :obj:`edge_weight` :math:`(2E, H)`; without the
+        margin that is mirrored around images.
 
     Raises:
         ValueError: If the data is a batch; see also
@@ -80,6 +82,7 @@ def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
         edge_index = node[topology.edge_index]
         inside = (edge_index >= 0).all(0)
         graph = copy.copy(data)
+        remove_edges(graph)
         graph.edge_index = edge_index[:, inside]
         graph.edge_weight = topology.directed_weight(call.weight)[inside]
         graphs.append(graph)

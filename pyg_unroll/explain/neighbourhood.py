@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_positive
+from pyg_unroll.checks import check_positive, is_integer
 from pyg_unroll.data import data_to_image
 from pyg_unroll.explain.calls import LayerCall, record_calls
 from pyg_unroll.explain.figure import make_axes
@@ -189,7 +189,7 @@ def neighbourhood(
     """
     check_one_graph(data)
     parts = node if isinstance(node, tuple) else (node,)
-    if len(parts) > 2 or not all(isinstance(part, int) for part in parts):
+    if len(parts) > 2 or not all(is_integer(part) for part in parts):
         raise ValueError(
             f"'node' must be an integer or a pixel (row, column) (got {node!r})"
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from pyg_unroll.checks import check_tensor
+from pyg_unroll.checks import check_signal, check_tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import dispatch
 
@@ -26,11 +26,7 @@ def _check(
             f"'{name}' must have shape {shape}, one row per {what} (got "
             f'{list(value.shape)})'
         )
-    if not value.is_floating_point():
-        raise ValueError(
-            f"'{name}' must be floating point (got {value.dtype}); convert "
-            f"it with '.float()'"
-        )
+    check_signal(name, value)
 
 
 def _check_same(first: str, a: Tensor, second: str, b: Tensor) -> None:

@@ -20,16 +20,21 @@ class Samples:
             signal :math:`(N, F)`.
         heads (int): Number of heads :math:`H` of a sample.
         own_weights (bool): Whether each sample has its own weights.
+        num_features (int): Number of features :math:`F` of each of several
+            samples.
     """
 
     count: int | None = None
     heads: int = 1
     own_weights: bool = False
+    num_features: int = 0
 
     @property
     def num_groups(self) -> int:
         """Number of groups of heads."""
-        return self.count if self.own_weights and self.count else 1
+        if not self.own_weights or self.count is None:
+            return 1
+        return self.count
 
     def fold(self, value: Tensor) -> Tensor:
         r"""Brings node values in shape.
@@ -67,7 +72,7 @@ class Samples:
         value = value.squeeze(-1)
         if self.count is None:
             return value
-        shape = self.count, value.size(1) // max(self.count, 1)
+        shape = self.count, self.num_features
         return value.unflatten(1, shape).transpose(0, 1)
 
     def fold_edges(self, value: Tensor) -> Tensor:
@@ -84,7 +89,7 @@ class Samples:
             return value.unflatten(2, (-1, self.heads)).permute(2, 0, 1, 3)
         if self.count is None:
             return value
-        shape = self.count, value.size(1) // max(self.count, 1)
+        shape = self.count, self.num_features
         return value.unflatten(1, shape).movedim(1, 0)
 
     def tile(self, parameter: Tensor) -> Tensor:

@@ -94,7 +94,9 @@ class MaskedSignal:
                 f"{list(x.shape)}); a single signal needs '.unsqueeze(-1)'"
             )
         check_signal(name, x)
-        known = None if mask is None else _read_mask(mask, x)
+        known = None
+        if mask is not None:
+            known = _read_mask(name.removesuffix('x') + 'mask', mask, x)
         if confidence is not None:
             if known is not None and fidelity == 'hard':
                 raise ValueError(
@@ -123,10 +125,10 @@ class MaskedSignal:
         return cls(samples.fold(x), free, confidence, samples)
 
 
-def _read_mask(mask: Tensor, x: Tensor) -> Tensor:
-    check_tensor('mask', mask, '[num_nodes] or [num_nodes, features]')
-    check_boolean('mask', mask)
-    return _per_entry('mask', mask, x)
+def _read_mask(name: str, mask: Tensor, x: Tensor) -> Tensor:
+    check_tensor(name, mask, '[num_nodes] or [num_nodes, features]')
+    check_boolean(name, mask)
+    return _per_entry(name, mask, x)
 
 
 def _per_entry(name: str, value: Tensor, x: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from pyg_unroll.ops.operators import (
     endpoint_sum,
     laplacian,
 )
+from pyg_unroll.ops.reference import accumulate_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,7 +203,7 @@ def _divisor(diagonal: Tensor) -> Tensor:
     Divide by it: the derivative of a product with its inverse would overflow
     at nodes that are nearly isolated.
     """
-    least = 1e4 * torch.finfo(diagonal.dtype).tiny
+    least = 1e4 * torch.finfo(accumulate_type(diagonal.dtype)).tiny
     return torch.where(diagonal > least, diagonal, float('inf'))
 
 

@@ -11,7 +11,7 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import check_data, image_shapes
+from pyg_unroll.checks import check_data, image_shapes, is_integer
 from pyg_unroll.graph import Topology
 from pyg_unroll.transforms.stencil import stencil_topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
@@ -20,7 +20,7 @@ from pyg_unroll.transforms.utils import join_topologies, set_graph
 _LARGE = 2**23
 
 # Half of each window: the other half are the reverse directions.
-_WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
+WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
     4: ((0, 1), (1, 0)),
     8: ((0, 1), (1, -1), (1, 0), (1, 1)),
     12: ((0, 1), (0, 2), (1, -1), (1, 0), (1, 1), (2, 0)),
@@ -41,7 +41,7 @@ class GridGraph(BaseTransform):
     :func:`~pyg_unroll.data.image_to_data` makes them; unlike in
     :func:`torch_geometric.utils.grid`, there are no self-loops and the y axis
     is not flipped. Edges are computed by arithmetic on the device of the data
-    and remembered by image shape (of 8 neighbours, up to four megapixels).
+    and remembered by image shape (of 8 neighbours, up to two megapixels).
 
     Args:
         window (int or list[tuple[int, int]], optional): :obj:`4` or :obj:`8`
@@ -94,27 +94,27 @@ class GridGraph(BaseTransform):
 def _half_offsets(
     window: int | Iterable[Sequence[int]],
 ) -> tuple[tuple[int, int], ...]:
-    if isinstance(window, int):
-        if window not in _WINDOWS:
+    if is_integer(window):
+        if window not in WINDOWS:
             raise ValueError(
-                f"'window' must be one of {sorted(_WINDOWS)} neighbours or a "
+                f"'window' must be one of {sorted(WINDOWS)} neighbours or a "
                 f'list of (row, column) offsets (got {window})'
             )
-        return _WINDOWS[window]
+        return WINDOWS[int(window)]
     if not isinstance(window, Iterable):
         raise ValueError(
-            f"'window' must be one of {sorted(_WINDOWS)} or a list of (row, "
+            f"'window' must be one of {sorted(WINDOWS)} or a list of (row, "
             f'column) offsets (got {window!r})'
         )
     half = set()
     for offset in window:
         is_pair = isinstance(offset, Sequence) and len(offset) == 2
-        if not is_pair or not all(isinstance(k, int) for k in offset):
+        if not is_pair or not all(is_integer(k) for k in offset):
             raise ValueError(
                 f"'window' must list integer (row, column) offsets (got "
                 f'{offset!r})'
             )
-        row, col = offset
+        row, col = map(int, offset)
         if (row, col) == (0, 0):
             raise ValueError("'window' must not hold (0, 0), a self-loop")
         half.add((row, col) if (row, col) > (0, 0) else (-row, -col))

@@ -90,7 +90,8 @@ class KNNGraph(BaseTransform):
         if num_nodes <= self.k:
             raise ValueError(
                 f"'k' must be smaller than the number of points of each "
-                f'example (got k={self.k} for {num_nodes} points)'
+                f'example (got k={self.k} for {num_nodes} points); of a model '
+                f"it is 'neighbors'"
             )
         # Among duplicates, a point need not be its own first neighbour.
         near = _query(pos, self.k + 1)

@@ -19,6 +19,8 @@ from pyg_unroll.checks import (
     check_data,
     check_finite,
     check_positive,
+    check_signal,
+    is_integer,
 )
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import edges_of, resolve_graph
@@ -92,7 +94,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         check_positive('heads', heads)
         if rank is not None:
             check_positive('rank', rank)
-        is_size = isinstance(in_channels, int) and in_channels > 0
+        is_size = is_integer(in_channels) and in_channels > 0
         if not is_size and in_channels != -1:
             raise ValueError(
                 f"'in_channels' must be positive, or -1 to derive it from "
@@ -214,11 +216,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 f"'data' has no features {self.attr!r}; set them or name "
                 f"another attribute by 'attr'"
             )
-        if not features.is_floating_point():
-            raise ValueError(
-                f"'data.{self.attr}' must be floating point (got "
-                f"{features.dtype}); convert it with '.float()'"
-            )
+        check_signal(f'data.{self.attr}', features)
         edges = edges_of(data)
         if edges is None:
             raise ValueError(

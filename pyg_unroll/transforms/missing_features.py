@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
+from pyg_unroll.checks import check_signal
+
 
 def read_mask(mask: Tensor | str, data: Data, x: Tensor) -> Tensor:
     """Which entries of the features are missing, `[N]` or `[N, F]`.
@@ -94,9 +96,5 @@ def read_features(data: Data) -> Tensor:
             f"'data.x' must be a tensor of shape [num_nodes, features] (got "
             f'{got})'
         )
-    if not x.is_floating_point():
-        raise ValueError(
-            f"'data.x' must be floating point (got {x.dtype}); convert it "
-            f"with 'data.x.float()'"
-        )
+    check_signal('data.x', x)
     return x

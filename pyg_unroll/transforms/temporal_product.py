@@ -11,7 +11,12 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import check_between, check_data, check_tensor
+from pyg_unroll.checks import (
+    check_between,
+    check_data,
+    check_tensor,
+    is_integer,
+)
 from pyg_unroll.graph import Topology
 from pyg_unroll.layouts import edges_of, remember_topology, resolve_graph
 from pyg_unroll.transforms.product import product_topology
@@ -91,7 +96,7 @@ class TemporalProduct(BaseTransform):
         ):
             if weight is not None:
                 check_between(name, weight)
-        if period is not None and (not isinstance(period, int) or period < 2):
+        if period is not None and (not is_integer(period) or period < 2):
             raise ValueError(
                 f"'period' must be an integer of at least 2, the number of "
                 f'time steps after which the signal repeats (got {period!r})'

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
-from torch_geometric.typing import SparseTensor
-from torch_geometric.utils import (
-    coalesce,
-    is_torch_sparse_tensor,
-    to_edge_index,
-)
+from torch_geometric.utils import coalesce, is_torch_sparse_tensor
 
+from pyg_unroll.checks import check_indices
 from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import remember_topology
+from pyg_unroll.layouts import edges_of, read_edges, remember_topology
 
 
 def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
@@ -44,8 +41,12 @@ def remove_edges(data: Data) -> None:
         data (Data): Changed in place: a transform's own shallow copy.
     """
     names = {'edge_index', 'edge_attr', 'edge_weight', 'adj_t'}
-    if data.num_edges > 0:  # or any empty attribute is one of the edges
-        names |= {key for key in data.keys() if data.is_edge_attr(key)}
+    counted, graph = data, data.get('edge_index')
+    if isinstance(graph, Topology):  # which PyG cannot count
+        counted = copy.copy(data)
+        counted.edge_index = graph.edge_index
+    if counted.num_edges > 0:  # or any empty attribute is one of the edges
+        names |= {key for key in data.keys() if counted.is_edge_attr(key)}
     for key in names & set(data.keys()):
         del data[key]
 
@@ -145,7 +146,6 @@ def undirected_graph(
             weights are not one finite, non-negative number per edge.
     """
     edge_index, weight = _read_edges(data)
-    edge_index = edge_index.as_subclass(Tensor).long()
     if edge_index.numel() > 0 and not (
         0 <= int(edge_index.min()) and int(edge_index.max()) < num_nodes
     ):
@@ -176,25 +176,27 @@ def undirected_graph(
 
 def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
     """Edge indices, and one weight per edge if there are weights."""
-    edge_index, name = data.get('edge_index'), 'adj_t'
-    if edge_index is not None:
-        named = data.get('edge_weight') is not None
-        name = 'edge_weight' if named else 'edge_attr'
-        weight = data.get(name)
+    graph, weight = edges_of(data), data.get('edge_weight')
+    if graph is None:
+        raise ValueError(
+            "'data' has no 'edge_index' and no sparse 'adj_t'; make edges of "
+            "points with 'KNNGraph', or of pixels with 'GridGraph'"
+        )
+    is_index = isinstance(graph, Tensor) and not is_torch_sparse_tensor(graph)
+    name = 'edge_weight'
+    if weight is None and (is_index or isinstance(graph, Topology)):
+        name, weight = 'edge_attr', data.get('edge_attr')
+    elif weight is None:
+        name = 'adj_t' if data.get('edge_index') is None else 'edge_index'
+    if isinstance(graph, Topology):
+        edge_index = graph.edge_index
+        if weight is not None and weight.size(0) == graph.num_edges:
+            weight = graph.directed_weight(weight)
     else:
-        matrix = data.get('adj_t')
-        if not isinstance(matrix, SparseTensor):
-            if not is_torch_sparse_tensor(matrix):
-                raise ValueError(
-                    "'data' has no 'edge_index' and no sparse 'adj_t'; make "
-                    "edges of points with 'KNNGraph', or of pixels with "
-                    "'GridGraph'"
-                )
-            if matrix.layout == torch.sparse_coo:
-                # PyG would mark it as coalesced in place.
-                matrix = matrix.coalesce()
-        # Transposed, but both directions will be the same.
-        edge_index, weight = to_edge_index(matrix)
+        # Transposed if PyG's `adj_t`, but both directions will be the same.
+        edge_index, weight = read_edges(graph, weight)
+        check_indices(edge_index)
+    edge_index = edge_index.as_subclass(Tensor).long()
     if weight is None:
         return edge_index, None
     count = edge_index.size(1)

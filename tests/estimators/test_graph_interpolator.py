@@ -301,6 +301,10 @@ def test_wrong_data():
         ({'pos': torch.full((40, 2), torch.nan)}, "'data.pos' must be finite"),
         ({'covariates': torch.rand(39)}, "'data.covariates' must have shape"),
         ({'pos': None}, "neither 'edge_index' nor 'pos'"),
+        (
+            {'pos': None, 'edge_index': torch.empty(2, 0, dtype=torch.long)},
+            "'data.edge_index' has no edges",
+        ),
         ({'x': None}, "'data.x' must be a signal"),
         ({'edge_index': torch.tensor([[0], [1]])}, 'no reverse edge'),
     ):

@@ -63,6 +63,10 @@ def test_trains_and_resumes(photos, tmp_path):
     done = run('train.py', *options, '--resume', '--lr', 0.1)
     assert done.returncode == 1
     assert done.stderr.strip().endswith('--lr 0.001')
+    changed = '--color-differences', '--warm-up', 7
+    done = run('train.py', *options, '--resume', *changed)
+    assert done.returncode == 1
+    assert '--warm-up 100, no --color-differences' in done.stderr
 
 
 @pytest.mark.parametrize('task', ['demosaic-noisy', 'inpaint'])

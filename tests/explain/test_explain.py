@@ -3,14 +3,23 @@ import sys
 
 import pytest
 import torch
-from torch_geometric.data import Batch
+from torch_geometric.data import Batch, Data
+from torch_geometric.utils import to_torch_csr_tensor
 
-from pyg_unroll import MahalanobisGraph, UnrolledGLR, UnrolledGTV, image_to_data
+from pyg_unroll import (
+    GLRConv,
+    KNNGraph,
+    MahalanobisGraph,
+    UnrolledGLR,
+    UnrolledGTV,
+    image_to_data,
+)
 from pyg_unroll.explain import (
     learned_graphs,
     learned_metrics,
     parameter_table,
     spectral_response,
+    trace,
 )
 
 
@@ -103,3 +112,35 @@ def test_learned_graphs_of_a_batch_are_refused():
     model = UnrolledGLR(1, hidden_channels=4)
     with pytest.raises(ValueError, match=r'one graph.*to_data_list'):
         learned_graphs(model, Batch.from_data_list([part, part]))
+
+
+def test_learned_graphs_have_edges_of_their_own():
+    data = KNNGraph(3)(Data(x=torch.randn(20, 1), pos=torch.rand(20, 2)))
+    data.edge_attr = torch.rand(data.num_edges, 3)
+    data.length = torch.rand(data.num_edges)
+
+    class Rewired(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.graph, self.conv = KNNGraph(5), GLRConv(2)
+
+        def forward(self, data):
+            return self.conv(data.x, self.graph.topology(data))
+
+    (graph,) = learned_graphs(Rewired(), data)
+    edges = {key for key in graph.keys() if graph.is_edge_attr(key)}
+    assert edges == {'edge_index', 'edge_weight'}
+    assert graph.num_edges > data.num_edges == len(data.edge_attr)
+    part = graph.subgraph(torch.arange(10))
+    assert len(part.edge_weight) == part.num_edges
+
+
+def test_single_layer_on_a_matrix():
+    data = KNNGraph(3)(Data(x=torch.randn(20, 1), pos=torch.rand(20, 2)))
+    layer = GLRConv(3)
+    matrix = to_torch_csr_tensor(data.edge_index, size=(20, 20))
+    expected = trace(layer, data)
+    out = trace(layer, Data(x=data.x, adj_t=matrix))
+    assert str(out) == str(expected)
+    with pytest.raises(ValueError, match="'KNNGraph' first"):
+        trace(layer, Data(x=data.x))

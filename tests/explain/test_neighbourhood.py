@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
@@ -136,6 +137,16 @@ def test_plot():
     bare = Data(x=torch.rand(4, 1), edge_index=torch.tensor([[0, 1], [1, 0]]))
     with pytest.raises(ValueError, match="'pos'"):
         neighbourhood(GLRConv(1), bare, 0).plot()
+
+
+def test_nodes_of_any_integer_type():
+    data = KNNGraph(3)(Data(x=torch.randn(9, 1), pos=torch.rand(9, 2)))
+    expected = neighbourhood(GLRConv(2), data, 3)
+    out = neighbourhood(GLRConv(2), data, np.int64(3))
+    assert out.node == 3
+    assert torch.equal(out.layers[0].reach, expected.layers[0].reach)
+    with pytest.raises(ValueError, match="'node' must be an integer"):
+        neighbourhood(GLRConv(2), data, True)
 
 
 def test_bad_input():

@@ -20,7 +20,7 @@ from torch_geometric.utils import (
     to_undirected,
 )
 
-from pyg_unroll import InterpolateFeatures, KNNGraph
+from pyg_unroll import InterpolateFeatures, KNNGraph, Topology
 from pyg_unroll.solvers import ConvergenceWarning
 from pyg_unroll.testing import (
     assert_batch_equals_loop,
@@ -538,6 +538,8 @@ def test_iterations_are_refused():
         ({'edge_index': None}, "no 'edge_index' and no sparse 'adj_t'"),
         ({'edge_index': torch.tensor([[0], [N]])}, 'nodes 0 and 20.*20 rows'),
         ({'edge_index': torch.tensor([[-1], [0]])}, 'nodes -1 and 0'),
+        ({'edge_index': torch.ones(4, 3).long()}, r'\[2, num_edges\]'),
+        ({'edge_index': None, 'adj_t': torch.eye(N)}, r'\[2, num_edges\]'),
         ({'edge_weight': torch.ones(4)}, "'data.edge_weight' must hold one"),
         ({'edge_attr': torch.ones(4, 2)}, "'data.edge_attr' must hold one"),
     ],
@@ -578,3 +580,36 @@ def test_one_known_node_and_duplicate_points():
     )
     out = InterpolateFeatures('missing_mask', tol=1e-10)(data).x
     torch.testing.assert_close(out, data.x[5].expand(2 * N, F))
+
+
+@pytest.mark.parametrize('attribute', ['edge_weight', 'edge_attr'])
+def test_graph_of_any_layout(attribute):
+    data = make_data()
+    weight = data.edge_weight
+    transform = InterpolateFeatures('missing_mask', tol=1e-10)
+    expected = transform(data).x
+    topology = Topology.from_edge_index(data.edge_index, N)
+    ones = torch.ones_like(weight)
+    size = (N, N)
+    plain = torch.sparse_coo_tensor(data.edge_index, ones, size).coalesce()
+    order = torch.sparse_coo_tensor(
+        data.edge_index, torch.arange(len(weight)) + 1, size
+    ).coalesce()
+    sorted_weight = weight[order.values() - 1]
+    cases = [
+        ('edge_index', topology, weight),
+        ('edge_index', topology, topology.undirected_weight(weight)),
+    ]
+    if attribute == 'edge_weight':  # stands before the values of a matrix
+        cases += [
+            ('adj_t', plain, sorted_weight),
+            ('adj_t', plain.to_sparse_csr(), sorted_weight),
+            ('edge_index', plain, sorted_weight),
+        ]
+    for name, graph, values in cases:
+        other = Data(x=data.x, missing_mask=data.missing_mask)
+        other[name], other[attribute] = graph, values
+        assert relative_error(transform(other).x, expected) < 1e-8
+    matrix = torch.sparse_coo_tensor(data.edge_index, weight, size)
+    other = Data(x=data.x, missing_mask=data.missing_mask, edge_index=matrix)
+    assert relative_error(transform(other).x, expected) < 1e-8

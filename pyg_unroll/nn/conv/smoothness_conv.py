@@ -87,14 +87,17 @@ class SmoothnessConv(MessagePassing):
             self.validate_args,
             samples=samples,
         )
+        heads = None
         if samples.own_weights and edge_weight is not None:
+            heads = edge_weight.size(2)
             edge_weight = edge_weight.transpose(0, 1).flatten(1)
         topology, weight = resolve_graph(
             edge_index, edge_weight, x.size(-2), x.dtype, self.validate_args
         )
         if self.explain and self._edge_mask is not None:
             weight = weight * self._explainer_mask(topology)
-        weight = weight.unflatten(1, (samples.num_groups, -1))
+        heads = weight.size(1) if heads is None else heads
+        weight = weight.unflatten(1, (samples.num_groups, heads))
         if weight.size(2) not in (1, self.heads):
             raise ValueError(
                 f"'edge_weight' has {weight.size(2)} heads, but the layer has "
@@ -161,8 +164,9 @@ class SmoothnessConv(MessagePassing):
 def _read_samples(x: Tensor, edge_weight: Tensor | None, heads: int) -> Samples:
     is_batch = isinstance(x, Tensor) and x.dim() == 3
     count = x.size(0) if is_batch else None
+    features = x.size(2) if is_batch else 0
     if not isinstance(edge_weight, Tensor) or edge_weight.dim() != 3:
-        return Samples(count, heads)
+        return Samples(count, heads, num_features=features)
     if edge_weight.size(0) != count:
         raise ValueError(
             f"'edge_weight' holds weights of {edge_weight.size(0)} samples, "
@@ -170,7 +174,7 @@ def _read_samples(x: Tensor, edge_weight: Tensor | None, heads: int) -> Samples:
             f'[{edge_weight.size(0)}, num_nodes, features] (got '
             f'{list(x.shape)})'
         )
-    return Samples(count, heads, own_weights=True)
+    return Samples(count, heads, True, features)
 
 
 def check_spectrum(

@@ -27,6 +27,7 @@ from pyg_unroll.nn.models.unrolled_block import UnrolledBlock
 from pyg_unroll.nn.models.views import check_num_views
 from pyg_unroll.ops.signal import Fidelity, MaskedSignal
 from pyg_unroll.transforms import GridGraph, KNNGraph, MahalanobisGraph
+from pyg_unroll.transforms.grid_graph import WINDOWS
 
 Domain: TypeAlias = Literal['image', 'points', 'mosaic', 'inpainting']
 
@@ -149,10 +150,12 @@ class UnrolledNet(ImageRestoration):
         self.reader = None
         net: type[CNNFeatures | MLPFeatures | CellFeatures]
         if domain == 'points':
+            check_positive('neighbors', neighbors)
             self.graph = KNNGraph(neighbors)
             net = MLPFeatures
             seen += pos_channels
         else:
+            check_choice('neighbors', neighbors, tuple(WINDOWS))
             self.graph = GridGraph(neighbors)
             net = CNNFeatures
         if domain == 'mosaic' or domain == 'inpainting':
@@ -224,6 +227,12 @@ class UnrolledNet(ImageRestoration):
         if self.reader is not None:
             return self._forward_scene(data)
         x, mask = data.x, data.get('mask')
+        if data.get('noise_std') is not None:
+            raise ValueError(
+                f"'data.noise_std' was given, but models of domain="
+                f'{self.domain!r} do not look at it; remove it, or use domain='
+                f"'mosaic' or 'inpainting'"
+            )
         MaskedSignal.read(x, mask, None, self.fidelity, name='data.x')
         if x.size(1) != self.in_channels:
             raise ValueError(

@@ -62,6 +62,8 @@ def blocks(features: int, heads: int) -> list[tuple[Lanes, int, int]]:
             for f in range(features)
             for h, size in columns
         ]
+    if heads == 0:
+        return []
     step = max(_BLOCK // heads, 1)
     return [
         (Lanes(min(step, features - f), heads), f, 0)

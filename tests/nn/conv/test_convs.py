@@ -46,7 +46,7 @@ def make_input(heads=None, dtype=torch.float32, num_nodes=N, features=F):
 @parametrize_convs
 @pytest.mark.parametrize('heads', [1, 3])
 @pytest.mark.parametrize(
-    'dtype', [torch.float64, torch.float32, torch.bfloat16]
+    'dtype', [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 )
 def test_known_entries_are_bit_identical(make, heads, dtype, device):
     x, edge_index, weight, mask = make_input(heads, dtype)
@@ -726,3 +726,37 @@ def test_confidence_only_where_nothing_is_known():
             *(torch.rand(N, 1), edge_index, weight, mask),
             confidence=(~mask).float(),
         )
+
+
+@parametrize_convs
+@pytest.mark.parametrize('batch', [0, 2])
+@pytest.mark.parametrize('own', [False, True])
+def test_shapes_of_samples(make, batch, own, device):
+    x, edge_index, weight, _ = make_input()
+    x = x.new_ones((batch, *x.shape)).to(device)
+    if own:
+        weight = weight.view(1, -1, 1).expand(batch, -1, 1)
+    conv = make().to(device)
+    args = x, edge_index.to(device), weight.to(device)
+    assert conv(*args).shape == x.shape
+    if isinstance(conv, GTVConv):
+        state = conv(*args, return_state=True)[1]
+        assert state.shape == (batch, edge_index.size(1) // 2, F, 1)
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])
+@parametrize_convs
+def test_nodes_of_small_degree_move_in_half_precision(make, dtype, device):
+    # Weights of a learned graph: the degrees are mostly below one.
+    graph = random_graph(30, 60)
+    row, col = graph.edge_index
+    degree = torch.zeros(30).index_add_(0, row, graph.edge_weight)
+    weight = 0.3 * graph.edge_weight / (degree[row] * degree[col]).sqrt()
+    x, mask = torch.randn(30, 2), torch.arange(30) % 4 == 0
+    conv = make().to(device)
+    args = graph.edge_index.to(device), weight.to(device), mask.to(device)
+    x = x.to(device)
+    expected = conv(x, *args)
+    out = conv(x.to(dtype), *args).float()
+    assert bool(((out - expected).abs() < 0.06).all())
+    assert bool(((out - x).abs()[~args[2]] > 1e-4).all())

@@ -1,7 +1,9 @@
 """What holds for both stacks, on images and on points."""
 
 import copy
+import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -11,9 +13,12 @@ from torch_geometric.utils import to_torch_csr_tensor
 from pyg_unroll import (
     GridGraph,
     KNNGraph,
+    MahalanobisGraph,
+    TemporalProduct,
     UnrolledGLR,
     UnrolledGTV,
     data_to_image,
+    image_to_data,
     mosaic,
     points_to_data,
 )
@@ -315,7 +320,7 @@ def test_compute_devices_and_types(cls, device):
         ({'feature_channels': -1}, "'feature_channels' must be a positive"),
         ({'heads': 0}, "'heads' must be"),
         ({'num_steps': 0}, "'num_steps' must be a positive integer"),
-        ({'neighbors': 5}, "'window' must be one of"),
+        ({'neighbors': 5}, "'neighbors' must be one of"),
         ({'fidelity': 'firm'}, "'fidelity' must be one of"),
         (
             {'domain': 'points', 'pos_channels': 0},
@@ -346,7 +351,7 @@ def test_wrong_data(cls):
         model(bad)
     bad = data.clone()
     bad.mask = bad.mask.float()
-    with pytest.raises(ValueError, match="'mask' must be boolean"):
+    with pytest.raises(ValueError, match=r"'data.mask' must be boolean"):
         model(bad)
     bad.mask = torch.zeros(63, 3).bool()
     with pytest.raises(ValueError, match='no known entry'):
@@ -427,3 +432,36 @@ def test_autocast(cls, domain, device):
     for full, half in zip(*grads, strict=True):
         assert half.dtype == torch.float32
         assert (half - full).norm() <= 0.2 * full.norm() + 1e-3
+
+
+@parametrize_models
+def test_sizes_of_numpy(cls):
+    model = cls(np.int64(1), 'points', neighbors=np.int64(3))
+    assert json.loads(json.dumps(model.config, default=int))['neighbors'] == 3
+    assert GridGraph(np.int64(4)).offsets == GridGraph(4).offsets
+    offsets = [tuple(np.argwhere(np.eye(2))[1])]
+    assert GridGraph(offsets).offsets == ((1, 1),)
+    assert MahalanobisGraph(np.int64(3)).weight.shape == (1, 3, 3)
+    assert TemporalProduct(period=np.int64(3)).period == 3
+
+
+@parametrize_models
+def test_messages_name_what_was_given(cls):
+    for domain in ('image', 'points'):
+        with pytest.raises(ValueError, match="'neighbors' must be"):
+            cls(1, domain, neighbors=0)
+    points = Data(x=torch.rand(5, 1), pos=torch.rand(5, 2))
+    with pytest.raises(ValueError, match="of a model it is 'neighbors'"):
+        cls(1, 'points')(points)
+    image = image_to_data(torch.rand(1, 4, 4))
+    image.mask = torch.ones(16)
+    with pytest.raises(ValueError, match=r"'data.mask' must be boolean"):
+        cls(1)(image)
+
+
+@parametrize_models
+def test_noise_is_refused_by_models_that_do_not_look_at_it(cls):
+    image = image_to_data(torch.rand(1, 4, 4))
+    image.noise_std = 0.1
+    with pytest.raises(ValueError, match=r"'data.noise_std' was given.*domain"):
+        cls(1, fidelity='soft')(image)
