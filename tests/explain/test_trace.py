@@ -83,7 +83,7 @@ def test_two_layers_of_a_block(prior):
 @pytest.mark.parametrize('domain', ['image', 'points', 'mosaic', 'inpainting'])
 def test_last_step_is_the_output(prior, fidelity, domain):
     data = make_data(domain)
-    if fidelity == 'soft':
+    if fidelity == 'soft' and domain in ('mosaic', 'inpainting'):
         data.noise_std = 0.05
     model = MODELS[prior](
         3,
