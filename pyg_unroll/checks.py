@@ -60,6 +60,25 @@ def check_signal(name: str, x: Tensor) -> None:
         )
 
 
+def check_known(name: str, x: Tensor, mask: Tensor, cure: str) -> None:
+    """Raises a `ValueError` unless a node signal is finite where it is known.
+
+    Args:
+        name (str): Its name.
+        x (torch.Tensor): The signal :math:`(N, F)`.
+        mask (torch.Tensor): True where known, :math:`(N, F)`.
+        cure (str): How to mark an entry as missing.
+    """
+    bad = mask & ~x.isfinite()
+    if bool(bad.any()):
+        node, feature = bad.nonzero()[0].tolist()
+        raise ValueError(
+            f"'{name}' must be finite where it is known (got "
+            f'{float(x[node, feature])} at node {node}, feature {feature}); '
+            f'{cure}'
+        )
+
+
 def check_not_half(name: str, dtype: torch.dtype) -> None:
     """Raises a `ValueError` for a type of too small a range for graphs that
     are learned.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_boolean, check_tensor
+from pyg_unroll.checks import check_boolean, check_known, check_tensor
 
 
 def points_to_data(
@@ -62,14 +62,7 @@ def points_to_data(
             f'{list(signal.shape)} (got {list(mask.shape)})'
         )
     mask = mask.expand_as(signal)
-    bad = mask & ~torch.isfinite(signal)
-    if bad.any():
-        point, feature = (int(k) for k in bad.nonzero()[0])
-        raise ValueError(
-            f"'signal' must be finite where it is known (got "
-            f'{float(signal[point, feature])} at point {point}, feature '
-            f"{feature}); mark it as False in 'mask'"
-        )
+    check_known('signal', signal, mask, "mark it as False in 'mask'")
     count = mask.sum(0)
     if not bool((count > 0).all()):
         feature = int((count == 0).nonzero()[0])

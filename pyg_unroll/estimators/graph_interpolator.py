@@ -21,6 +21,7 @@ from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
 from pyg_unroll.estimators.nodes import Nodes
 from pyg_unroll.estimators.observations import read_signal
 from pyg_unroll.estimators.problem import InterpolationProblem
+from pyg_unroll.estimators.scoring import mean_r_squared
 
 
 class GraphInterpolator:
@@ -217,21 +218,7 @@ class GraphInterpolator:
                 f'{list(truth.shape)})'
             )
         out = self.predict(data).cpu().double()
-        scored = ~mask & ~truth.isnan()
-        scores = []
-        for column in range(truth.size(1)):
-            rows = scored[:, column]
-            value = truth[rows, column]
-            total = (value - value.mean()).square().sum()
-            if len(value) > 1 and total > 0:
-                error = (out[rows, column] - value).square().sum()
-                scores.append(float(1 - error / total))
-        if not scores:
-            raise ValueError(
-                "'truth' has no feature with missing entries that differ: "
-                'there is nothing to score'
-            )
-        return sum(scores) / len(scores)
+        return mean_r_squared(out, truth, ~mask & ~truth.isnan())
 
     @property
     def report(self) -> dict[str, float]:

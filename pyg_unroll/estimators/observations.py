@@ -6,7 +6,12 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_boolean, check_signal, check_tensor
+from pyg_unroll.checks import (
+    check_boolean,
+    check_known,
+    check_signal,
+    check_tensor,
+)
 
 
 def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
@@ -41,14 +46,7 @@ def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
             f'{list(x.shape)} (got {list(mask.shape)})'
         )
     mask = mask.cpu().view(x.size(0), -1).expand_as(x)
-    bad = mask & ~x.isfinite()
-    if bool(bad.any()):
-        node, column = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"'data.x' must be finite where it is known (got "
-            f'{float(x[node, column])} at node {node}, feature {column}); '
-            f"mark it as False in 'data.mask'"
-        )
+    check_known('data.x', x, mask, "mark it as False in 'data.mask'")
     empty = ~mask.any(0)
     if bool(empty.any()) and not allow_empty:
         column = int(empty.nonzero()[0])

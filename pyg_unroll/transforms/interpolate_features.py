@@ -11,14 +11,13 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import check_choice
+from pyg_unroll.checks import check_choice, check_known
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.components import check_fill, unreachable
 from pyg_unroll.solvers.problem import check_budget
 from pyg_unroll.transforms.missing_features import (
-    check_known,
     check_mask,
     read_features,
     read_mask,
@@ -148,8 +147,12 @@ class InterpolateFeatures(BaseTransform):
         return data
 
     def _solve(self, data: Data, x: Tensor, known: Tensor) -> Tensor:
+        check_known(
+            *('data.x', x, known),
+            "mark missing entries as True in 'missing_mask', for example by "
+            "'torch.isnan(data.x)'",
+        )
         y = torch.where(known, x, 0).double()
-        check_known(y)
         if bool(known.all()):
             return x.clone()
         topology, weight, loops = undirected_graph(data, x.size(0))

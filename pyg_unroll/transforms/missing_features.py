@@ -67,19 +67,6 @@ def check_mask(mask: object, name: str) -> None:
         )
 
 
-def check_known(y: Tensor) -> None:
-    """Raises a `ValueError` if features, zero where missing, are not finite."""
-    if bool(torch.isfinite(y).all()):
-        return
-    node, feature = (~torch.isfinite(y)).nonzero()[0].tolist()
-    raise ValueError(
-        f"'data.x' must be finite where it is known (got "
-        f'{float(y[node, feature])} at node {node}, feature {feature}); mark '
-        f"missing entries as True in 'missing_mask', for example by "
-        f"'torch.isnan(data.x)'"
-    )
-
-
 def read_features(data: Data) -> Tensor:
     """The features, `[N]` or `[N, F]`, or a `ValueError`."""
     if not isinstance(data, Data):

@@ -8,7 +8,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
-from torch_geometric.utils import coalesce, is_torch_sparse_tensor
+from torch_geometric.utils import coalesce, is_sparse
 
 from pyg_unroll.checks import check_indices
 from pyg_unroll.graph import Topology
@@ -182,12 +182,12 @@ def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
             "'data' has no 'edge_index' and no sparse 'adj_t'; make edges of "
             "points with 'KNNGraph', or of pixels with 'GridGraph'"
         )
-    is_index = isinstance(graph, Tensor) and not is_torch_sparse_tensor(graph)
-    name = 'edge_weight'
-    if weight is None and (is_index or isinstance(graph, Topology)):
-        name, weight = 'edge_attr', data.get('edge_attr')
-    elif weight is None:
+    if weight is not None:
+        name = 'edge_weight'
+    elif is_sparse(graph):  # which has its own
         name = 'adj_t' if data.get('edge_index') is None else 'edge_index'
+    else:
+        name, weight = 'edge_attr', data.get('edge_attr')
     if isinstance(graph, Topology):
         edge_index = graph.edge_index
         if weight is not None and weight.size(0) == graph.num_edges:

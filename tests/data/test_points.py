@@ -65,9 +65,9 @@ def test_goes_into_a_solver():
             torch.rand(2, 2),
             torch.tensor([1, NAN]),
             torch.ones(2).bool(),
-            'nan at point 1, feature 0',
+            'nan at node 1, feature 0',
         ),
-        (torch.rand(2, 2), torch.tensor([1, torch.inf]), None, 'inf at point'),
+        (torch.rand(2, 2), torch.tensor([1, torch.inf]), None, 'inf at node'),
         (
             torch.rand(2, 2),
             torch.tensor([[1, NAN], [1, NAN]]),
