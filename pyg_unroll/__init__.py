@@ -3,22 +3,18 @@
 from importlib.metadata import PackageNotFoundError, version
 
 from pyg_unroll import ops, solvers
-from pyg_unroll.data import (
+from pyg_unroll.estimators import GraphInterpolator, TemporalInterpolator
+from pyg_unroll.graph import Topology
+from pyg_unroll.imaging import (
+    Demosaic,
+    GraphDemosaic,
+    Inpaint,
     cfa_mask,
     data_to_image,
     image_to_data,
     mosaic,
-    points_to_data,
 )
-from pyg_unroll.estimators import GraphInterpolator, TemporalInterpolator
-from pyg_unroll.graph import Topology
-from pyg_unroll.nn import (
-    GLRConv,
-    GraphDemosaic,
-    GTVConv,
-    UnrolledGLR,
-    UnrolledGTV,
-)
+from pyg_unroll.nn import GLRConv, GTVConv, UnrolledGLR, UnrolledGTV
 from pyg_unroll.transforms import (
     GridGraph,
     InterpolateFeatures,
@@ -26,6 +22,7 @@ from pyg_unroll.transforms import (
     MahalanobisGraph,
     TemporalProduct,
     from_product,
+    points_to_data,
 )
 
 try:
@@ -34,11 +31,13 @@ except PackageNotFoundError:  # on the path, but not installed
     __version__ = 'unknown'
 
 __all__ = [
+    'Demosaic',
     'GLRConv',
     'GTVConv',
     'GraphDemosaic',
     'GraphInterpolator',
     'GridGraph',
+    'Inpaint',
     'InterpolateFeatures',
     'KNNGraph',
     'MahalanobisGraph',

@@ -1,10 +1,12 @@
-"""Checks of arguments: what is wrong, what was received, how to mend it."""
+"""Checks of arguments: the fault, the value received, and the remedy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from functools import partial
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -60,25 +62,6 @@ def check_signal(name: str, x: Tensor) -> None:
         )
 
 
-def check_known(name: str, x: Tensor, mask: Tensor, cure: str) -> None:
-    """Raises a `ValueError` unless a node signal is finite where it is known.
-
-    Args:
-        name (str): Its name.
-        x (torch.Tensor): The signal :math:`(N, F)`.
-        mask (torch.Tensor): True where known, :math:`(N, F)`.
-        cure (str): How to mark an entry as missing.
-    """
-    bad = mask & ~x.isfinite()
-    if bool(bad.any()):
-        node, feature = bad.nonzero()[0].tolist()
-        raise ValueError(
-            f"'{name}' must be finite where it is known (got "
-            f'{float(x[node, feature])} at node {node}, feature {feature}); '
-            f'{cure}'
-        )
-
-
 def check_not_half(name: str, dtype: torch.dtype) -> None:
     """Raises a `ValueError` for a type of too small a range for graphs that
     are learned.
@@ -90,6 +73,24 @@ def check_not_half(name: str, dtype: torch.dtype) -> None:
         )
 
 
+def check_model_type(model: torch.nn.Module, name: str, x: Any) -> None:
+    """Raises a `ValueError` unless a model and its input are of one type that
+    graphs can be learned in; autocast converts between them.
+    """
+    dtype = next(model.parameters()).dtype
+    check_not_half('model', dtype)
+    if (
+        isinstance(x, Tensor)
+        and x.is_floating_point()
+        and x.dtype != dtype
+        and not torch.is_autocast_enabled(x.device.type)
+    ):
+        raise ValueError(
+            f"'{name}' must have the type of the model, {dtype} (got "
+            f"{x.dtype}); convert one of them with '.to({dtype})'"
+        )
+
+
 def check_data(data: Any) -> None:
     """Raises a `ValueError` unless `data` is homogeneous data."""
     if not isinstance(data, Data):
@@ -98,24 +99,6 @@ def check_data(data: Any) -> None:
             f"'{type(data).__name__}'); make it with 'image_to_data', "
             f"'mosaic', 'points_to_data' or 'Data(x=..., edge_index=...)'"
         )
-
-
-def image_shapes(data: Data) -> list[tuple[int, int]]:
-    """Height and width of each image; a `ValueError` where there are none."""
-    if data.get('height') is None or data.get('width') is None:
-        raise ValueError(
-            "'data' has no 'height' and 'width' of an image; make it with "
-            "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
-        )
-    heights, widths = _per_image(data.height), _per_image(data.width)
-    return list(zip(heights, widths, strict=True))
-
-
-def _per_image(size: Any) -> list[int]:
-    # PyTorch 2.6 does not trace a number's way through a tensor.
-    if isinstance(size, int):
-        return [size]
-    return torch.as_tensor(size).view(-1).tolist()
 
 
 def is_integer(value: Any) -> bool:
@@ -130,11 +113,19 @@ def check_positive(name: str, value: Any) -> None:
         raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
 
 
-def check_seed(seed: Any) -> None:
-    """Raises a `ValueError` unless a seed is a non-negative integer."""
-    if not is_integer(seed) or seed < 0:
+def check_count(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless `value` is a non-negative integer."""
+    if not is_integer(value) or value < 0:
         raise ValueError(
-            f"'seed' must be a non-negative integer (got {seed!r})"
+            f"'{name}' must be a non-negative integer (got {value!r})"
+        )
+
+
+def check_non_negative(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless `value` is a finite number, at least 0."""
+    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError(
+            f"'{name}' must be a finite, non-negative number (got {value!r})"
         )
 
 
@@ -155,6 +146,41 @@ def check_between(
     if low == 0 and high == math.inf:
         between = 'be positive and finite'
     raise ValueError(f"'{name}' must {between} (got {value!r})")
+
+
+Check: TypeAlias = Callable[[str, Any], None]
+# By name of an argument of a constructor, its check.
+Checks: TypeAlias = Mapping[str, Check]
+
+
+def check_parameters(checks: Checks, values: Any) -> None:
+    """Checks the arguments of a constructor by the table of its class.
+
+    Args:
+        checks (dict[str, callable]): By name of an argument, its check.
+        values (dict[str, Any]): The arguments by name, for example
+            :obj:`locals()`.
+
+    Raises:
+        ValueError: If an argument fails its check.
+    """
+    for name, check in checks.items():
+        check(name, values[name])
+
+
+def one_of(*choices: Any) -> Check:
+    """The check that a value is one of some choices."""
+    return partial(check_choice, choices=choices)
+
+
+def between(low: float, high: float) -> Check:
+    """The check that a number lies between two others."""
+    return partial(check_between, low=low, high=high)
+
+
+def optional(check: Check) -> Check:
+    """A check that lets :obj:`None` pass."""
+    return lambda name, value: None if value is None else check(name, value)
 
 
 def check_edge_weight(edge_weight: Any, columns: int) -> None:

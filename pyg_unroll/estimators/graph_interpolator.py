@@ -12,9 +12,9 @@ from torch_geometric.data import Data
 from pyg_unroll.checks import (
     check_between,
     check_choice,
+    check_count,
     check_data,
     check_positive,
-    check_seed,
     check_tensor,
 )
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
@@ -89,7 +89,7 @@ class GraphInterpolator:
         check_positive('neighbors', neighbors)
         check_choice('samples', samples, (False, True))
         check_choice('kriging', kriging, (False, True))
-        check_seed(seed)
+        check_count('seed', seed)
         self.neighbors = neighbors
         self.samples = samples
         self.covariates = covariates

@@ -10,8 +10,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import coalesce, remove_self_loops
 
 from pyg_unroll.estimators.problem import GraphName, InterpolationProblem
-from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import edges_of, resolve_graph
+from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.transforms import KNNGraph
 
 

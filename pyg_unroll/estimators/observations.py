@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import (
-    check_boolean,
-    check_known,
-    check_signal,
-    check_tensor,
-)
+from pyg_unroll import inputs
+from pyg_unroll.checks import check_signal, check_tensor
 
 
 def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
@@ -36,22 +31,9 @@ def read_signal(data: Data, allow_empty: bool = False) -> tuple[Tensor, Tensor]:
         )
     check_signal('data.x', x)
     x = x.detach().cpu().double().view(x.size(0), -1)
-    if mask is None:
-        mask = ~x.isnan()
-    check_tensor('data.mask', mask, '[num_nodes] or [num_nodes, features]')
-    check_boolean('data.mask', mask)
-    if mask.shape not in (x.shape, x.shape[:1], (x.size(0), 1)):
-        raise ValueError(
-            f"'data.mask' must have shape {list(x.shape[:1])} or "
-            f'{list(x.shape)} (got {list(mask.shape)})'
-        )
-    mask = mask.cpu().view(x.size(0), -1).expand_as(x)
-    check_known('data.x', x, mask, "mark it as False in 'data.mask'")
-    empty = ~mask.any(0)
-    if bool(empty.any()) and not allow_empty:
-        column = int(empty.nonzero()[0])
-        raise ValueError(
-            f"'data.x' has no known entry in feature {column}: there is "
-            f'nothing to interpolate from; drop the feature'
-        )
-    return torch.where(mask, x, 0), mask
+    mask = ~x.isnan() if mask is None else mask
+    mask = mask.cpu() if isinstance(mask, Tensor) else mask
+    signal = inputs.read_signal(
+        x, mask, name='data.x', allow_unknown=allow_empty
+    )
+    return signal.fill(0), signal.observed

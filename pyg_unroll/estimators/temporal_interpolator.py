@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_data, check_positive, check_seed
+from pyg_unroll.checks import check_count, check_data, check_positive
 from pyg_unroll.estimators.observations import read_signal
-from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import edges_of, resolve_graph
+from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.ops import divergence
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers import glr
@@ -71,7 +70,7 @@ class TemporalInterpolator:
 
     def __init__(self, neighbors: int = 8, seed: int = 0) -> None:
         check_positive('neighbors', neighbors)
-        check_seed(seed)
+        check_count('seed', seed)
         self.neighbors = neighbors
         self.seed = seed
         self.report: dict[str, float] = {}

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import edges_of
+from pyg_unroll.graph import Topology, edges_of
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
 from pyg_unroll.nn.models.image_restoration import ImageRestoration

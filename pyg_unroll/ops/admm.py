@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.operators import divergence, gradient
-from pyg_unroll.ops.signal import MaskedSignal
 from pyg_unroll.ops.system import LaplacianSystem
 
 
@@ -27,13 +27,13 @@ class TotalVariation:
     Attributes:
         topology (Topology): The graph.
         weight (torch.Tensor): Edge weights :math:`(E, H)`.
-        signal (MaskedSignal): Observations :math:`y` and confidence.
+        signal (Observations): Observations :math:`y` and confidence.
         mu (torch.Tensor): Weight of the prior, scalar or :math:`(H)`.
     """
 
     topology: Topology
     weight: Tensor
-    signal: MaskedSignal
+    signal: Any
     mu: Tensor
 
     def gradient(self, x: Tensor) -> Tensor:

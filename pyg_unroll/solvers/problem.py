@@ -14,9 +14,8 @@ from pyg_unroll.checks import (
     check_positive,
     check_tensor,
 )
-from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import resolve_graph
-from pyg_unroll.ops.signal import Fidelity, MaskedSignal
+from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.inputs import Fidelity, Observations, read_signal
 from pyg_unroll.solvers.components import fill_value, known_mean, unreachable
 from pyg_unroll.solvers.ordering import local_order
 
@@ -26,7 +25,7 @@ class SmoothnessProblem:
     r"""A signal, a graph and where to start.
 
     Attributes:
-        signal (MaskedSignal): Observations, float64 :math:`(N, F, 1)`.
+        signal (Observations): Observations, float64 :math:`(N, F, 1)`.
         topology (Topology): The graph.
         weight (torch.Tensor): Weights, float64 :math:`(E, 1)`.
         mu (torch.Tensor): Weight of the prior, float64 scalar.
@@ -36,7 +35,7 @@ class SmoothnessProblem:
             :math:`(N)`; the same if :obj:`None`.
     """
 
-    signal: MaskedSignal
+    signal: Observations
     topology: Topology
     weight: Tensor
     mu: Tensor
@@ -99,8 +98,6 @@ def read_problem(
             f"a single signal needs '.unsqueeze(-1)', several samples are "
             f'solved one by one'
         )
-    if mask is not None:
-        check_tensor('mask', mask, '[num_nodes] or [num_nodes, features]')
     if not isinstance(mu, Tensor):
         check_between('mu', mu)
     mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
@@ -108,13 +105,11 @@ def read_problem(
         raise ValueError(
             f"'mu' must be one positive, finite number (got {mu.tolist()})"
         )
-    y = x.double() if isinstance(x, Tensor) and x.is_floating_point() else x
-    if mask is not None and mask.shape in (x.shape, x.shape[:1]):
-        # What stands at unknown entries has no meaning here; NaN is usual.
-        seen = mask if mask.dim() == x.dim() else mask.unsqueeze(-1)
-        y = torch.where(seen.bool(), y, 0)
-    signal = MaskedSignal.read(
-        y, mask, confidence, cast(Fidelity, fidelity), True
+    x = x.double() if x.is_floating_point() else x
+    read = read_signal(x, mask, confidence)
+    # Entries that are not observed have no meaning here; NaN is usual.
+    signal = Observations.of(
+        replace(read, x=read.fill(0)), cast(Fidelity, fidelity)
     )
     topology, weight = resolve_graph(
         edge_index, edge_weight, x.size(0), torch.float64
@@ -148,7 +143,7 @@ def _rows(x: Tensor | None, node: Tensor) -> Tensor | None:
     return x if x is None or x.size(0) == 1 else x[node]
 
 
-def _observed(signal: MaskedSignal) -> Tensor:
+def _observed(signal: Observations) -> Tensor:
     """Entries with an observation, `[N, F]`."""
     if signal.confidence is not None:
         known = signal.confidence > 0

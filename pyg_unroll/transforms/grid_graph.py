@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import check_data, image_shapes, is_integer
+from pyg_unroll.checks import check_data, is_integer
 from pyg_unroll.graph import Topology
 from pyg_unroll.transforms.stencil import stencil_topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
@@ -74,8 +75,18 @@ class GridGraph(BaseTransform):
         """Returns the edges without putting them into the data."""
         return self._topology(data)[0]
 
+    def pixels(
+        self,
+        height: int,
+        width: int,
+        device: torch.device | str | None = None,
+    ) -> Topology:
+        """Returns the edges between the pixels of one image."""
+        device = torch.device('cpu' if device is None else device)
+        return _grid_topology(1, height, width, self.offsets, device)
+
     def _topology(self, data: Data) -> tuple[Topology, list[int]]:
-        shapes = _image_shapes(data)
+        shapes = _checked_shapes(data)
         device = _device(data)
         if len(set(shapes)) == 1:
             shape = (len(shapes), *shapes[0])
@@ -123,6 +134,24 @@ def _half_offsets(
     return tuple(sorted(half))
 
 
+def image_shapes(data: Data) -> list[tuple[int, int]]:
+    """Height and width of each image; a `ValueError` where there are none."""
+    if data.get('height') is None or data.get('width') is None:
+        raise ValueError(
+            "'data' has no 'height' and 'width' of an image; make it with "
+            "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
+        )
+    heights, widths = _per_image(data.height), _per_image(data.width)
+    return list(zip(heights, widths, strict=True))
+
+
+def _per_image(size: Any) -> list[int]:
+    # PyTorch 2.6 does not trace a number's way through a tensor.
+    if isinstance(size, int):
+        return [size]
+    return torch.as_tensor(size).view(-1).tolist()
+
+
 def _device(data: Data) -> torch.device:
     for name in ('x', 'pos', 'mask', 'batch'):
         value = data.get(name)
@@ -131,7 +160,7 @@ def _device(data: Data) -> torch.device:
     return torch.device('cpu')
 
 
-def _image_shapes(data: Data) -> list[tuple[int, int]]:
+def _checked_shapes(data: Data) -> list[tuple[int, int]]:
     check_data(data)
     shapes = image_shapes(data)
     num_pixels = sum(height * width for height, width in shapes)

@@ -11,8 +11,9 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import check_choice, check_known
+from pyg_unroll.checks import check_choice
 from pyg_unroll.graph import Topology
+from pyg_unroll.inputs import check_known
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.components import check_fill, unreachable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -14,20 +14,31 @@ from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import softmax
 
 from pyg_unroll.checks import (
+    Checks,
     can_read_values,
-    check_choice,
     check_data,
     check_finite,
+    check_non_negative,
+    check_parameters,
     check_positive,
     check_signal,
     is_integer,
+    one_of,
+    optional,
 )
-from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import edges_of, resolve_graph
+from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
 from pyg_unroll.transforms.utils import set_edge_weight
 
 Normalization: TypeAlias = Literal['sym', 'row', None]
+
+
+def _check_in_channels(name: str, value: Any) -> None:
+    if not is_integer(value) or (value < 1 and value != -1):
+        raise ValueError(
+            f"'{name}' must be positive, or -1 to derive it from the first "
+            f'input (got {value!r})'
+        )
 
 
 @functional_transform('mahalanobis_graph')
@@ -67,6 +78,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             (default: :obj:`'sym'`)
         attr (str, optional): Attribute of the data that holds the features.
             (default: :obj:`'x'`)
+        floor (float, optional): Added to each weight, for :obj:`'sym'` or no
+            normalization, so that no node is cut off. (default: :obj:`0.0`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -81,6 +94,14 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         ValueError: If features or edges are missing, or do not fit.
     """
 
+    _checks: ClassVar[Checks] = {
+        'in_channels': _check_in_channels,
+        'heads': check_positive,
+        'rank': optional(check_positive),
+        'normalization': one_of(*get_args(Normalization)),
+        'floor': check_non_negative,
+    }
+
     def __init__(
         self,
         in_channels: int,
@@ -88,23 +109,21 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         rank: int | None = None,
         normalization: Normalization = 'sym',
         attr: str = 'x',
+        floor: float = 0.0,
     ) -> None:
         super().__init__()
-        check_choice('normalization', normalization, get_args(Normalization))
-        check_positive('heads', heads)
-        if rank is not None:
-            check_positive('rank', rank)
-        is_size = is_integer(in_channels) and in_channels > 0
-        if not is_size and in_channels != -1:
+        check_parameters(self._checks, locals())
+        if floor and normalization == 'row':
             raise ValueError(
-                f"'in_channels' must be positive, or -1 to derive it from "
-                f'the first input (got {in_channels!r})'
+                f"'floor' must be 0 with normalization='row', whose weights "
+                f'sum to one (got {floor!r})'
             )
         self.in_channels = in_channels
         self.heads = heads
         self.rank = rank
         self.normalization = normalization
         self.attr = attr
+        self.floor = floor
         self.weight: torch.nn.Parameter | UninitializedParameter = (
             UninitializedParameter()
             if in_channels == -1
@@ -181,7 +200,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             exponent = torch.add(
                 exponent, endpoint_sum(topology, degree), alpha=0.5
             )
-        return self._split(exponent.neg().exp_(), features)
+        weight = exponent.neg().exp_()
+        weight = weight + self.floor if self.floor else weight
+        return self._split(weight, features)
 
     def _distances(self, features: Tensor, topology: Topology) -> Tensor:
         """Distances with the samples among the heads, `[E, B * H]`."""

@@ -17,8 +17,12 @@ from pyg_unroll.checks import (
     check_tensor,
     is_integer,
 )
-from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import edges_of, remember_topology, resolve_graph
+from pyg_unroll.graph import (
+    Topology,
+    edges_of,
+    remember_topology,
+    resolve_graph,
+)
 from pyg_unroll.transforms.product import product_topology
 from pyg_unroll.transforms.utils import examples_of, remove_edges
 

@@ -11,8 +11,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.utils import coalesce, is_sparse
 
 from pyg_unroll.checks import check_indices
-from pyg_unroll.graph import Topology
-from pyg_unroll.layouts import edges_of, read_edges, remember_topology
+from pyg_unroll.graph import Topology, edges_of, read_edges, remember_topology
 
 
 def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:

@@ -1,0 +1,158 @@
+"""Colour filter arrays: what a camera's sensor sees of an image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from pyg_unroll.checks import check_choice, check_positive
+from pyg_unroll.imaging.images import image_to_data, to_unit_range
+
+_BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
+_TILES: dict[str, tuple[str, ...]] = {
+    **{name: (name[:2], name[2:]) for name in _BAYER},
+    'X-Trans': (
+        'GBGGRG',
+        'RGRBGB',
+        'GBGGRG',
+        'GRGGBG',
+        'BGBRGR',
+        'GRGGBG',
+    ),
+}
+CFA_PATTERNS: tuple[str, ...] = tuple(_TILES)
+
+
+def cfa_mask(
+    pattern: str,
+    height: int,
+    width: int,
+    device: torch.device | str | None = None,
+) -> Tensor:
+    r"""Which colour each pixel of a sensor measures.
+
+    Args:
+        pattern (str): One of :obj:`'RGGB'`, :obj:`'BGGR'`, :obj:`'GRBG'`,
+            :obj:`'GBRG'` (Bayer, row by row from the top left) and
+            :obj:`'X-Trans'`.
+        height (int): Number of rows.
+        width (int): Number of columns.
+        device (torch.device, optional): Device of the result.
+
+    Returns:
+        Boolean mask :math:`(3, H, W)`, one True per pixel, channels red,
+        green, blue.
+
+    Raises:
+        ValueError: If the pattern is unknown.
+    """
+    check_choice('pattern', pattern, CFA_PATTERNS)
+    check_positive('height', height)
+    check_positive('width', width)
+    tile = torch.tensor(
+        [['RGB'.index(colour) for colour in row] for row in _TILES[pattern]],
+        dtype=torch.uint8,
+        device=device,
+    )
+    rows = torch.arange(height, device=device) % tile.size(0)
+    cols = torch.arange(width, device=device) % tile.size(1)
+    colour = tile[rows[:, None], cols]
+    return colour == torch.arange(3, device=device).view(3, 1, 1)
+
+
+def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
+    r"""Keeps of an image what a sensor with a colour filter array measures.
+
+    Args:
+        image (torch.Tensor): Colour image :math:`(3, H, W)` of which to keep
+            one colour per pixel, or the raw values of a sensor
+            :math:`(1, H, W)`; with a leading batch dimension if there are
+            several. Unsigned integers of 8 or 16 bits are scaled to
+            :math:`[0, 1]`. Trained weights expect raw values as photographs
+            have them: black level subtracted, white balanced, one is white,
+            encoded with the transfer function of sRGB.
+        pattern (str, optional): Colour filter array, see :func:`cfa_mask`.
+            (default: :obj:`'RGGB'`)
+
+    Returns:
+        :class:`~torch_geometric.data.Data` (or
+        :class:`~torch_geometric.data.Batch`) with :obj:`x`
+        :math:`(H W, 3)`, zero where unknown, boolean :obj:`mask` of the same
+        shape, :obj:`pos`, :obj:`height`, :obj:`width` and :obj:`pattern`.
+
+    Raises:
+        ValueError: If the image has not 1 or 3 channels, holds NaN or
+            infinity, or the pattern is unknown.
+    """
+    if isinstance(image, Tensor) and image.numel() == 0:
+        raise ValueError(f"'image' is empty (got {list(image.shape)})")
+    if isinstance(image, Tensor) and image.dim() == 4:
+        return Batch.from_data_list([mosaic(part, pattern) for part in image])
+    if (
+        not isinstance(image, Tensor)
+        or image.dim() != 3
+        or image.size(0) not in (1, 3)
+    ):
+        shape = list(image.shape) if hasattr(image, 'shape') else image
+        raise ValueError(
+            f"'image' must have shape [3, height, width], or [1, height, "
+            f'width] for raw sensor values (got {shape}); permute an image '
+            f'whose channels come last'
+        )
+    image = to_unit_range(image)
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("'image' must be finite (got NaN or infinity)")
+    mask = cfa_mask(pattern, image.size(1), image.size(2), image.device)
+    # Colours last in memory, as the nodes are: large images are not copied.
+    mask = mask.permute(1, 2, 0).contiguous()
+    x = torch.where(mask, image.permute(1, 2, 0), 0)
+    data = image_to_data(x.permute(2, 0, 1))
+    data.mask = mask.view(-1, 3)
+    data.pattern = pattern
+    return data
+
+
+def check_one_color(mask: Tensor) -> None:
+    """Raises a `ValueError` unless each pixel measures one of three colours.
+
+    Args:
+        mask (torch.Tensor): True where measured, boolean
+            :math:`(B, 3, H, W)`.
+    """
+    bad = mask.sum(1, dtype=torch.uint8) != 1
+    if mask.size(1) != 3 or bool(bad.any()):
+        found = 'another number of colours'
+        if bool(bad.any()):
+            _, row, col = (int(k) for k in bad.nonzero()[0])
+            found = f'{mask[0, :, row, col].tolist()} at pixel ({row}, {col})'
+        raise ValueError(
+            f"'mask' must be True for one of three colours at each pixel (got "
+            f"{found}); make it with 'pyg_unroll.mosaic', and fill in a dead "
+            f'pixel from others of its colour'
+        )
+
+
+def bayer_phase(mask: Tensor) -> tuple[int, int]:
+    """Rows and columns to add before a Bayer pattern to make it RGGB.
+
+    Args:
+        mask (torch.Tensor): True where measured, :math:`(B, 3, H, W)`.
+
+    Raises:
+        ValueError: If it is no Bayer pattern, the same for all images.
+    """
+    height, width = mask.shape[-2:]
+    if mask.size(1) == 3 and min(height, width) >= 2:
+        # The first cell tells the pattern, up to which all is as it says.
+        red = mask[0, 0, :2, :2].flatten().tolist()
+        row, col = divmod(red.index(True), 2) if True in red else (0, 0)
+        pattern = {'00': 'RGGB', '01': 'GRBG', '10': 'GBRG', '11': 'BGGR'}
+        bayer = cfa_mask(pattern[f'{row}{col}'], height, width, mask.device)
+        if torch.equal(mask, bayer.expand_as(mask)):
+            return row, col
+    raise ValueError(
+        f"'mask' must be that of a Bayer pattern, one of {_BAYER}, on at "
+        f'least 2 x 2 pixels; for other colour filter arrays, there is '
+        f"'pyg_unroll.imaging.GraphDemosaic'"
+    )

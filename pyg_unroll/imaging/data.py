@@ -1,0 +1,135 @@
+"""Images in `Data`, for restorers of image tensors."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from pyg_unroll.checks import check_data, check_signal
+from pyg_unroll.imaging.images import data_to_image, to_signals
+from pyg_unroll.inputs import read_signal
+from pyg_unroll.transforms.utils import examples_of
+
+
+class ImageRestorer(Protocol):
+    """A restorer of image tensors."""
+
+    def phase(self, mask: Tensor) -> tuple[int, int]:
+        """Images of one size and phase can share a batch."""
+
+    def restore(
+        self, image: Tensor, mask: Tensor, noise_std: Any = None
+    ) -> Tensor:
+        """Restores images :math:`(B, C, H, W)`."""
+
+
+def restore_data(restorer: ImageRestorer, data: Data) -> Tensor:
+    r"""Restores the images of data; those of a batch that are of one size and
+    phase together.
+
+    Args:
+        restorer (ImageRestorer): The restorer.
+        data (Data or Batch): With :obj:`x` :math:`(N, C)`, :obj:`mask`,
+            :obj:`height`, :obj:`width` and :obj:`noise_std` *(optional)*, one
+            number or one for each image.
+
+    Returns:
+        Node signals :math:`(N, C)`.
+
+    Raises:
+        ValueError: If an attribute is missing, does not fit or is not what
+            the restorer is for.
+    """
+    check_data(data)
+    if data.get('mask') is None:
+        raise ValueError(
+            "'data' must have a 'mask', True where known; make mosaics with "
+            "'pyg_unroll.mosaic', or set 'data.mask'"
+        )
+    signal = read_signal(data.get('x'), data.mask, name='data.x')
+    examples = [data]
+    if isinstance(data, Batch):
+        data = data.clone()
+        data.x, data.mask = signal.x, signal.observed
+        examples = examples_of(data)
+    noise = _noise_of(data, len(examples))
+    groups: dict[Any, list[int]] = {}
+    images, masks = [], []
+    for number, example in enumerate(examples):
+        known = signal.observed if len(examples) == 1 else example.mask
+        images.append(_image(example, example.x))
+        masks.append(_image(example, known))
+        key = images[-1].shape, restorer.phase(masks[-1])
+        groups.setdefault(key, []).append(number)
+    outs: dict[int, Tensor] = {}
+    for members in groups.values():
+        restored = restorer.restore(
+            torch.cat([images[k] for k in members]),
+            torch.cat([masks[k] for k in members]),
+            None if noise is None else noise[members],
+        )
+        outs |= dict(zip(members, to_signals(restored), strict=True))
+    return torch.cat([outs[k] for k in range(len(examples))])
+
+
+def _image(data: Data, x: Tensor) -> Tensor:
+    """One image `[1, C, H, W]`."""
+    image = data_to_image(data, x)
+    return image if image.dim() == 4 else image.unsqueeze(0)
+
+
+def _noise_of(data: Data, count: int) -> Tensor | None:
+    """The noise of each image `[B]`, if it is given."""
+    noise = data.get('noise_std')
+    if noise is None:
+        return None
+    noise = torch.as_tensor(noise).view(-1)
+    if len(noise) not in (1, count):
+        raise ValueError(
+            f"'data.noise_std' must be one value or one for each of {count} "
+            f'image(s) (got {len(noise)})'
+        )
+    return noise.expand(count)
+
+
+def read_images(image: Any, mask: Any, channels: int | None) -> None:
+    """Checks images and their masks.
+
+    Args:
+        image (torch.Tensor): Images :math:`(B, C, H, W)`.
+        mask (torch.Tensor): True where known, boolean, :math:`(B, C, H, W)`
+            or :math:`(1, C, H, W)`.
+        channels (int or None): Number of channels, any if :obj:`None`.
+
+    Raises:
+        ValueError: If shapes or types do not fit, known pixels are not finite
+            or none is known of a channel.
+    """
+    shape = f'[batch, {channels or "channels"}, height, width]'
+    for name, value in (('image', image), ('mask', mask)):
+        got = list(value.shape) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor) or value.dim() != 4:
+            raise ValueError(
+                f"'{name}' must be a tensor of shape {shape} (got {got}); one "
+                f"image needs '.unsqueeze(0)'"
+            )
+    if channels is not None and image.size(1) != channels:
+        raise ValueError(
+            f"'image' must have shape {shape} (got {list(image.shape)})"
+        )
+    if mask.shape not in (image.shape, (1, *image.shape[1:])):
+        raise ValueError(
+            f"'mask' must have shape {list(image.shape)} or "
+            f'{[1, *image.shape[1:]]} (got {list(mask.shape)})'
+        )
+    check_signal('image', image)
+    known = to_signals(mask)
+    read_signal(
+        to_signals(image),
+        known[0] if known.size(0) == 1 else known,
+        name='image',
+        samples=True,
+    )

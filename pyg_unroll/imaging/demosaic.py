@@ -1,0 +1,141 @@
+"""Demosaicing by trained graph layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyg_unroll.imaging.cfa import bayer_phase
+from pyg_unroll.imaging.difference_block import DifferenceBlock
+from pyg_unroll.imaging.directional_green import directional_green
+from pyg_unroll.imaging.filters import SECOND_DIFFERENCE, bilinear, correlate
+from pyg_unroll.imaging.restorer import Block, Restorer
+
+
+class Demosaic(Restorer):
+    r"""Reconstructs colour images from Bayer mosaics, by graph layers on
+    learned graphs that start from directional filters.
+
+    .. code-block:: python
+
+        model = Demosaic.from_pretrained('bayer')
+        colours = model(mosaic(image, 'RGGB'))  # node signals
+        image = model.restore(image, mask)  # images
+
+    Images have any size, and values in :math:`[0, 1]`, as trained weights
+    expect them. Samples come out as they were measured, bit for bit, unless
+    the blocks take them as noisy.
+
+    Args:
+        blocks (sequence of torch.nn.Module, optional): The blocks, all
+            :class:`~pyg_unroll.imaging.DifferenceBlock` or all
+            :class:`~pyg_unroll.imaging.GuidedBlock`; two of the former if
+            :obj:`None`. (default: :obj:`None`)
+        neighbors (int, optional): Neighbours of a pixel, see
+            :class:`~pyg_unroll.transforms.GridGraph`. (default: :obj:`8`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` of
+          :func:`~pyg_unroll.imaging.mosaic`: :obj:`x` and boolean :obj:`mask`
+          :math:`(|\mathcal{V}|, 3)`, :obj:`height`, :obj:`width`, and for
+          noisy samples :obj:`noise_std`, the standard deviation of the noise
+          in the unit of :obj:`x`, which is estimated if absent
+        - **output:** colours :math:`(|\mathcal{V}|, 3)`
+
+    Raises:
+        ValueError: If the data is no Bayer mosaic, or a block does not work
+            on three channels.
+    """
+
+    def __init__(
+        self, blocks: Sequence[Block] | None = None, neighbors: int = 8
+    ) -> None:
+        if blocks is None:
+            blocks = [DifferenceBlock() for _ in range(2)]
+        super().__init__(MosaicEstimate(), blocks, neighbors)
+
+
+class MosaicEstimate:
+    """The first estimate of Bayer mosaics: green along edges, then bilinear
+    colour differences.
+    """
+
+    channels = 3
+    # Differences (2), their variation (1 + 2) on one side (4).
+    receptive_field = 10
+
+    def phase(self, mask: Tensor) -> tuple[int, int]:
+        """Rows and columns to add before the mask to make it start with red,
+        as RGGB does.
+        """
+        return bayer_phase(mask)
+
+    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """The image as it is: a mosaic has no large holes."""
+        return image
+
+    def __call__(
+        self, image: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Estimate, context (sensor values, and second differences along the
+        row minus those along the column, which tell the direction of edges),
+        and reference.
+        """
+        sensor = _sensor(image, mask)
+        green = directional_green(sensor, mask[:, 1:2].expand_as(sensor))
+        chroma = bilinear((sensor - green).expand(-1, 2, -1, -1), mask[:, ::2])
+        red, blue = (green + chroma).split(1, dim=1)
+        edges = correlate(sensor, SECOND_DIFFERENCE, -1) - correlate(
+            sensor, SECOND_DIFFERENCE, -2
+        )
+        return (
+            torch.cat([red, green, blue], dim=1),
+            torch.cat([sensor, 5 * edges], dim=1),
+            sensor,
+        )
+
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        r"""Estimates the standard deviation of the noise, :math:`(B)`.
+
+        Differences of second order along rows and columns of each colour's
+        plane (Immerkær, 1996); the lower quartile of their sizes over that of
+        a normal distribution, as larger ones are of fine texture. A regular
+        pattern has one frequency, noise has all: of differences along rows
+        and columns and of those along one and means along the other, the
+        smallest counts.
+        """
+        if min(image.shape[-2:]) < 6:
+            raise ValueError(
+                'a mosaic of less than 6 x 6 pixels does not show its noise; '
+                "set 'data.noise_std'"
+            )
+        planes = F.pixel_unshuffle(_crop(_sensor(image, mask), 2), 2)
+        found = []
+        for rows, cols in ((-1, -1), (-1, 1), (1, -1)):
+            part = _second(_second(planes, rows, -2), cols, -1)
+            size = part.abs().flatten(1) / 6  # of unit gain
+            quartile = size.kthvalue((size.size(1) + 3) // 4, 1).values
+            found.append(quartile / 0.31864)
+        return torch.stack(found).amin(0)
+
+
+def _sensor(image: Tensor, mask: Tensor) -> Tensor:
+    """The measured value of each pixel."""
+    return torch.where(mask, image, 0).sum(1, keepdim=True)
+
+
+def _second(x: Tensor, sign: int, dim: int) -> Tensor:
+    """Each value twice, plus or minus its neighbours along a dimension."""
+    size = x.size(dim) - 2
+    before, x, after = (x.narrow(dim, k, size) for k in range(3))
+    return torch.add(2 * x, before + after, alpha=sign)
+
+
+def _crop(image: Tensor, unit: int) -> Tensor:
+    """Cuts off what exceeds a multiple of `unit` pixels."""
+    height, width = (size // unit * unit for size in image.shape[-2:])
+    return image[..., :height, :width]

@@ -1,0 +1,162 @@
+"""A block that works on the differences between colours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyg_unroll.checks import Checks, check_parameters, check_positive, one_of
+from pyg_unroll.imaging.color_differences import ColorDifferences
+from pyg_unroll.imaging.features import CellFeatures
+from pyg_unroll.imaging.guided_block import (
+    FEATURE_SCALE,
+    GUIDE_SCALE,
+    SOFTPLUS_ONE,
+)
+from pyg_unroll.imaging.priors import FLOORS, STEPS, Prior
+from pyg_unroll.imaging.scene import CONTEXT_CHANNELS, Scene
+from pyg_unroll.inputs import Fidelity
+
+
+class DifferenceBlock(torch.nn.Module):
+    r"""A convolutional net, and the step of
+    :class:`~pyg_unroll.imaging.GraphDemosaic` on colour differences with its
+    outputs: features of both graphs, confidence and gain of each pixel, and a
+    guide.
+
+    Args:
+        hidden_channels (int, optional): Width of the net.
+            (default: :obj:`32`)
+        feature_channels (int, optional): Features of each graph.
+            (default: :obj:`4`)
+        heads (int, optional): Graphs learned in parallel.
+            (default: :obj:`2`)
+        num_layers (int, optional): Convolutions of the net, even.
+            (default: :obj:`6`)
+        prior (str, optional): :obj:`'glr'` or :obj:`'gtv'`.
+            (default: :obj:`'glr'`)
+        steps (sequence of int, optional): Size of both layers, see
+            :class:`~pyg_unroll.imaging.GuidedBlock`.
+            (default: :obj:`None`)
+        weight_floor (float, optional): The same. (default: :obj:`None`)
+
+    Raises:
+        ValueError: If an argument is not one of the above.
+    """
+
+    channels = 3
+    fidelity: Fidelity = 'hard'
+    _checks: ClassVar[Checks] = {
+        **dict.fromkeys(
+            ('hidden_channels', 'feature_channels', 'heads'), check_positive
+        ),
+        'prior': one_of('glr', 'gtv'),
+    }
+
+    def __init__(
+        self,
+        hidden_channels: int = 32,
+        feature_channels: int = 4,
+        heads: int = 2,
+        num_layers: int = 6,
+        prior: Prior = 'glr',
+        steps: Sequence[int] | None = None,
+        weight_floor: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_parameters(self._checks, locals())
+        steps = STEPS[prior] if steps is None else steps
+        if weight_floor is None:
+            weight_floor = FLOORS[prior]
+        self.config: dict[str, Any] = {
+            'hidden_channels': hidden_channels,
+            'feature_channels': feature_channels,
+            'heads': heads,
+            'num_layers': num_layers,
+            'prior': prior,
+            'steps': list(steps),
+            'weight_floor': weight_floor,
+        }
+        # Guide, features of both graphs, gain, confidence, share kept.
+        self.output_sizes = [3, feature_channels, feature_channels, 1, 2, 1]
+        self.features = CellFeatures(
+            self.channels + CONTEXT_CHANNELS,
+            hidden_channels,
+            sum(self.output_sizes),
+            num_layers,
+        )
+        self.step = ColorDifferences(
+            prior,
+            steps,
+            steps,
+            feature_channels,
+            heads,
+            weight_floor=weight_floor,
+        )
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        self.features.reset_parameters()
+        self.step.reset_parameters()
+
+    @property
+    def receptive_field(self) -> int:
+        """Number of pixels from which an estimate can matter."""
+        return self.features.receptive_field + self.step.receptive_field
+
+    def forward(
+        self,
+        scene: Scene,
+        estimate: Tensor,
+        state: tuple[Tensor | None, ...] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        """Improves an estimate.
+
+        Args:
+            scene (Scene): The images.
+            estimate (torch.Tensor): The estimate :math:`(B, 3, H, W)`.
+            state (tuple, optional): States of the layers in the block before.
+                (default: :obj:`None`)
+
+        Returns:
+            The next estimate, and the states of the layers.
+        """
+        mask, topology = scene.mask, scene.topology
+        out = self.features(scene.shown(estimate)).to(estimate.dtype)
+        guide, smooth_features, fill_features, gain, trust, keep = out.split(
+            self.output_sizes, 1
+        )
+        guide = GUIDE_SCALE * guide
+        smooth_state, fill_state = state or (None, None)
+        sensor = torch.where(mask, scene.image, 0).sum(1, keepdim=True)
+        green = estimate[:, 1:2]
+        chroma = (estimate - green)[:, ::2]
+        green, smooth_state = self.step.correct_green(
+            sensor,
+            mask,
+            green,
+            chroma,
+            topology,
+            features=[FEATURE_SCALE * smooth_features],
+            confidence=F.softplus(3 * trust + SOFTPLUS_ONE),
+            gain=3 * gain,
+            guide=guide[:, 1:2],
+            state=smooth_state,
+        )
+        # Relative to a share of the estimate before, and a correction.
+        guide = guide[:, ::2]
+        out, fill_state = self.step.fill(
+            sensor,
+            mask,
+            green,
+            chroma + guide,
+            topology,
+            features=[FEATURE_SCALE * fill_features],
+            guide=torch.sigmoid(3 * keep - 1) * chroma + guide,
+            state=fill_state,
+        )
+        return out, (smooth_state, fill_state)

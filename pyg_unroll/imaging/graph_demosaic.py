@@ -1,0 +1,182 @@
+"""Demosaicing by graph interpolation of colour differences, untrained."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from pyg_unroll.checks import check_choice, check_not_half
+from pyg_unroll.imaging.cfa import check_one_color
+from pyg_unroll.imaging.color_differences import (
+    DETAIL_RATIO,
+    ColorDifferences,
+)
+from pyg_unroll.imaging.data import read_images, restore_data
+from pyg_unroll.imaging.directional_green import directional_green
+from pyg_unroll.imaging.filters import local_interpolation
+from pyg_unroll.imaging.images import to_images, to_signals
+from pyg_unroll.imaging.priors import Prior
+from pyg_unroll.imaging.tiles import restore_in_tiles
+from pyg_unroll.transforms import GridGraph
+
+# Pixels at once: its layers need less memory than those of trained models.
+_MAX_PIXELS = 2_000_000
+
+
+class GraphDemosaic(torch.nn.Module):
+    r"""Reconstructs a colour image from a mosaic by interpolating colour
+    differences on graphs, without training.
+
+    Colours of natural images differ from green by a signal that is smooth
+    within objects, so that graph layers can interpolate :math:`R - G` and
+    :math:`B - G` where they could not interpolate :math:`R` and :math:`B`:
+
+    1. Green by directional filters
+       (:obj:`pyg_unroll.imaging.directional_green`); for X-Trans, by a graph
+       layer on the pixel grid.
+    2. A layer smooths the colour differences on the graph of green and these
+       differences, and green is corrected by them; a layer interpolates the
+       differences to the corrected green on its graph, known entries held
+       (:class:`~pyg_unroll.imaging.color_differences.ColorDifferences`).
+
+    Args:
+        prior (str, optional): :obj:`'glr'`
+            (:class:`~pyg_unroll.nn.GLRConv`) or :obj:`'gtv'`
+            (:class:`~pyg_unroll.nn.GTVConv`). (default: :obj:`'glr'`)
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` of
+          :func:`~pyg_unroll.imaging.mosaic`: :obj:`x` and boolean :obj:`mask`
+          :math:`(|\mathcal{V}|, 3)`, :obj:`height`, :obj:`width`
+        - **output:** colours :math:`(|\mathcal{V}|, 3)` in the units of
+          :obj:`x`, best in :math:`[0, 1]`; measured samples are unchanged
+
+    Raises:
+        ValueError: If the data is not a mosaic of three colours.
+    """
+
+    # Pixels mirrored around an image, even: wider than the filters, and enough
+    # for the layers to forget the border.
+    margin = 12
+    # Pixels of context between tiles, more than filters and layers reach.
+    receptive_field = 64
+
+    def __init__(self, prior: Prior = 'glr') -> None:
+        super().__init__()
+        check_choice('prior', prior, get_args(Prior))
+        self.prior = prior
+        self.graph = GridGraph(8)
+        smooth, fill = ((5,), (6,)) if prior == 'glr' else ((6, 4), (2, 4))
+        self.step = ColorDifferences(prior, smooth, fill, gain_limit=1.5)
+        self.chroma_ratio = torch.nn.Parameter(torch.empty(()))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        self.step.reset_parameters()
+        with torch.no_grad():
+            self.chroma_ratio.fill_(DETAIL_RATIO)
+
+    def forward(self, data: Data) -> Tensor:
+        """Reconstructs the missing colours; see the class."""
+        return restore_data(self, data)
+
+    def restore(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        noise_std: Tensor | float | None = None,
+    ) -> Tensor:
+        r"""Reconstructs images, large ones in tiles.
+
+        Args:
+            image (torch.Tensor): Images :math:`(B, 3, H, W)`, measured
+                samples where known.
+            mask (torch.Tensor): True for the measured colour, boolean
+                :math:`(B, 3, H, W)` or :math:`(1, 3, H, W)`.
+            noise_std (None, optional): Must be :obj:`None`: samples are held.
+                (default: :obj:`None`)
+
+        Returns:
+            Images :math:`(B, 3, H, W)`; measured samples are unchanged.
+
+        Raises:
+            ValueError: If shapes or types do not fit, samples are not finite,
+                the mask is that of no mosaic of three colours, or there is a
+                level of noise.
+        """
+        return restore_in_tiles(self, image, mask, noise_std, _MAX_PIXELS)
+
+    def noise_level(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> None:
+        """Refuses any level of noise."""
+        if noise_std is not None:
+            raise ValueError(
+                f"'noise_std' was given (got {noise_std}), but "
+                f"'GraphDemosaic' holds known entries; use 'Demosaic'"
+            )
+
+    def phase(self, mask: Tensor) -> tuple[int, int]:
+        """Zero: no pattern has to start at some row or column."""
+        return 0, 0
+
+    def prepare(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> tuple[Tensor, ...]:
+        """Checks the arguments of :meth:`restore`."""
+        read_images(image, mask, 3)
+        check_one_color(mask)
+        check_not_half('image', image.dtype)
+        self.noise_level(image, mask, noise_std)
+        return image, mask
+
+    def run(self, *images: Tensor) -> Tensor:
+        """Reconstructs windows of images, margin included."""
+        image, mask = images
+        is_green, is_chroma = mask[:, 1:2], mask[:, ::2]
+        is_bayer = _is_checkerboard(is_green)
+        if len(set(is_bayer)) > 1:
+            parts = zip(image.split(1), mask.split(1), strict=True)
+            return torch.cat([self.run(*part) for part in parts])
+        image = torch.where(mask, image, 0)
+        sensor = image.sum(1, keepdim=True)
+        height, width = size = image.shape[2:]
+        topology = self.graph.pixels(height, width, image.device)
+        if is_bayer[0]:
+            green = directional_green(sensor, is_green)
+        else:
+            start = local_interpolation(image, mask)[:, 1:2]
+            known = to_signals(is_green)
+            green = to_images(
+                self.step.fill_conv(
+                    to_signals(start),
+                    topology,
+                    mask=known[0] if known.size(0) == 1 else known,
+                ),
+                size,
+            )
+        chroma = local_interpolation(sensor - green, is_chroma)
+        ratio = (self.chroma_ratio / DETAIL_RATIO).log()
+        green, _ = self.step.correct_green(
+            sensor, mask, green, chroma, topology, gain=4 * ratio
+        )
+        start = local_interpolation(sensor - green, is_chroma)
+        return self.step.fill(sensor, mask, green, start, topology)[0]
+
+    def __repr__(self) -> str:
+        return f'{self.__class__.__name__}(prior={self.prior!r})'
+
+
+def _is_checkerboard(green: Tensor) -> list[bool]:
+    """Whether green of each mask alternates with other colours along rows and
+    columns.
+    """
+    along_row = green[..., 1:] != green[..., :-1]
+    along_column = green[..., 1:, :] != green[..., :-1, :]
+    both = along_row.flatten(1).all(1) & along_column.flatten(1).all(1)
+    return both.tolist()

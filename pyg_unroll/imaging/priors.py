@@ -1,0 +1,46 @@
+"""The priors of restorers, and their solver layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from pyg_unroll.nn import GLRConv, GTVConv
+from pyg_unroll.nn.smoothness_conv import SmoothnessConv
+
+Prior: TypeAlias = Literal['glr', 'gtv']
+
+# Default sizes of a layer: steps of GLR, iterations of GTV and steps of each.
+STEPS: dict[Prior, tuple[int, ...]] = {'glr': (5,), 'gtv': (3, 2)}
+
+# Default floors of edge weights. Where all weights of a node vanish, the dual
+# variable of the block before would be divided by almost nothing.
+FLOORS: dict[Prior, float] = {'glr': 0.0, 'gtv': 0.03}
+
+
+def make_conv(
+    prior: Prior, steps: Sequence[int], heads: int, **options: Any
+) -> SmoothnessConv:
+    """Makes the layer of a prior.
+
+    Args:
+        prior (str): :obj:`'glr'` or :obj:`'gtv'`.
+        steps (sequence of int): :obj:`(num_steps,)` of
+            :class:`~pyg_unroll.nn.GLRConv`, :obj:`(num_iters, num_steps)` of
+            :class:`~pyg_unroll.nn.GTVConv`.
+        heads (int): Number of graphs in parallel.
+        **options (Any): Further arguments of the layer.
+
+    Raises:
+        ValueError: If the number of steps is not that of the layer.
+    """
+    if len(steps) != len(STEPS[prior]):
+        raise ValueError(
+            f"'steps' must be {len(STEPS[prior])} number(s) for prior="
+            f'{prior!r}, such as {STEPS[prior]} (got {steps!r})'
+        )
+    conv: Any = GLRConv if prior == 'glr' else GTVConv
+    made: SmoothnessConv = conv(
+        *steps, heads=heads, validate_args=False, **options
+    )
+    return made

@@ -1,0 +1,366 @@
+"""The reader of node signals, masks and confidence, for all of the package.
+
+Layers, solvers, transforms, estimators and restorers read their arguments by
+:func:`read_signal`, so that each error has one spelling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.checks import (
+    can_read_values,
+    check_boolean,
+    check_signal,
+    check_tensor,
+)
+
+Fidelity: TypeAlias = Literal['hard', 'soft']
+
+_PER_ENTRY = '[num_nodes] or [num_nodes, features]'
+
+
+@dataclass(frozen=True, eq=False)
+class Signal:
+    r"""A node signal and its observed entries.
+
+    Attributes:
+        x (torch.Tensor): The signal :math:`(N, F)`, or several samples of it
+            :math:`(B, N, F)`.
+        known (torch.Tensor or None): True where observed, boolean, of as many
+            dimensions as :obj:`x` or :math:`(N, F)` for all samples, its last
+            axis 1 if features share it. :obj:`None` if no mask was given.
+        confidence (torch.Tensor or None): Weights of the observations,
+            likewise.
+    """
+
+    x: Tensor
+    known: Tensor | None
+    confidence: Tensor | None
+
+    @property
+    def observed(self) -> Tensor:
+        """True where observed, of the shape of :attr:`x`."""
+        if self.known is None:
+            return torch.ones_like(self.x, dtype=torch.bool)
+        return self.known.expand_as(self.x)
+
+    def fill(self, value: Tensor | float) -> Tensor:
+        """The signal with another value at the entries not observed."""
+        if self.known is None:
+            return self.x
+        return torch.where(self.known, self.x, value)
+
+
+def read_signal(
+    x: Any,
+    mask: Any = None,
+    confidence: Any = None,
+    *,
+    name: str = 'x',
+    samples: bool = False,
+    allow_unknown: bool = False,
+    validate_args: bool = True,
+) -> Signal:
+    r"""Checks a node signal, its mask and its confidence.
+
+    Entries that are not observed may hold anything, NaN included.
+
+    Args:
+        x (torch.Tensor): Node signals :math:`(N, F)`.
+        mask (torch.Tensor, optional): True where observed, boolean
+            :math:`(N)`, :math:`(N, 1)` or :math:`(N, F)`, of samples also
+            :math:`(B, N, F)`; everywhere if :obj:`None`.
+            (default: :obj:`None`)
+        confidence (torch.Tensor, optional): Non-negative weights of the
+            observations, of such a shape. (default: :obj:`None`)
+        name (str, optional): Name of :obj:`x` in messages, whose prefix the
+            mask shares: :obj:`'data.x'` goes with :obj:`'data.mask'`.
+            (default: :obj:`'x'`)
+        samples (bool, optional): Expect samples :math:`(B, N, F)`.
+            (default: :obj:`False`)
+        allow_unknown (bool, optional): Allow features without any observed
+            entry. (default: :obj:`False`)
+        validate_args (bool, optional): Check values, too, where they can be
+            read. (default: :obj:`True`)
+
+    Raises:
+        ValueError: If a shape or type does not fit, an observed entry is not
+            finite, a confidence is negative or not finite, or nothing is
+            observed of a feature.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(
+            f"'{name}' must be a tensor of shape [num_nodes, features] (got "
+            f"'{type(x).__name__}'); convert it with 'torch.as_tensor'"
+        )
+    if x.dim() != (3 if samples else 2):
+        raise ValueError(
+            f"'{name}' must have shape [num_nodes, features], or of several "
+            f'samples, where they are taken, [samples, num_nodes, features] '
+            f"(got {list(x.shape)}); a single signal needs '.unsqueeze(-1)'"
+        )
+    check_signal(name, x)
+    mask_name = name[: name.rfind('.') + 1] + 'mask'
+    known = None if mask is None else read_mask(mask_name, mask, x)
+    if confidence is not None:
+        check_tensor('confidence', confidence, _PER_ENTRY)
+        confidence = _per_entry('confidence', confidence.to(x.dtype), x)
+    if validate_args and can_read_values():
+        check_known(name, x, known, f"mark it as False in '{mask_name}'")
+        if known is not None and not allow_unknown:
+            _check_some_known(name, known, x)
+        if confidence is not None:
+            _check_confidence(confidence, known)
+    return Signal(x, known, confidence)
+
+
+def read_mask(name: str, mask: Any, x: Tensor) -> Tensor:
+    r"""Checks a mask of a signal's entries.
+
+    Args:
+        name (str): Its name in messages.
+        mask (torch.Tensor): Boolean, per node :math:`(N)` or :math:`(N, 1)`,
+            per entry :math:`(N, F)` or per sample :math:`(B, N, F)`.
+        x (torch.Tensor): The signal.
+
+    Returns:
+        The mask :math:`(N, 1)`, :math:`(N, F)` or :math:`(B, N, F)`.
+
+    Raises:
+        ValueError: If it is no tensor, not boolean or of another shape.
+    """
+    check_tensor(name, mask, _PER_ENTRY)
+    check_boolean(name, mask)
+    return _per_entry(name, mask, x)
+
+
+def _per_entry(name: str, value: Tensor, x: Tensor) -> Tensor:
+    """Checks a shape; one value per node becomes `[N, 1]`."""
+    shapes = [x.shape[-2:-1], x.shape[-2:], x.shape][: x.dim()]
+    if value.shape not in (*shapes, (x.size(-2), 1)):
+        *others, last = (str(list(shape)) for shape in shapes)
+        raise ValueError(
+            f"'{name}' must have shape {', '.join(others)} or {last} (got "
+            f'{list(value.shape)})'
+        )
+    return value.unsqueeze(-1) if value.dim() == 1 else value
+
+
+def check_known(name: str, x: Tensor, known: Tensor | None, cure: str) -> None:
+    """Raises a `ValueError` unless a signal is finite where it is observed.
+
+    Args:
+        name (str): Its name.
+        x (torch.Tensor): The signal :math:`(N, F)` or :math:`(B, N, F)`.
+        known (torch.Tensor or None): True where observed, broadcastable.
+        cure (str): How to mark an entry as missing.
+    """
+    finite = x.isfinite()
+    if bool(finite.all()):
+        return
+    bad = ~finite if known is None else known & ~finite
+    if bool(bad.any()):
+        raise ValueError(
+            f"'{name}' must be finite where it is known (got "
+            f'{_first_entry(x, bad)}); {cure}'
+        )
+
+
+def check_start(x: Tensor) -> None:
+    """Raises a `ValueError` unless the entries not observed, from which an
+    iteration starts, are finite.
+    """
+    if can_read_values() and not bool(x.isfinite().all()):
+        raise ValueError(
+            f"'x' must be finite (got {_first_entry(x, ~x.isfinite())}): its "
+            f'unknown entries are the start of the iteration; fill them, for '
+            f"example with 'torch.where(mask, x, 0)'"
+        )
+
+
+def _first_entry(x: Tensor, bad: Tensor) -> str:
+    """Value and place of the first bad entry."""
+    index = bad.nonzero()[0].tolist()
+    axes = ('sample', 'node', 'feature')[-x.dim() :]
+    places = (f'{a} {k}' for a, k in zip(axes, index, strict=True))
+    return f'{float(x[tuple(index)])} at {", ".join(places)}'
+
+
+def _check_some_known(name: str, known: Tensor, x: Tensor) -> None:
+    found = known.any(-2)
+    if x.numel() > 0 and not bool(found.all()):
+        column = (~found).nonzero()[0].tolist()
+        where = '' if known.size(-1) == 1 else f' in feature {column[-1]}'
+        where += f' of sample {column[0]}' if known.dim() == 3 else ''
+        raise ValueError(
+            f"'{name}' has no known entry{where}: there is nothing to "
+            f'interpolate from; mark the observed entries as True in the mask'
+        )
+
+
+def _check_confidence(confidence: Tensor, known: Tensor | None) -> None:
+    if not bool((confidence >= 0).all() & torch.isfinite(confidence).all()):
+        raise ValueError(
+            f"'confidence' must be finite and non-negative (its range is "
+            f'{float(confidence.min())} to {float(confidence.max())})'
+        )
+    weight = confidence if known is None else known * confidence
+    if not bool((weight > 0).any(-2).all()):
+        raise ValueError(
+            "'confidence' is zero everywhere in a feature, or wherever it is "
+            'known: there is nothing to interpolate from'
+        )
+
+
+@dataclass(frozen=True)
+class BatchLayout:
+    r"""The axes that the samples of :math:`(B, N, F)` take in operators.
+
+    Samples that share their edge weights become further features,
+    :math:`(N, B F, 1)`; samples with weights of their own become further
+    heads, :math:`(N, F, B H)`. Either way the graph is read once for all.
+
+    Attributes:
+        count (int or None): Number of samples :math:`B`; :obj:`None` for one
+            signal :math:`(N, F)`.
+        heads (int): Number of heads :math:`H` of a sample.
+        own_weights (bool): Whether each sample has its own weights.
+        num_features (int): Number of features :math:`F` of each of several
+            samples.
+    """
+
+    count: int | None = None
+    heads: int = 1
+    own_weights: bool = False
+    num_features: int = 0
+
+    @property
+    def num_groups(self) -> int:
+        """Number of groups of heads."""
+        if not self.own_weights or self.count is None:
+            return 1
+        return self.count
+
+    def fold(self, value: Tensor) -> Tensor:
+        r"""Brings node values in shape.
+
+        Args:
+            value (torch.Tensor): Per node :math:`(N)`, per entry
+                :math:`(N, F)` or per sample :math:`(B, N, F)`.
+
+        Returns:
+            A shape that broadcasts to that of the folded signal.
+        """
+        if value.dim() == 2:
+            value = value.unsqueeze(-1)
+            if self.count is None or self.own_weights or value.size(1) == 1:
+                return value
+            return value.repeat(1, self.count, 1)
+        if self.own_weights:
+            return value.permute(1, 2, 0).repeat_interleave(self.heads, -1)
+        return value.transpose(0, 1).flatten(1).unsqueeze(-1)
+
+    def first_heads(self, value: Tensor) -> Tensor:
+        """One of the equal values that `fold` gives the heads of a sample."""
+        if self.own_weights and value.size(-1) > 1:
+            return value[..., :: self.heads]
+        return value
+
+    def unfold(self, value: Tensor) -> Tensor:
+        r"""Node values :math:`(N, F', G)`, one per group of heads, to
+        :math:`(N, F)` or :math:`(B, N, F)`.
+        """
+        if self.own_weights:
+            return value.permute(2, 0, 1)
+        value = value.squeeze(-1)
+        if self.count is None:
+            return value
+        shape = self.count, self.num_features
+        return value.unflatten(1, shape).transpose(0, 1)
+
+    def fold_heads(self, value: Tensor) -> Tensor:
+        r"""Values per head of nodes or edges, :math:`(E, F, H)` or
+        :math:`(B, E, F, H)`, likewise.
+        """
+        if self.own_weights:
+            return value.permute(1, 2, 0, 3).flatten(2)
+        return (
+            value if self.count is None else value.movedim(0, 1).flatten(1, 2)
+        )
+
+    def unfold_heads(self, value: Tensor) -> Tensor:
+        """The inverse of :meth:`fold_heads`."""
+        if self.own_weights:
+            return value.unflatten(2, (-1, self.heads)).permute(2, 0, 1, 3)
+        if self.count is None:
+            return value
+        shape = self.count, self.num_features
+        return value.unflatten(1, shape).movedim(1, 0)
+
+    def tile(self, parameter: Tensor) -> Tensor:
+        """Repeats what there is per head, :math:`(*, H)`, for each group."""
+        if self.num_groups == 1:
+            return parameter
+        return parameter.repeat(*(1,) * (parameter.dim() - 1), self.num_groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Observations:
+    r"""A signal in the shape of the operators, split into entries to find and
+    observations.
+
+    Attributes:
+        x (torch.Tensor): Observations where known, elsewhere the current
+            estimate, :math:`(N, F, 1)`; or, of several samples, the folded
+            signal, see :class:`BatchLayout`.
+        free (torch.Tensor or None): Boolean, the entries to be found,
+            broadcastable to :obj:`x`. :obj:`None` if all are.
+        confidence (torch.Tensor or None): Weight of each observation in the
+            squared error, broadcastable to :obj:`x`; zero where there is
+            none. :obj:`None` if known entries are held.
+        layout (BatchLayout): The layout of several samples.
+    """
+
+    x: Tensor
+    free: Tensor | None
+    confidence: Tensor | None
+    layout: BatchLayout
+
+    @classmethod
+    def of(
+        cls,
+        signal: Signal,
+        fidelity: Fidelity,
+        layout: BatchLayout | None = None,
+    ) -> Observations:
+        """Folds a signal; without a mask, every entry is a noisy observation.
+
+        Raises:
+            ValueError: If there is a confidence, but known entries are held.
+        """
+        layout = BatchLayout() if layout is None else layout
+        x, known, confidence = signal.x, signal.known, signal.confidence
+        if known is None:
+            if confidence is None:
+                confidence = x.new_ones((x.size(-2), 1))
+            return cls(layout.fold(x), None, layout.fold(confidence), layout)
+        if fidelity == 'hard':
+            if confidence is not None:
+                raise ValueError(
+                    "'confidence' was given with a 'mask' under "
+                    "fidelity='hard', which holds known entries exactly; "
+                    "use fidelity='soft'"
+                )
+            return cls(layout.fold(x), layout.fold(~known), None, layout)
+        weight = known.to(x.dtype)
+        confidence = weight if confidence is None else weight * confidence
+        return cls(layout.fold(x), None, layout.fold(confidence), layout)
+
+    def tile(self, parameter: Tensor) -> Tensor:
+        """A layer's parameter per head, in the type of the signal."""
+        return self.layout.tile(parameter.to(self.x.dtype))

@@ -1,0 +1,101 @@
+"""The default feature net: a perceptron on each node."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.nn import MLP, Linear
+
+from pyg_unroll.checks import (
+    Checks,
+    check_count,
+    check_parameters,
+    check_positive,
+)
+
+
+class MLPFeatures(torch.nn.Module):
+    r"""A multi-layer perceptron on the estimate and the mask of each node,
+    and on its position.
+
+    Args:
+        in_channels (int): Number of signal channels :math:`C`.
+        out_channels (int, optional): Number of features :math:`D`; with a
+            guide, :math:`C` of them are the guide. (default: :obj:`8`)
+        hidden_channels (int, optional): Width of the hidden layers.
+            (default: :obj:`32`)
+        num_layers (int, optional): Number of linear layers.
+            (default: :obj:`3`)
+        pos_channels (int, optional): Number of coordinates :math:`P` of
+            :obj:`data.pos`, best scaled to unit size by
+            :class:`~torch_geometric.transforms.NormalizeScale`; positions are
+            not looked at if :obj:`0`. (default: :obj:`0`)
+
+    Shapes:
+        - **input:** estimate :math:`(|\mathcal{V}|, C)`, mask, True where
+          known, of that shape, and data, with :obj:`pos`
+          :math:`(|\mathcal{V}|, P)` if it is looked at
+        - **output:** node features :math:`(|\mathcal{V}|, D)`
+
+    Raises:
+        ValueError: If positions are missing or have other coordinates.
+    """
+
+    _checks: ClassVar[Checks] = {
+        **dict.fromkeys(
+            ('in_channels', 'out_channels', 'hidden_channels', 'num_layers'),
+            check_positive,
+        ),
+        'pos_channels': check_count,
+    }
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int = 8,
+        hidden_channels: int = 32,
+        num_layers: int = 3,
+        pos_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        check_parameters(self._checks, locals())
+        self.out_channels = out_channels
+        self.hidden_channels = hidden_channels
+        self.pos_channels = pos_channels
+        self.net = MLP(
+            in_channels=2 * in_channels + pos_channels,
+            hidden_channels=hidden_channels,
+            out_channels=out_channels,
+            num_layers=num_layers,
+            norm=None,
+        )
+
+    @property
+    def head(self) -> Linear:
+        """The last linear layer."""
+        return self.net.lins[-1]
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        self.net.reset_parameters()
+
+    def forward(self, x: Tensor, mask: Tensor, data: Data) -> Tensor:
+        """Computes the features."""
+        seen = [x, mask.to(x.dtype)]
+        if self.pos_channels:
+            pos = data.get('pos')
+            if not isinstance(pos, Tensor):
+                raise ValueError(
+                    "'data' has no positions; set 'data.pos', for example "
+                    "with 'pyg_unroll.points_to_data'"
+                )
+            if pos.dim() != 2 or pos.size(1) != self.pos_channels:
+                raise ValueError(
+                    f"'data.pos' must have {self.pos_channels} coordinates "
+                    f"(got {list(pos.shape)}); set 'pos_channels' accordingly"
+                )
+            seen.append(pos.to(x.dtype))
+        return self.net(torch.cat(seen, dim=-1))

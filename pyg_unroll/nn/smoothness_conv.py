@@ -1,0 +1,284 @@
+"""The base class of the unrolled solver layers."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch_geometric.nn.conv import MessagePassing
+
+from pyg_unroll.checks import (
+    Checks,
+    can_read_values,
+    check_between,
+    check_finite,
+    check_positive,
+    check_tensor,
+    one_of,
+)
+from pyg_unroll.graph import Topology, resolve_graph
+from pyg_unroll.inputs import (
+    BatchLayout,
+    Fidelity,
+    Observations,
+    check_start,
+    read_signal,
+)
+
+
+class Iterate(NamedTuple):
+    r"""The state of a solver layer after some of its steps.
+
+    Attributes:
+        x (torch.Tensor): The average of the heads, which the layer would
+            return here, of the shape of its input.
+        heads (torch.Tensor): The estimate of each head :math:`(N, F, H)` or
+            :math:`(B, N, F, H)`.
+        state (torch.Tensor or None): The dual variable of
+            :class:`~pyg_unroll.nn.GTVConv`, :math:`(E, F, H)` or
+            :math:`(B, E, F, H)`.
+    """
+
+    x: Tensor
+    heads: Tensor
+    state: Tensor | None
+
+
+class SmoothnessConv(MessagePassing):
+    r"""Base class of layers that unroll the minimiser of a smoothness prior.
+
+    It reads the graph and the signal, and combines the heads. It is a
+    :class:`~torch_geometric.nn.conv.MessagePassing` so that PyG's tools
+    recognise it, and edge masks of its explainers act on the weights;
+    messages are never materialised, hence :meth:`propagate` is not used.
+
+    Args:
+        heads (int): Number of graphs :math:`H` used in parallel.
+        fidelity (str): :obj:`'hard'` holds known entries, :obj:`'soft'`
+            weighs them against the prior.
+        mu (float): Initial weight of the prior where observations are noisy.
+        validate_args (bool): Check the values of the inputs, too.
+    """
+
+    _checks: ClassVar[Checks] = {
+        'heads': check_positive,
+        'fidelity': one_of('hard', 'soft'),
+        'mu': check_between,
+    }
+
+    def __init__(
+        self, heads: int, fidelity: Fidelity, mu: float, validate_args: bool
+    ) -> None:
+        super().__init__(aggr='add')
+        self.heads = heads
+        self.fidelity: Fidelity = fidelity
+        self.mu = mu
+        self.validate_args = validate_args
+        self.log_mu = torch.nn.Parameter(torch.empty(heads))
+        self.head_logits = torch.nn.Parameter(torch.empty(heads))
+
+    @property
+    @abstractmethod
+    def receptive_field(self) -> int:
+        """Number of hops from which an entry can matter."""
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        super().reset_parameters()
+        with torch.no_grad():
+            self.log_mu.fill_(math.log(self.mu))
+            self.head_logits.zero_()
+
+    def solve(
+        self,
+        x: Tensor,
+        edge_index: Any,
+        edge_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        confidence: Tensor | None = None,
+        warm_start: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        r"""Runs the layer, from the state that a layer before returned.
+
+        Args:
+            x (torch.Tensor): As in :meth:`forward`, and so on.
+            edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology):
+                The same.
+            edge_weight (torch.Tensor, optional): The same.
+            mask (torch.Tensor, optional): The same.
+            confidence (torch.Tensor, optional): The same.
+            warm_start (torch.Tensor, optional): The same.
+            state (torch.Tensor, optional): The dual variable of
+                :class:`~pyg_unroll.nn.GTVConv`. (default: :obj:`None`)
+
+        Returns:
+            The estimate, and the state to pass on to the next layer, which is
+            :obj:`None` for a layer without one.
+        """
+        arguments = x, edge_index, edge_weight, mask, confidence, warm_start
+        return self(*arguments), None
+
+    @abstractmethod
+    def iterates(self, *args: Any, **kwargs: Any) -> Iterator[Iterate]:
+        """Yields the start and the :class:`Iterate` after each step, with the
+        arguments of :meth:`solve`; the last one is the result, to the bit.
+        """
+
+    def read(
+        self,
+        x: Tensor,
+        edge_index: Any,
+        edge_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        confidence: Tensor | None = None,
+    ) -> tuple[Observations, Topology, Tensor]:
+        """Reads the arguments of :meth:`forward`.
+
+        Returns:
+            The signal, the graph, and the edge weights :math:`(E, H)`; of
+            samples with weights of their own, :math:`(E, B H)`.
+        """
+        if isinstance(x, tuple):
+            raise ValueError(
+                "'x' must be one tensor (got 'tuple'): the layer smooths a "
+                'signal on one set of nodes and has no bipartite form; give '
+                "relations between node types another layer in 'HeteroConv', "
+                "or join the types by 'data.to_homogeneous()'"
+            )
+        layout = _batch_layout(x, edge_weight, self.heads)
+        signal = read_signal(
+            x,
+            mask,
+            confidence,
+            samples=layout.count is not None,
+            validate_args=self.validate_args,
+        )
+        if self.validate_args:
+            check_start(x)
+        observations = Observations.of(signal, self.fidelity, layout)
+        heads = None
+        if layout.own_weights and edge_weight is not None:
+            heads = edge_weight.size(2)
+            edge_weight = edge_weight.transpose(0, 1).flatten(1)
+        topology, weight = resolve_graph(
+            edge_index, edge_weight, x.size(-2), x.dtype, self.validate_args
+        )
+        if self.explain and self._edge_mask is not None:
+            weight = weight * self._explainer_mask(topology)
+        heads = weight.size(1) if heads is None else heads
+        weight = weight.unflatten(1, (layout.num_groups, heads))
+        if weight.size(2) not in (1, self.heads):
+            raise ValueError(
+                f"'edge_weight' has {weight.size(2)} heads, but the layer has "
+                f"{self.heads}; build it with 'heads={weight.size(2)}' or "
+                f'give weights of shape [num_edges]'
+            )
+        weight = weight.expand(-1, -1, self.heads).flatten(1)
+        return observations, topology, weight
+
+    def _explainer_mask(self, topology: Topology) -> Tensor:
+        """The mask that an explainer of PyG set, per edge `[E, 1]`.
+
+        It has a value for each direction; their mean keeps the Laplacian
+        symmetric.
+        """
+        mask = self._edge_mask
+        if mask.size(0) != 2 * topology.num_edges:
+            raise ValueError(
+                f"the explainer's edge mask has {mask.size(0)} entries, but "
+                f'the graph of the layer {2 * topology.num_edges} columns; '
+                f"explain a model that gives its layers the 'edge_index' it "
+                f'is called with'
+            )
+        if self._apply_sigmoid:
+            mask = mask.sigmoid()
+        return topology.undirected_weight(mask, validate_args=False)
+
+    def _start(self, signal: Observations, warm_start: Tensor | None) -> Tensor:
+        """Returns the initial estimate `[N, F, H]`."""
+        x, layout = signal.x, signal.layout
+        if warm_start is not None:
+            shape = layout.unfold(layout.first_heads(x)).shape
+            check_tensor('warm_start', warm_start, str(list(shape)))
+            if warm_start.shape != shape:
+                raise ValueError(
+                    f"'warm_start' must have the shape of 'x', "
+                    f'{list(shape)} (got {list(warm_start.shape)})'
+                )
+            if self.validate_args and can_read_values():
+                check_finite('warm_start', warm_start)
+            start = layout.fold(warm_start.to(x.dtype))
+            free = signal.free
+            x = start if free is None else torch.where(free, start, x)
+        return x.expand(-1, -1, layout.num_groups * self.heads)
+
+    def _combine(self, out: Tensor, signal: Observations) -> Tensor:
+        """Averages the heads and restores held entries bit for bit."""
+        layout = signal.layout
+        out = out.unflatten(2, (layout.num_groups, self.heads))
+        if self.heads > 1:
+            logits = self.head_logits.to(
+                torch.promote_types(out.dtype, self.head_logits.dtype)
+            )
+            # Autocast would take the product in half precision.
+            with torch.autocast(out.device.type, enabled=False):
+                out = out @ logits.softmax(0).to(out.dtype)
+        else:
+            out = out.squeeze(-1)
+        if signal.free is not None:
+            free, x = map(layout.first_heads, (signal.free, signal.x))
+            out = torch.where(free, out, x)
+        return layout.unfold(out)
+
+    def _iterate(
+        self, out: Tensor, signal: Observations, state: Tensor | None = None
+    ) -> Iterate:
+        """The iterate of some estimates `[N, F, H]`, held entries restored."""
+        heads = out
+        if signal.free is not None:
+            heads = torch.where(signal.free, out, signal.x)
+        heads = signal.layout.unfold_heads(heads)
+        return Iterate(self._combine(out, signal), heads, state)
+
+
+def _batch_layout(
+    x: Tensor, edge_weight: Tensor | None, heads: int
+) -> BatchLayout:
+    is_batch = isinstance(x, Tensor) and x.dim() == 3
+    count = x.size(0) if is_batch else None
+    features = x.size(2) if is_batch else 0
+    if not isinstance(edge_weight, Tensor) or edge_weight.dim() != 3:
+        return BatchLayout(count, heads, num_features=features)
+    if edge_weight.size(0) != count:
+        raise ValueError(
+            f"'edge_weight' holds weights of {edge_weight.size(0)} samples, "
+            f"[samples, num_edges, heads]; 'x' must then have shape "
+            f'[{edge_weight.size(0)}, num_nodes, features] (got '
+            f'{list(x.shape)})'
+        )
+    return BatchLayout(count, heads, True, features)
+
+
+def read_spectrum(
+    spectrum: tuple[float, float] | None, num_steps: int, order: int = 1
+) -> tuple[float, float]:
+    """Validates the interval of the initial coefficients, or chooses it."""
+    if spectrum is None:
+        # Low frequencies take many steps: aim only as low as K can reach.
+        return 1 / max(num_steps, 2), 2.0**order
+    try:
+        lower, upper = spectrum
+        is_interval = 0 < lower < upper < float('inf')
+    except (TypeError, ValueError):
+        is_interval = False
+    if not is_interval:
+        raise ValueError(
+            f"'spectrum' must be an interval (lower, upper) of positive "
+            f'eigenvalues (got {spectrum!r})'
+        )
+    return lower, upper

@@ -1,0 +1,405 @@
+"""Stacks of feature nets, learned graphs and solver layers: uGLR and uGTV."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, TypeAlias, cast
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.transforms import BaseTransform
+
+from pyg_unroll.checks import (
+    Checks,
+    check_data,
+    check_model_type,
+    check_parameters,
+    check_positive,
+)
+from pyg_unroll.graph import Topology, edges_of, resolve_graph
+from pyg_unroll.inputs import check_start, read_signal
+from pyg_unroll.nn.features import MLPFeatures
+from pyg_unroll.nn.glr_conv import GLRConv
+from pyg_unroll.nn.gtv_conv import GTVConv
+from pyg_unroll.nn.smoothness_conv import SmoothnessConv
+from pyg_unroll.transforms import MahalanobisGraph
+
+Features: TypeAlias = torch.nn.Module | Sequence[torch.nn.Module] | None
+
+
+class UnrolledBlock(torch.nn.Module):
+    r"""A feature net, the graph learned from its features, and a solver layer.
+
+    Args:
+        features (torch.nn.Module): Maps estimate, mask and data to node
+            features.
+        metric (MahalanobisGraph): Maps features to edge weights.
+        conv (SmoothnessConv): The layer.
+        guide_channels (int, optional): The last channels of the features that
+            are a guide, relative to which the layer interpolates.
+            (default: :obj:`0`)
+    """
+
+    def __init__(
+        self,
+        features: torch.nn.Module,
+        metric: MahalanobisGraph,
+        conv: SmoothnessConv,
+        guide_channels: int = 0,
+    ) -> None:
+        super().__init__()
+        self.features = features
+        self.metric = metric
+        self.conv = conv
+        self.guide_channels = guide_channels
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        nets: Any = self.features
+        nets.reset_parameters()
+        self.metric.reset_parameters()
+        self.conv.reset_parameters()
+        head = getattr(self.features, 'head', None)
+        if self.guide_channels and isinstance(head, torch.nn.Module):
+            # No guide at first: the untrained block is the plain solver.
+            for parameter in head.parameters():
+                torch.nn.init.zeros_(parameter[-self.guide_channels :])
+
+    def forward(
+        self,
+        data: Data,
+        x: Tensor,
+        mask: Tensor | None = None,
+        state: Tensor | None = None,
+        topology: Topology | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        r"""Improves an estimate.
+
+        Args:
+            data (Data): With the observations :obj:`x` :math:`(N, C)`.
+            x (torch.Tensor): The current estimate :math:`(N, C)`.
+            mask (torch.Tensor, optional): True where known, :math:`(N, 1)` or
+                :math:`(N, C)`. (default: :obj:`None`)
+            state (torch.Tensor, optional): The state that the block before
+                returned. (default: :obj:`None`)
+            topology (Topology, optional): The graph; the edges of the data if
+                :obj:`None`. (default: :obj:`None`)
+
+        Returns:
+            The next estimate, and the state of the layer.
+        """
+        if topology is None:
+            topology = _topology(data)
+        known = torch.ones_like(x, dtype=torch.bool)
+        if mask is not None:
+            known = mask.expand_as(x)
+        features = self.features(x, known, data)
+        guide: Tensor | float = 0.0
+        if self.guide_channels:
+            features, guide = features.tensor_split(
+                [-self.guide_channels], dim=-1
+            )
+        weight = self.metric.edge_weights(features, topology)
+        rest, state = self.conv.solve(
+            data.x - guide,
+            topology,
+            weight,
+            mask=mask,
+            warm_start=x - guide,
+            state=state,
+        )
+        out = rest + guide
+        if mask is not None and self.conv.fidelity == 'hard':
+            out = torch.where(known, data.x, out)
+        return out, state
+
+
+def _topology(data: Data) -> Topology:
+    edges = edges_of(data)
+    if edges is None:
+        raise ValueError(
+            "'data' has no 'edge_index'; give the model a 'graph', such as "
+            "'KNNGraph()' or 'GridGraph()', or the data its edges"
+        )
+    return resolve_graph(edges, None, data.x.size(0), data.x.dtype)[0]
+
+
+class UnrolledStack(torch.nn.Module):
+    r"""Blocks of a feature net, a learned graph and a solver layer, each of
+    which starts from the estimate of the one before.
+
+    Args:
+        in_channels (int): Number of signal channels :math:`C`.
+        features (torch.nn.Module or sequence): The feature net, copied for
+            each block, or one per block.
+        graph (BaseTransform or None): Makes edges for data without.
+        num_blocks (int): Number of blocks.
+        guide (bool): Whether the last :math:`C` features are a guide.
+        make_conv (callable): Makes the layer of a block.
+        heads (int): Number of graphs learned in parallel.
+        weight_floor (float): Added to each edge weight.
+    """
+
+    _checks: ClassVar[Checks] = {
+        'in_channels': check_positive,
+        'num_blocks': check_positive,
+    }
+
+    def __init__(
+        self,
+        in_channels: int,
+        features: Features,
+        graph: BaseTransform | None,
+        num_blocks: int,
+        guide: bool,
+        make_conv: Callable[[], SmoothnessConv],
+        heads: int,
+        weight_floor: float = 0.0,
+    ) -> None:
+        super().__init__()
+        check_parameters(self._checks, locals())
+        self.in_channels = in_channels
+        self.heads = heads
+        self.graph = graph
+        guide_channels = in_channels if guide else 0
+        self.blocks = torch.nn.ModuleList()
+        for net in _nets(features, in_channels, guide_channels, num_blocks):
+            metric = MahalanobisGraph(
+                net.out_channels - guide_channels, heads, floor=weight_floor
+            )
+            self.blocks.append(
+                UnrolledBlock(net, metric, make_conv(), guide_channels)
+            )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        for block in self.blocks:
+            cast(UnrolledBlock, block).reset_parameters()
+
+    def forward(self, data: Data) -> Tensor:
+        r"""Interpolates (with :obj:`data.mask`) or denoises a signal.
+
+        Args:
+            data (Data or Batch): With :obj:`x` :math:`(N, C)`, boolean
+                :obj:`mask` :math:`(N)` or :math:`(N, C)`, True where known
+                *(optional)*, edges (:obj:`edge_index` or :obj:`adj_t`) or
+                what :obj:`graph` makes them of, and what the feature net
+                looks at.
+
+        Returns:
+            The signal :math:`(N, C)`.
+
+        Under :meth:`torch.compile`, the edges must be there: as tensors, or as
+        a :class:`~pyg_unroll.graph.Topology`, for example of
+        :obj:`model.graph.topology(data)`.
+
+        Raises:
+            ValueError: If the data has a wrong shape, type or value; the
+                message says how to mend it.
+        """
+        check_data(data)
+        check_model_type(self, 'data.x', data.get('x'))
+        signal = read_signal(data.get('x'), data.get('mask'), name='data.x')
+        x, mask, state = signal.x, signal.known, None
+        check_start(x)
+        if x.size(1) != self.in_channels:
+            raise ValueError(
+                f"'data.x' has {x.size(1)} channels, but the model was built "
+                f"with 'in_channels={self.in_channels}'"
+            )
+        topology = self._topology(data)
+        for block in self.blocks:
+            x, state = block(data, x, mask, state, topology)
+        return x
+
+    def _topology(self, data: Data) -> Topology:
+        if edges_of(data) is not None or self.graph is None:
+            return _topology(data)
+        if hasattr(self.graph, 'topology'):  # needs no tensor of indices
+            topology: Topology = self.graph.topology(data)
+            return topology
+        return _topology(self.graph(data))
+
+    def __repr__(self) -> str:
+        return (
+            f'{self.__class__.__name__}({self.in_channels}, '
+            f'num_blocks={len(self.blocks)}, heads={self.heads})'
+        )
+
+
+def _nets(
+    features: Features, in_channels: int, guide_channels: int, num_blocks: int
+) -> list[Any]:
+    """The feature net of each block."""
+    if features is None:
+        features = MLPFeatures(in_channels, 8 + guide_channels)
+    if isinstance(features, torch.nn.Module) and not isinstance(
+        features, torch.nn.ModuleList
+    ):
+        nets = [features]
+        nets += [copy.deepcopy(features) for _ in range(num_blocks - 1)]
+    else:
+        nets = list(features)
+        if len(nets) != num_blocks:
+            raise ValueError(
+                f"'features' must be one module or one for each of "
+                f'{num_blocks} blocks (got {len(nets)})'
+            )
+    for net in nets:
+        size = getattr(net, 'out_channels', None)
+        if not isinstance(size, int) or size <= guide_channels:
+            raise ValueError(
+                f"'features' must be modules with 'out_channels' of more than "
+                f'{guide_channels}, the number of channels of the guide (got '
+                f"'{type(net).__name__}' with {size})"
+            )
+    return nets
+
+
+class UnrolledGLR(UnrolledStack):
+    r"""A stack of unrolled graph Laplacian regularisers (uGLR), from the
+    `"Interpretable Lightweight Transformer via Unrolling of Learned Graph
+    Smoothness Priors" <https://arxiv.org/abs/2406.04090>`_ paper.
+
+    Each of :obj:`num_blocks` blocks computes node features from the current
+    estimate by a shallow net, learns a graph from them
+    (:class:`~pyg_unroll.transforms.MahalanobisGraph`) and runs
+    :class:`~pyg_unroll.nn.GLRConv` on it, from where the block before
+    stopped. Known entries come out unchanged under hard fidelity.
+
+    .. code-block:: python
+
+        model = UnrolledGLR(1)  # data with edges
+        model = UnrolledGLR(
+            1, features=MLPFeatures(1, pos_channels=2), graph=KNNGraph(8)
+        )
+        x = model(data)
+
+    Args:
+        in_channels (int): Number of signal channels :math:`C`.
+        features (torch.nn.Module or sequence, optional): The feature net,
+            copied for each block, or one per block: called with the current
+            estimate :math:`(N, C)`, the mask :math:`(N, C)` and the data, it
+            returns node features :math:`(N, D)`, with :math:`D` as its
+            :obj:`out_channels`; :class:`~pyg_unroll.nn.MLPFeatures` with 8
+            features if :obj:`None`. (default: :obj:`None`)
+        graph (BaseTransform, optional): Makes the edges of data that has
+            none, such as :class:`~pyg_unroll.transforms.KNNGraph` or
+            :class:`~pyg_unroll.transforms.GridGraph`. (default: :obj:`None`)
+        num_blocks (int, optional): Number of blocks. (default: :obj:`2`)
+        num_steps (int, optional): Steps of each layer.
+            (default: :obj:`8`)
+        heads (int, optional): Number of graphs learned in parallel.
+            (default: :obj:`2`)
+        guide (bool, optional): Take the last :math:`C` features for a guide
+            :math:`\mathbf{u}` and interpolate :math:`\mathbf{x} -
+            \mathbf{u}`. (default: :obj:`False`)
+        **kwargs (optional): Additional arguments of
+            :class:`~pyg_unroll.nn.GLRConv`, such as :obj:`fidelity`.
+
+    Shapes:
+        - **input:** :class:`~torch_geometric.data.Data` or
+          :class:`~torch_geometric.data.Batch` with :obj:`x`
+          :math:`(|\mathcal{V}|, C)`, :obj:`mask` of that shape or
+          :math:`(|\mathcal{V}|)` *(optional)*, and edges or what
+          :obj:`graph` makes them of
+        - **output:** node signals :math:`(|\mathcal{V}|, C)`
+
+    Raises:
+        ValueError: If an argument or the data has a wrong shape, type or
+            value; the message says how to mend it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        features: Features = None,
+        graph: BaseTransform | None = None,
+        num_blocks: int = 2,
+        num_steps: int = 8,
+        heads: int = 2,
+        guide: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        def make_conv() -> GLRConv:
+            # The stack checks its input once.
+            return GLRConv(
+                num_steps, heads=heads, validate_args=False, **kwargs
+            )
+
+        super().__init__(
+            in_channels, features, graph, num_blocks, guide, make_conv, heads
+        )
+
+
+class UnrolledGTV(UnrolledStack):
+    r"""A stack of unrolled graph total variation minimisers (uGTV), from the
+    `"Interpretable Lightweight Transformer via Unrolling of Learned Graph
+    Smoothness Priors" <https://arxiv.org/abs/2406.04090>`_ paper.
+
+    As :class:`UnrolledGLR`, with :class:`~pyg_unroll.nn.GTVConv`, whose dual
+    variable each block passes on to the next.
+
+    Args:
+        in_channels (int): See :class:`UnrolledGLR`, likewise
+            :obj:`features`, :obj:`graph` and :obj:`guide`.
+        features (torch.nn.Module or sequence, optional): The same.
+            (default: :obj:`None`)
+        graph (BaseTransform, optional): The same. (default: :obj:`None`)
+        num_blocks (int, optional): Number of blocks. (default: :obj:`2`)
+        num_iters (int, optional): Iterations of each layer.
+            (default: :obj:`4`)
+        num_steps (int, optional): Steps of each iteration.
+            (default: :obj:`4`)
+        heads (int, optional): Number of graphs learned in parallel.
+            (default: :obj:`2`)
+        guide (bool, optional): See :class:`UnrolledGLR`.
+            (default: :obj:`False`)
+        weight_floor (float, optional): Added to each learned weight: where
+            all weights of a node vanish, the dual variable of another block's
+            graph would be divided by almost nothing. (default: :obj:`0.03`)
+        **kwargs (optional): Additional arguments of
+            :class:`~pyg_unroll.nn.GTVConv`. Its :obj:`rho` is 16 by default:
+            learned weights are about one over the number of neighbours, and
+            the penalty follows the weighted differences.
+
+    Shapes:
+        - **input:** See :class:`UnrolledGLR`.
+        - **output:** node signals :math:`(|\mathcal{V}|, C)`
+
+    Raises:
+        ValueError: If an argument or the data has a wrong shape, type or
+            value; the message says how to mend it.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        features: Features = None,
+        graph: BaseTransform | None = None,
+        num_blocks: int = 2,
+        num_iters: int = 4,
+        num_steps: int = 4,
+        heads: int = 2,
+        guide: bool = False,
+        weight_floor: float = 0.03,
+        **kwargs: Any,
+    ) -> None:
+        options = {'rho': 16.0, 'validate_args': False} | kwargs
+
+        def make_conv() -> GTVConv:
+            return GTVConv(num_iters, num_steps, heads=heads, **options)
+
+        super().__init__(
+            in_channels,
+            features,
+            graph,
+            num_blocks,
+            guide,
+            make_conv,
+            heads,
+            weight_floor,
+        )
