@@ -125,6 +125,106 @@ class BlockRestorer(Restorer):
             ValueError: As :meth:`restore`, and if a size is odd or a mosaic
                 does not begin with red.
         """
+        with torch.autocast(image.device.type, enabled=False):
+            images = self.prepare(image, mask, noise_std)
+        phase = self.phase(mask) if can_read_values() else (0, 0)
+        if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
+            raise ValueError(
+                f"'image' must have an even size, and a mosaic red at the top "
+                f'left (got {list(image.shape)}, which lacks {phase[0]} '
+                f"row(s) and {phase[1]} column(s)); use 'restore' for others"
+            )
+        return self._estimates(*images)
+
+    @property
+    def receptive_field(self) -> int:
+        """Number of pixels from which a value can matter."""
+
+    def phase(self, mask: Tensor) -> tuple[int, int]:
+        """Rows and columns that 2 x 2 cells lack at the top and left; a
+        `ValueError` for masks that it is not for.
+        """
+
+    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Fills in on whole images what can only be seen from afar."""
+
+    def __call__(
+        self, image: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Estimate, context and reference of filled images."""
+
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Estimates the standard deviation of the noise, :math:`(B)`."""
+
+
+class BlockRestorer(Restorer):
+    r"""A first estimate of images, and blocks that improve it.
+
+    Args:
+        first_estimate (FirstEstimate): The initialiser.
+        blocks (sequence of torch.nn.Module): The blocks.
+        neighbors (int, optional): Neighbours of a pixel. (default: :obj:`8`)
+    """
+
+    def __init__(
+        self,
+        first_estimate: FirstEstimate,
+        blocks: Sequence[Block],
+        neighbors: int = 8,
+    ) -> None:
+        super().__init__(_MARGIN, _MAX_PIXELS)
+        check_choice('neighbors', neighbors, tuple(WINDOWS))
+        kinds = {(block.channels, block.fidelity) for block in blocks}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"'blocks' must be at least one block, all with the same "
+                f'channels and fidelity (got {sorted(kinds)})'
+            )
+        ((self.channels, self.fidelity),) = kinds
+        if first_estimate.channels not in (None, self.channels):
+            raise ValueError(
+                f"'blocks' must work on {first_estimate.channels} channels "
+                f'(got {self.channels})'
+            )
+        self.first_estimate = first_estimate
+        self.graph = GridGraph(neighbors)
+        self.blocks = torch.nn.ModuleList(blocks)
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        for block in self._blocks():
+            block.reset_parameters()
+
+    def _blocks(self) -> list[Block]:
+        return cast('list[Block]', list(self.blocks))
+
+    def estimates(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        noise_std: Tensor | float | None = None,
+    ) -> list[Tensor]:
+        r"""Runs the blocks on images as they are, to train on them.
+
+        Can be captured in a CUDA graph, by
+        :func:`torch.cuda.make_graphed_callables`; values are not checked then.
+
+        Args:
+            image (torch.Tensor): Images :math:`(B, C, H, W)` of even size; of
+                a mosaic, red at the top left.
+            mask (torch.Tensor): The mask, :math:`(B, C, H, W)` or
+                :math:`(1, C, H, W)`.
+            noise_std (torch.Tensor or float, optional): See :meth:`restore`.
+                (default: :obj:`None`)
+
+        Returns:
+            The estimate of each block, :math:`(B, C, H, W)`; about
+            :attr:`receptive_field` pixels along the border are worse.
+
+        Raises:
+            ValueError: As :meth:`restore`, and if a size is odd or a mosaic
+                does not begin with red.
+        """
         phase = self.phase(mask) if can_read_values() else (0, 0)
         if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
             raise ValueError(
