@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_data, check_signal
+from pyg_unroll.checks import check_data
 from pyg_unroll.imaging.images import data_to_image, to_signals
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms.utils import examples_of
@@ -116,7 +116,6 @@ def read_images(image: Any, mask: Any, channels: int | None) -> None:
             f"'mask' must have shape {list(image.shape)} or "
             f'{[1, *image.shape[1:]]} (got {list(mask.shape)})'
         )
-    check_signal('image', image)
     known = to_signals(mask)
     read_signal(
         to_signals(image),
