@@ -172,21 +172,9 @@ class ColorDifferences(torch.nn.Module):
         guide: Tensor | float = 0.0,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Interpolates the differences to green from their known sites.
-
-        Args:
-            sensor (torch.Tensor): See :meth:`correct_green`, and so on.
-            mask (torch.Tensor): The same.
-            green (torch.Tensor): Green.
-            start (torch.Tensor): The start of the differences,
-                :math:`(B, 2, H, W)`.
-            topology (Topology): The pixel grid.
-            features (sequence of torch.Tensor, optional): Features of the
-                graph.
-            guide (torch.Tensor or float, optional): What the differences are
-                interpolated relative to.
-            state (torch.Tensor, optional): State of the layer in the block
-                before.
+        """Interpolates the differences to green from their known sites,
+        relative to a guide and from a start, both :math:`(B, 2, H, W)`; the
+        other arguments are those of :meth:`correct_green`.
 
         Returns:
             Colours :math:`(B, 3, H, W)`, measured samples as they are, and
