@@ -132,12 +132,12 @@ def test_noise_of_a_batch(photo):
             parts, batch.to_data_list(), batch.noise_std, strict=True
         ):
             example.noise_std = float(std)
-            torch.testing.assert_close(
-                part, model(example), atol=1e-12, rtol=0
-            )
+            torch.testing.assert_close(part, model(example), atol=1e-12, rtol=0)
         # One for all.
         batch.noise_std = 0.08
-        torch.testing.assert_close(model(batch).split(len(noisy.x))[0], parts[0])
+        torch.testing.assert_close(
+            model(batch).split(len(noisy.x))[0], parts[0]
+        )
     batch.noise_std = torch.ones(2)
     with pytest.raises(ValueError, match=r"'data.noise_std' must be.*got 2\)"):
         model(batch)

@@ -192,7 +192,7 @@ class Restore(torch.nn.Module):
 
 
 def on_tensors(kind, block, options, device='cpu', seed=0):
-    model = make(kind, block, feature_channels=2, **options)
+    model = make(kind, block, num_blocks=1, num_layers=2, **options)
     torch.manual_seed(seed)
     image, mask = observed(kind, torch.rand(2, 3, 12, 10))
     args = [image, mask]
@@ -202,7 +202,7 @@ def on_tensors(kind, block, options, device='cpu', seed=0):
 
 
 @pytest.mark.filterwarnings('ignore:Accessing the data pointer')
-@pytest.mark.parametrize(('kind', 'block', 'options'), CASES[1:6:4] + CASES[-1:])
+@pytest.mark.parametrize(('kind', 'block', 'options'), [CASES[1], CASES[4]])
 def test_reads_no_value(kind, block, options):
     restore, args = on_tensors(kind, block, options)
     restore(*args)  # makes the grid

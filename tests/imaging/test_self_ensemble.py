@@ -25,7 +25,9 @@ def average(model, num_views, image, mask, noise=None):
         level = noise
         if torch.is_tensor(noise) and noise.dim() == 4:
             level = turn(noise, k, mirror)
-        out = model.restore(turn(image, k, mirror), turn(mask, k, mirror), level)
+        out = model.restore(
+            turn(image, k, mirror), turn(mask, k, mirror), level
+        )
         out = out.rot90(-k, (-2, -1))
         total = total + (out.mT if mirror else out)
     return total / num_views
