@@ -129,8 +129,8 @@ class DifferenceBlock(torch.nn.Module):
         guide = GUIDE_SCALE * guide
         smooth_state, fill_state = state or (None, None)
         sensor = torch.where(mask, scene.image, 0).sum(1, keepdim=True)
-        green = estimate[:, 1:2]
-        chroma = (estimate - green)[:, ::2]
+        base = estimate[:, 1:2].expand_as(estimate)
+        green, chroma = base[:, 1:2], (estimate - base)[:, ::2]
         green, smooth_state = self.step.correct_green(
             sensor,
             mask,
