@@ -145,6 +145,7 @@ class DifferenceBlock(torch.nn.Module):
         )
         # Relative to a share of the estimate before, and a correction.
         guide = guide[:, ::2]
+        relative = torch.sigmoid(3 * keep - 1) * chroma + guide
         out, fill_state = self.step.fill(
             sensor,
             mask,
@@ -152,7 +153,7 @@ class DifferenceBlock(torch.nn.Module):
             chroma + guide,
             topology,
             features=[FEATURE_SCALE * fill_features],
-            guide=torch.sigmoid(3 * keep - 1) * chroma + guide,
+            guide=relative,
             state=fill_state,
         )
         return out, (smooth_state, fill_state)
