@@ -182,12 +182,12 @@ class ColorDifferences(torch.nn.Module):
         """
         is_chroma = mask[:, ::2]
         known = to_signals(is_chroma)
+        shown = [green / _FILL_SCALE, *features]
         rest, state = self.fill_conv.solve(
             to_signals(torch.where(is_chroma, sensor - green, 0) - guide),
             topology,
             self.fill_metric.edge_weights(
-                to_signals(torch.cat([green / _FILL_SCALE, *features], 1)),
-                topology,
+                to_signals(torch.cat(shown, 1)), topology
             ),
             mask=known[0] if known.size(0) == 1 else known,
             warm_start=to_signals(start - guide),

@@ -129,8 +129,8 @@ class DifferenceBlock(torch.nn.Module):
         guide = GUIDE_SCALE * guide
         smooth_state, fill_state = state or (None, None)
         sensor = torch.where(mask, scene.image, 0).sum(1, keepdim=True)
-        green = estimate[:, 1:2]
-        chroma = (estimate - green)[:, ::2]
+        base = estimate[:, 1:2].expand_as(estimate)
+        green, chroma = base[:, 1:2], (estimate - base)[:, ::2]
         green, smooth_state = self.step.correct_green(
             sensor,
             mask,
@@ -145,6 +145,7 @@ class DifferenceBlock(torch.nn.Module):
         )
         # Relative to a share of the estimate before, and a correction.
         guide = guide[:, ::2]
+        relative = torch.sigmoid(3 * keep - 1) * chroma + guide
         out, fill_state = self.step.fill(
             sensor,
             mask,
@@ -152,7 +153,7 @@ class DifferenceBlock(torch.nn.Module):
             chroma + guide,
             topology,
             features=[FEATURE_SCALE * fill_features],
-            guide=torch.sigmoid(3 * keep - 1) * chroma + guide,
+            guide=relative,
             state=fill_state,
         )
         return out, (smooth_state, fill_state)

@@ -145,7 +145,7 @@ class GLRConv(SmoothnessConv):
         signal: Observations,
         topology: Topology,
         weight: Tensor,
-        start: Tensor,
+        warm_start: Tensor | None,
         state: Tensor | None,
     ) -> Run:
         if state is not None:
@@ -153,7 +153,7 @@ class GLRConv(SmoothnessConv):
                 f"'state' must be None: the layer has no state (got "
                 f"'{type(state).__name__}'); start it from 'warm_start'"
             )
-        return _ConjugateGradients(self, signal, topology, weight, start)
+        return _ConjugateGradients(self, signal, topology, weight, warm_start)
 
     def __repr__(self) -> str:
         return (
@@ -171,17 +171,20 @@ class _ConjugateGradients:
         signal: Observations,
         topology: Topology,
         weight: Tensor,
-        start: Tensor,
+        warm_start: Tensor | None,
     ) -> None:
-        scale = b = None
+        scale = None
         if signal.confidence is not None:
             scale = signal.confidence * signal.tile((-layer.log_mu).exp())
-            b = scale * signal.x
         self.system = LaplacianSystem.build(
             topology, weight, scale, signal.free, layer.order
         )
-        coefficients = signal.tile(layer.alpha), signal.tile(layer.beta)
-        self.operands = start, b, *coefficients
+        self.operands = (
+            layer._start(signal, warm_start),
+            None if scale is None else scale * signal.x,
+            signal.tile(layer.alpha),
+            signal.tile(layer.beta),
+        )
         self.checkpoint = layer.checkpoint
 
     def finish(self) -> Tensor:

@@ -175,12 +175,12 @@ class GTVConv(SmoothnessConv):
         signal: Observations,
         topology: Topology,
         weight: Tensor,
-        start: Tensor,
+        warm_start: Tensor | None,
         state: Tensor | None,
     ) -> Run:
         if self.validate_args and can_read_values():
             _check_squares(topology, weight)
-        return _ADMM(self, signal, topology, weight, start, state)
+        return _ADMM(self, signal, topology, weight, warm_start, state)
 
     def __repr__(self) -> str:
         return (
@@ -203,13 +203,14 @@ class _ADMM:
         signal: Observations,
         topology: Topology,
         weight: Tensor,
-        start: Tensor,
+        warm_start: Tensor | None,
         state: Tensor | None,
     ) -> None:
-        self.signal, self.out, tile = signal, start, signal.tile
+        self.signal, tile = signal, signal.tile
         self.problem = TotalVariation(
             topology, weight, signal, tile(layer.log_mu.exp())
         )
+        self.out = layer._start(signal, warm_start)
         self.dual = self._read_state(state, layer.heads)
         self.rho = tile(layer.log_rho.exp())
         self.relaxation = tile(2 * layer.relaxation_logit.sigmoid())

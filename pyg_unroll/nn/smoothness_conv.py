@@ -141,8 +141,7 @@ class SmoothnessConv(MessagePassing):
         signal, topology, weight = self.read(
             x, edge_index, edge_weight, mask, confidence
         )
-        start = self._start(signal, warm_start)
-        run = self._run(signal, topology, weight, start, state)
+        run = self._run(signal, topology, weight, warm_start, state)
         out = self._combine(run.finish(), signal)
         return (out, run.state()) if return_state else out
 
@@ -176,8 +175,7 @@ class SmoothnessConv(MessagePassing):
         signal, topology, weight = self.read(
             x, edge_index, edge_weight, mask, confidence
         )
-        start = self._start(signal, warm_start)
-        run = self._run(signal, topology, weight, start, state)
+        run = self._run(signal, topology, weight, warm_start, state)
         for out in run.steps():
             heads = out
             if signal.free is not None:  # as held entries come out
@@ -194,7 +192,7 @@ class SmoothnessConv(MessagePassing):
         signal: Observations,
         topology: Topology,
         weight: Tensor,
-        start: Tensor,
+        warm_start: Tensor | None,
         state: Tensor | None,
     ) -> Run:
         """The iteration on arguments that are read."""
