@@ -145,17 +145,15 @@ class SmoothnessConv(MessagePassing):
         out = self._combine(run.finish(), signal)
         return (out, run.state()) if return_state else out
 
-    def solve(
-        self, *args: Any, state: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Runs the layer from a state, with the arguments of :meth:`forward`.
+    def solve(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Runs the layer with the arguments of :meth:`forward`.
 
         Returns:
             The estimate, and the state to pass on to the next layer, which is
             :obj:`None` for a layer without one.
         """
         out: tuple[Tensor, Tensor | None] = self(
-            *args, state=state, return_state=True, **kwargs
+            *args, **kwargs, return_state=True
         )
         return out
 
