@@ -105,7 +105,7 @@ LAYERS = [
     for case in (
         # The reader of signals, the start, the graph and its weights.
         (lambda c=conv: c(X[:, 0], PATH), "'x' must have shape.*unsqueeze"),
-        (lambda c=conv: c(X, PATH, mask=~MASK & MASK), "'mask' has no known"),
+        (lambda c=conv: c(X, PATH, mask=~MASK & MASK), "'x' has no known"),
         (
             lambda c=conv: c(
                 X / torch.tensor([[1.0], [0], [1]]), PATH, mask=MASK
@@ -440,7 +440,7 @@ RESTORERS = [
     ),
     (
         lambda: inpaint().restore(IMAGES, MASKS & False),
-        "'mask' has no known entry in feature 0",
+        "'image' has no known entry in feature 0",
     ),
     (
         lambda: demosaic().restore(IMAGES, MASKS, 0.1),
@@ -548,7 +548,7 @@ ESTIMATORS = [
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X * NAN, pos=X)),
-        "'data.x' has no known entry in feature 0",
+        "'data.x' has no known entry",
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X, mask=MASK)),

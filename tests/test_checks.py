@@ -162,7 +162,7 @@ def test_model_type():
         check_model_type(model, 'x', torch.ones(1).double())
     with torch.autocast('cpu', torch.bfloat16):  # which converts
         check_model_type(model, 'x', torch.ones(1).bfloat16())
-    with pytest.raises(ValueError, match="'model' must not be.*float16"):
+    with pytest.raises(ValueError, match=r"'model' must not be.*float16"):
         check_model_type(model.half(), 'x', torch.ones(1).half())
 
 

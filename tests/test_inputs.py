@@ -88,9 +88,9 @@ def test_unknown_entries_may_hold_anything():
         (X, MASK.float(), r"'mask' must be boolean.*got torch.float32"),
         (X, MASK[1:], r"'mask' must have shape \[5\] or \[5, 3\] \(got \[4, 3"),
         (X, MASK[:, :2], r"'mask' must have shape .*got \[5, 2\]"),
-        (X, MASK & False, r"'mask' has no known entry in feature 0: there is"),
-        (X, MASK[:, 0] & False, "'mask' has no known entry: there is nothing"),
-        (X, without_column(), "'mask' has no known entry in feature 1"),
+        (X, MASK & False, r"'x' has no known entry in feature 0: there is"),
+        (X, MASK[:, 0] & False, "'x' has no known entry: there is nothing"),
+        (X, without_column(), "'x' has no known entry in feature 1"),
         (
             with_value(NAN, True),
             MASK,
@@ -171,7 +171,7 @@ def test_observations():
         all_known = Observations.of(read_signal(X), fidelity)
         assert all_known.free is None
         assert bool((all_known.confidence == 1).all())
-    with pytest.raises(ValueError, match="'confidence' was given.*'soft'"):
+    with pytest.raises(ValueError, match=r"'confidence' was given.*'soft'"):
         Observations.of(read_signal(X, MASK, X + 1), 'hard')
 
 

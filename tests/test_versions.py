@@ -20,6 +20,7 @@ from pyg_unroll import (
     MahalanobisGraph,
     UnrolledGLR,
     UnrolledGTV,
+    data_to_image,
     mosaic,
 )
 from pyg_unroll.imaging import CNNFeatures
@@ -81,20 +82,25 @@ def test_layers(name, written):
 
 
 def test_graph_demosaic(written):
-    # All but the ratio are parts of its step.
+    # All but the ratio are parts of its step now, whose metrics are those of
+    # luma and chroma in units of an edge.
     state = {
         name if name == 'chroma_ratio' else f'step.{name}': value
         for name, value in state_of('GraphDemosaic', written).items()
     }
+    state['step.smooth_metric.weight'] *= torch.tensor([0.15, 0.07, 0.07])
+    state['step.fill_metric.weight'] *= 0.3
     model = GraphDemosaic()
-    data = mosaic(torch.rand(3, 9, 10))
+    model.load_state_dict(state, strict=True)
+    image = (torch.arange(3 * 8 * 10.0).view(3, 8, 10) / 9).sin() / 4 + 0.5
+    data = mosaic(image)
     with torch.no_grad():
-        expected = model(data)
-        # The file holds what it begins with.
-        for parameter in model.parameters():
-            parameter.add_(1)
-        model.load_state_dict(state, strict=True)
-        torch.testing.assert_close(model(data), expected)
+        out = data_to_image(data, model(data))
+    # As of version 0.2.0.
+    red = [0.4669068, 0.4354343, 0.3781439, 0.3452160, 0.3129734, 0.3152476]
+    blue = [0.5837235, 0.6299686, 0.5558485, 0.5797046, 0.5269513, 0.5255203]
+    expected = torch.tensor([red, blue])
+    torch.testing.assert_close(out[::2, 3, 2:8], expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize('name', STACKS)

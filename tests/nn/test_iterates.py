@@ -112,7 +112,7 @@ def test_solve(make, count):
     out, same = conv(x, edge_index, weight, mask, return_state=True)
     if state is None:
         assert same is None and isinstance(conv, GLRConv)
-        with pytest.raises(ValueError, match="'state' must be None.*'Tensor'"):
+        with pytest.raises(ValueError, match=r"'state' must be None.*'Tensor'"):
             conv.solve(x, edge_index, weight, mask, state=out)
     else:
         assert torch.equal(state, same)
