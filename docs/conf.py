@@ -50,6 +50,7 @@ _TYPES = {
     'GTVConv': 'pyg_unroll.nn.GTVConv',
     'UnrolledGLR': 'pyg_unroll.nn.UnrolledGLR',
     'UnrolledGTV': 'pyg_unroll.nn.UnrolledGTV',
+    'Scene': 'pyg_unroll.imaging.scene.Scene',
     'Path': 'pathlib.Path',
 }
 napoleon_type_aliases = {
