@@ -51,6 +51,7 @@ _TYPES = {
     'UnrolledGLR': 'pyg_unroll.nn.UnrolledGLR',
     'UnrolledGTV': 'pyg_unroll.nn.UnrolledGTV',
     'Scene': 'pyg_unroll.imaging.scene.Scene',
+    'BaseTransform': 'torch_geometric.transforms.BaseTransform',
     'Path': 'pathlib.Path',
 }
 napoleon_type_aliases = {
@@ -62,7 +63,7 @@ napoleon_type_aliases = {
 nitpick_ignore_regex = [
     ('py:obj', '(?s).*'),
     ('py:class', r'callable|[sS]equence|matplotlib axes|.*[\[\]].*'),
-    ('py:class', 'Arrays|LaplacianSystem|MaskedSignal'),
+    ('py:class', 'Arrays|LaplacianSystem|Observations'),
 ]
 if os.environ.get('DOCS_ONLINE'):
     extensions.append('sphinx.ext.intersphinx')
