@@ -13,8 +13,7 @@ from pyg_unroll.imaging.images import (
     to_unit_range,
 )
 from pyg_unroll.imaging.inpaint import Inpaint
-from pyg_unroll.imaging.self_ensemble import SelfEnsemble
-from pyg_unroll.imaging.tiles import Tiled
+from pyg_unroll.imaging.wrappers import SelfEnsemble, Tiled
 
 __all__ = [
     'CFA_PATTERNS',

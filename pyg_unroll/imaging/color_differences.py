@@ -172,21 +172,9 @@ class ColorDifferences(torch.nn.Module):
         guide: Tensor | float = 0.0,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Interpolates the differences to green from their known sites.
-
-        Args:
-            sensor (torch.Tensor): See :meth:`correct_green`, and so on.
-            mask (torch.Tensor): The same.
-            green (torch.Tensor): Green.
-            start (torch.Tensor): The start of the differences,
-                :math:`(B, 2, H, W)`.
-            topology (Topology): The pixel grid.
-            features (sequence of torch.Tensor, optional): Features of the
-                graph.
-            guide (torch.Tensor or float, optional): What the differences are
-                interpolated relative to.
-            state (torch.Tensor, optional): State of the layer in the block
-                before.
+        """Interpolates the differences to green from their known sites,
+        relative to a guide and from a start, both :math:`(B, 2, H, W)`; the
+        other arguments are those of :meth:`correct_green`.
 
         Returns:
             Colours :math:`(B, 3, H, W)`, measured samples as they are, and
@@ -194,12 +182,12 @@ class ColorDifferences(torch.nn.Module):
         """
         is_chroma = mask[:, ::2]
         known = to_signals(is_chroma)
+        shown = [green / _FILL_SCALE, *features]
         rest, state = self.fill_conv.solve(
             to_signals(torch.where(is_chroma, sensor - green, 0) - guide),
             topology,
             self.fill_metric.edge_weights(
-                to_signals(torch.cat([green / _FILL_SCALE, *features], 1)),
-                topology,
+                to_signals(torch.cat(shown, 1)), topology
             ),
             mask=known[0] if known.size(0) == 1 else known,
             warm_start=to_signals(start - guide),

@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_data, check_signal
+from pyg_unroll.checks import check_data
 from pyg_unroll.imaging.images import data_to_image, to_signals
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms.utils import examples_of
 
-
-class ImageRestorer(Protocol):
-    """A restorer of image tensors."""
-
-    def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Images of one size and phase can share a batch."""
-
-    def restore(
-        self, image: Tensor, mask: Tensor, noise_std: Any = None
-    ) -> Tensor:
-        """Restores images :math:`(B, C, H, W)`."""
+if TYPE_CHECKING:
+    from pyg_unroll.imaging.restorer import Restorer
 
 
-def restore_data(restorer: ImageRestorer, data: Data) -> Tensor:
+def restore_data(restorer: Restorer, data: Data) -> Tensor:
     r"""Restores the images of data; those of a batch that are of one size and
     phase together.
 
     Args:
-        restorer (ImageRestorer): The restorer.
+        restorer (Restorer): The restorer.
         data (Data or Batch): With :obj:`x` :math:`(N, C)`, :obj:`mask`,
             :obj:`height`, :obj:`width` and :obj:`noise_std` *(optional)*, one
             number or one for each image.
@@ -125,7 +116,6 @@ def read_images(image: Any, mask: Any, channels: int | None) -> None:
             f"'mask' must have shape {list(image.shape)} or "
             f'{[1, *image.shape[1:]]} (got {list(mask.shape)})'
         )
-    check_signal('image', image)
     known = to_signals(mask)
     read_signal(
         to_signals(image),

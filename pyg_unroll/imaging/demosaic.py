@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyg_unroll.imaging.block_restorer import Block, BlockRestorer
 from pyg_unroll.imaging.cfa import bayer_phase
 from pyg_unroll.imaging.difference_block import DifferenceBlock
 from pyg_unroll.imaging.directional_green import directional_green
 from pyg_unroll.imaging.filters import SECOND_DIFFERENCE, bilinear, correlate
-from pyg_unroll.imaging.restorer import Block, Restorer
 
 
-class Demosaic(Restorer):
+class Demosaic(BlockRestorer):
     r"""Reconstructs colour images from Bayer mosaics, by graph layers on
     learned graphs that start from directional filters.
 

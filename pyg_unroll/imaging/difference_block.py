@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.checks import Checks, check_parameters, check_positive, one_of
+from pyg_unroll.checks import Checks, check_parameters
 from pyg_unroll.imaging.color_differences import ColorDifferences
 from pyg_unroll.imaging.features import CellFeatures
 from pyg_unroll.imaging.guided_block import (
     FEATURE_SCALE,
     GUIDE_SCALE,
     SOFTPLUS_ONE,
+    GuidedBlock,
 )
 from pyg_unroll.imaging.priors import FLOORS, STEPS, Prior
 from pyg_unroll.imaging.scene import CONTEXT_CHANNELS, Scene
@@ -51,10 +52,9 @@ class DifferenceBlock(torch.nn.Module):
     channels = 3
     fidelity: Fidelity = 'hard'
     _checks: ClassVar[Checks] = {
-        **dict.fromkeys(
-            ('hidden_channels', 'feature_channels', 'heads'), check_positive
-        ),
-        'prior': one_of('glr', 'gtv'),
+        name: check
+        for name, check in GuidedBlock._checks.items()
+        if name not in ('channels', 'fidelity')
     }
 
     def __init__(
@@ -67,19 +67,15 @@ class DifferenceBlock(torch.nn.Module):
         steps: Sequence[int] | None = None,
         weight_floor: float | None = None,
     ) -> None:
+        values = locals()
         super().__init__()
-        check_parameters(self._checks, locals())
+        check_parameters(self._checks, values)
         steps = STEPS[prior] if steps is None else steps
-        if weight_floor is None:
-            weight_floor = FLOORS[prior]
+        floor = FLOORS[prior] if weight_floor is None else weight_floor
         self.config: dict[str, Any] = {
-            'hidden_channels': hidden_channels,
-            'feature_channels': feature_channels,
-            'heads': heads,
-            'num_layers': num_layers,
-            'prior': prior,
+            **{name: values[name] for name in self._checks},
             'steps': list(steps),
-            'weight_floor': weight_floor,
+            'weight_floor': floor,
         }
         # Guide, features of both graphs, gain, confidence, share kept.
         self.output_sizes = [3, feature_channels, feature_channels, 1, 2, 1]
@@ -95,7 +91,7 @@ class DifferenceBlock(torch.nn.Module):
             steps,
             feature_channels,
             heads,
-            weight_floor=weight_floor,
+            weight_floor=floor,
         )
 
     def reset_parameters(self) -> None:
@@ -133,8 +129,8 @@ class DifferenceBlock(torch.nn.Module):
         guide = GUIDE_SCALE * guide
         smooth_state, fill_state = state or (None, None)
         sensor = torch.where(mask, scene.image, 0).sum(1, keepdim=True)
-        green = estimate[:, 1:2]
-        chroma = (estimate - green)[:, ::2]
+        base = estimate[:, 1:2].expand_as(estimate)
+        green, chroma = base[:, 1:2], (estimate - base)[:, ::2]
         green, smooth_state = self.step.correct_green(
             sensor,
             mask,
@@ -149,6 +145,7 @@ class DifferenceBlock(torch.nn.Module):
         )
         # Relative to a share of the estimate before, and a correction.
         guide = guide[:, ::2]
+        relative = torch.sigmoid(3 * keep - 1) * chroma + guide
         out, fill_state = self.step.fill(
             sensor,
             mask,
@@ -156,7 +153,7 @@ class DifferenceBlock(torch.nn.Module):
             chroma + guide,
             topology,
             features=[FEATURE_SCALE * fill_features],
-            guide=torch.sigmoid(3 * keep - 1) * chroma + guide,
+            guide=relative,
             state=fill_state,
         )
         return out, (smooth_state, fill_state)

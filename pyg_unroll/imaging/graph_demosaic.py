@@ -6,7 +6,6 @@ from typing import get_args
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
 
 from pyg_unroll.checks import check_choice, check_not_half
 from pyg_unroll.imaging.cfa import check_one_color
@@ -14,19 +13,23 @@ from pyg_unroll.imaging.color_differences import (
     DETAIL_RATIO,
     ColorDifferences,
 )
-from pyg_unroll.imaging.data import read_images, restore_data
+from pyg_unroll.imaging.data import read_images
 from pyg_unroll.imaging.directional_green import directional_green
 from pyg_unroll.imaging.filters import local_interpolation
 from pyg_unroll.imaging.images import to_images, to_signals
 from pyg_unroll.imaging.priors import Prior
-from pyg_unroll.imaging.tiles import restore_in_tiles
+from pyg_unroll.imaging.restorer import Restorer
 from pyg_unroll.transforms import GridGraph
+
+# Pixels mirrored around an image, even: wider than the filters, and enough for
+# the layers to forget the border.
+_MARGIN = 12
 
 # Pixels at once: its layers need less memory than those of trained models.
 _MAX_PIXELS = 2_000_000
 
 
-class GraphDemosaic(torch.nn.Module):
+class GraphDemosaic(Restorer):
     r"""Reconstructs a colour image from a mosaic by interpolating colour
     differences on graphs, without training.
 
@@ -59,14 +62,8 @@ class GraphDemosaic(torch.nn.Module):
         ValueError: If the data is not a mosaic of three colours.
     """
 
-    # Pixels mirrored around an image, even: wider than the filters, and enough
-    # for the layers to forget the border.
-    margin = 12
-    # Pixels of context between tiles, more than filters and layers reach.
-    receptive_field = 64
-
     def __init__(self, prior: Prior = 'glr') -> None:
-        super().__init__()
+        super().__init__(_MARGIN, _MAX_PIXELS)
         check_choice('prior', prior, get_args(Prior))
         self.prior = prior
         self.graph = GridGraph(8)
@@ -81,40 +78,15 @@ class GraphDemosaic(torch.nn.Module):
         with torch.no_grad():
             self.chroma_ratio.fill_(DETAIL_RATIO)
 
-    def forward(self, data: Data) -> Tensor:
-        """Reconstructs the missing colours; see the class."""
-        return restore_data(self, data)
-
-    def restore(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | float | None = None,
-    ) -> Tensor:
-        r"""Reconstructs images, large ones in tiles.
-
-        Args:
-            image (torch.Tensor): Images :math:`(B, 3, H, W)`, measured
-                samples where known.
-            mask (torch.Tensor): True for the measured colour, boolean
-                :math:`(B, 3, H, W)` or :math:`(1, 3, H, W)`.
-            noise_std (None, optional): Must be :obj:`None`: samples are held.
-                (default: :obj:`None`)
-
-        Returns:
-            Images :math:`(B, 3, H, W)`; measured samples are unchanged.
-
-        Raises:
-            ValueError: If shapes or types do not fit, samples are not finite,
-                the mask is that of no mosaic of three colours, or there is a
-                level of noise.
-        """
-        return restore_in_tiles(self, image, mask, noise_std, _MAX_PIXELS)
+    @property
+    def receptive_field(self) -> int:
+        """See :class:`Restorer`."""
+        return 64  # more than filters and layers reach
 
     def noise_level(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> None:
-        """Refuses any level of noise."""
+        """See :class:`Restorer`."""
         if noise_std is not None:
             raise ValueError(
                 f"'noise_std' was given (got {noise_std}), but "
@@ -122,13 +94,13 @@ class GraphDemosaic(torch.nn.Module):
             )
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Zero: no pattern has to start at some row or column."""
+        """See :class:`Restorer`."""
         return 0, 0
 
     def prepare(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> tuple[Tensor, ...]:
-        """Checks the arguments of :meth:`restore`."""
+        """See :class:`Restorer`."""
         read_images(image, mask, 3)
         check_one_color(mask)
         check_not_half('image', image.dtype)
@@ -136,7 +108,7 @@ class GraphDemosaic(torch.nn.Module):
         return image, mask
 
     def run(self, *images: Tensor) -> Tensor:
-        """Reconstructs windows of images, margin included."""
+        """See :class:`Restorer`."""
         image, mask = images
         is_green, is_chroma = mask[:, 1:2], mask[:, ::2]
         is_bayer = _is_checkerboard(is_green)

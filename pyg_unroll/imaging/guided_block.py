@@ -9,10 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.checks import Checks, check_parameters, check_positive, one_of
+from pyg_unroll.checks import (
+    Checks,
+    check_non_negative,
+    check_parameters,
+    check_positive,
+    one_of,
+    optional,
+)
 from pyg_unroll.imaging.features import CellFeatures
 from pyg_unroll.imaging.images import to_images, to_signals
-from pyg_unroll.imaging.priors import FLOORS, STEPS, Prior, make_conv
+from pyg_unroll.imaging.priors import (
+    FLOORS,
+    STEPS,
+    Prior,
+    check_steps,
+    make_conv,
+)
 from pyg_unroll.imaging.scene import CONTEXT_CHANNELS, Scene
 from pyg_unroll.inputs import Fidelity
 from pyg_unroll.transforms import MahalanobisGraph
@@ -60,12 +73,15 @@ class GuidedBlock(torch.nn.Module):
     """
 
     _checks: ClassVar[Checks] = {
-        **dict.fromkeys(
-            ('channels', 'hidden_channels', 'feature_channels', 'heads'),
-            check_positive,
-        ),
+        'channels': check_positive,
+        'hidden_channels': check_positive,
+        'feature_channels': check_positive,
+        'heads': check_positive,
+        'num_layers': check_positive,
         'prior': one_of('glr', 'gtv'),
+        'steps': optional(check_steps),
         'fidelity': one_of('hard', 'soft'),
+        'weight_floor': optional(check_non_negative),
     }
 
     def __init__(
@@ -80,21 +96,15 @@ class GuidedBlock(torch.nn.Module):
         fidelity: Fidelity = 'hard',
         weight_floor: float | None = None,
     ) -> None:
+        values = locals()
         super().__init__()
-        check_parameters(self._checks, locals())
+        check_parameters(self._checks, values)
         steps = STEPS[prior] if steps is None else steps
-        if weight_floor is None:
-            weight_floor = FLOORS[prior]
+        floor = FLOORS[prior] if weight_floor is None else weight_floor
         self.config: dict[str, Any] = {
-            'channels': channels,
-            'hidden_channels': hidden_channels,
-            'feature_channels': feature_channels,
-            'heads': heads,
-            'num_layers': num_layers,
-            'prior': prior,
+            **{name: values[name] for name in self._checks},
             'steps': list(steps),
-            'fidelity': fidelity,
-            'weight_floor': weight_floor,
+            'weight_floor': floor,
         }
         self.channels = channels
         self.fidelity: Fidelity = fidelity
@@ -107,9 +117,7 @@ class GuidedBlock(torch.nn.Module):
             sum(self.output_sizes),
             num_layers,
         )
-        self.metric = MahalanobisGraph(
-            feature_channels, heads, floor=weight_floor
-        )
+        self.metric = MahalanobisGraph(feature_channels, heads, floor=floor)
         # The rest of an image beside its guide varies by some hundredths.
         options = {'rho': 3200.0} if prior == 'gtv' else {}
         self.conv = make_conv(prior, steps, heads, fidelity=fidelity, **options)

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyg_unroll.imaging.block_restorer import Block, BlockRestorer
 from pyg_unroll.imaging.filters import box, reflect, smooth
 from pyg_unroll.imaging.guided_block import GuidedBlock
-from pyg_unroll.imaging.restorer import Block, Restorer
 
 # Smoothing steps on each level of the pyramid.
 _SWEEPS = 3
 _TINY = 1e-12
 
 
-class Inpaint(Restorer):
+class Inpaint(BlockRestorer):
     r"""Fills in missing pixels of images, by graph layers on learned graphs
     that start from a pyramid.
 

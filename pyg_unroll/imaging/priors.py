@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+from pyg_unroll.checks import check_positive
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import SmoothnessConv
 
@@ -16,6 +17,17 @@ STEPS: dict[Prior, tuple[int, ...]] = {'glr': (5,), 'gtv': (3, 2)}
 # Default floors of edge weights. Where all weights of a node vanish, the dual
 # variable of the block before would be divided by almost nothing.
 FLOORS: dict[Prior, float] = {'glr': 0.0, 'gtv': 0.03}
+
+
+def check_steps(name: str, value: Any) -> None:
+    """Raises a `ValueError` unless `value` is a list of positive integers."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ValueError(
+            f"'{name}' must be a sequence of positive integers, such as (5,) "
+            f'(got {value!r})'
+        )
+    for number in value:
+        check_positive(name, number)
 
 
 def make_conv(

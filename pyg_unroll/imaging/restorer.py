@@ -1,112 +1,33 @@
-"""Restorers of images: a first estimate, and blocks that improve it."""
+"""The interface of restorers of images."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias, cast
+from abc import abstractmethod
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import can_read_values, check_choice, check_model_type
-from pyg_unroll.imaging import weights
-from pyg_unroll.imaging.data import read_images, restore_data
-from pyg_unroll.imaging.difference_block import DifferenceBlock
-from pyg_unroll.imaging.guided_block import GuidedBlock
-from pyg_unroll.imaging.scene import Scene
-from pyg_unroll.imaging.tiles import MAX_PIXELS, restore_in_tiles
-from pyg_unroll.transforms import GridGraph
-from pyg_unroll.transforms.grid_graph import WINDOWS
-
-Block: TypeAlias = DifferenceBlock | GuidedBlock
-
-
-class FirstEstimate(Protocol):
-    """The initialiser of a restorer; without parameters.
-
-    Attributes:
-        channels (int or None): Number of channels that it is for, any if
-            :obj:`None`.
-        receptive_field (int): Number of pixels from which a value can matter.
-    """
-
-    @property
-    def channels(self) -> int | None:
-        """See above."""
-
-    @property
-    def receptive_field(self) -> int:
-        """See above."""
-
-    def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Rows and columns to add at the top and left, so that 2 x 2 cells
-        are in phase; a `ValueError` for masks that it is not for.
-        """
-
-    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Fills in on whole images what can only be seen from afar."""
-
-    def __call__(
-        self, image: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Estimate, context and reference of filled images, see
-        :class:`~pyg_unroll.imaging.scene.Scene`.
-        """
-
-    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Estimates the standard deviation of the noise, :math:`(B)`."""
+from pyg_unroll.imaging.data import restore_data
+from pyg_unroll.imaging.tiles import restore_in_tiles
 
 
 class Restorer(torch.nn.Module):
-    r"""A first estimate of images, and blocks that improve it.
+    r"""Base class of models that restore images: it cuts them into windows,
+    which a subclass restores.
 
     Args:
-        first_estimate (FirstEstimate): The initialiser.
-        blocks (sequence of torch.nn.Module): The blocks.
-        neighbors (int, optional): Neighbours of a pixel. (default: :obj:`8`)
+        margin (int): Even number of pixels to mirror around images.
+        max_pixels (int): Larger images are worked on in tiles.
     """
 
-    # Pixels mirrored around an image, even: room for the layers to forget
-    # that convolutions see zeros outside.
-    margin = 18
-
-    def __init__(
-        self,
-        first_estimate: FirstEstimate,
-        blocks: Sequence[Block],
-        neighbors: int = 8,
-    ) -> None:
+    def __init__(self, margin: int, max_pixels: int) -> None:
         super().__init__()
-        check_choice('neighbors', neighbors, tuple(WINDOWS))
-        kinds = {(block.channels, block.fidelity) for block in blocks}
-        if len(kinds) != 1:
-            raise ValueError(
-                f"'blocks' must be at least one block, all with the same "
-                f'channels and fidelity (got {sorted(kinds)})'
-            )
-        ((self.channels, self.fidelity),) = kinds
-        if first_estimate.channels not in (None, self.channels):
-            raise ValueError(
-                f"'blocks' must work on {first_estimate.channels} channels "
-                f'(got {self.channels})'
-            )
-        self.first_estimate = first_estimate
-        self.graph = GridGraph(neighbors)
-        self.blocks = torch.nn.ModuleList(blocks)
-
-    def reset_parameters(self) -> None:
-        """Resets all learnable parameters of the module."""
-        for block in self._blocks():
-            block.reset_parameters()
-
-    def _blocks(self) -> list[Block]:
-        return cast('list[Block]', list(self.blocks))
+        self.margin = margin
+        self.max_pixels = max_pixels
 
     def forward(self, data: Data) -> Tensor:
-        """Restores the images of data; see the class."""
-        check_model_type(self, 'data.x', data.get('x'))
+        """Restores the images of data, see the class."""
         return restore_data(self, data)
 
     def restore(
@@ -118,7 +39,7 @@ class Restorer(torch.nn.Module):
         r"""Restores images.
 
         Images are mirrored at the border, and large ones are worked on in
-        tiles (see :class:`~pyg_unroll.imaging.Tiled`).
+        tiles, with the same result to rounding.
 
         Args:
             image (torch.Tensor): Images :math:`(B, C, H, W)`, measured
@@ -140,96 +61,22 @@ class Restorer(torch.nn.Module):
                 finite, the mask is not what the model is for, or the noise is
                 negative or not asked for.
         """
-        return restore_in_tiles(self, image, mask, noise_std, MAX_PIXELS)
-
-    def estimates(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | float | None = None,
-    ) -> list[Tensor]:
-        r"""Runs the blocks on images as they are, to train on them.
-
-        Can be captured in a CUDA graph, by
-        :func:`torch.cuda.make_graphed_callables`; values are not checked then.
-
-        Args:
-            image (torch.Tensor): Images :math:`(B, C, H, W)` of even size; of
-                a mosaic, red at the top left.
-            mask (torch.Tensor): The mask, :math:`(B, C, H, W)` or
-                :math:`(1, C, H, W)`.
-            noise_std (torch.Tensor or float, optional): See :meth:`restore`.
-                (default: :obj:`None`)
-
-        Returns:
-            The estimate of each block, :math:`(B, C, H, W)`; about
-            :attr:`receptive_field` pixels along the border are worse.
-
-        Raises:
-            ValueError: As :meth:`restore`, and if a size is odd or a mosaic
-                does not begin with red.
-        """
-        phase = self.phase(mask) if can_read_values() else (0, 0)
-        if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
-            raise ValueError(
-                f"'image' must have an even size, and a mosaic red at the top "
-                f'left (got {list(image.shape)}, which lacks {phase[0]} '
-                f"row(s) and {phase[1]} column(s)); use 'restore' for others"
-            )
-        with torch.autocast(image.device.type, enabled=False):
-            images = self.prepare(image, mask, noise_std)
-        return self._estimates(*images)
+        return restore_in_tiles(self, image, mask, noise_std, self.max_pixels)
 
     @property
+    @abstractmethod
     def receptive_field(self) -> int:
         """Number of pixels from which a sample can matter, even; of
         :class:`~pyg_unroll.imaging.Inpaint` after the first fill.
         """
-        size = self.first_estimate.receptive_field
-        size += sum(block.receptive_field for block in self._blocks())
-        return size + size % 2
 
+    @abstractmethod
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """Rows and columns to add at the top and left for 2 x 2 cells to be
         in phase.
         """
-        return self.first_estimate.phase(mask)
 
-    def prepare(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
-    ) -> tuple[Tensor, ...]:
-        """Checks the arguments of :meth:`restore`, fills in on whole images
-        what can only be seen from afar, and finds the level of the noise.
-        """
-        check_model_type(self, 'image', image)
-        read_images(image, mask, self.channels)
-        noise = self.noise_level(image, mask, noise_std)
-        filled = self.first_estimate.fill(image, mask)
-        if noise is None:
-            return filled, mask
-        return filled, mask, noise.expand(-1, -1, *image.shape[2:])
-
-    def run(self, *images: Tensor) -> Tensor:
-        """Restores windows of even height and width, see :meth:`prepare`."""
-        return self._estimates(*images)[-1]
-
-    def _estimates(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | None = None
-    ) -> list[Tensor]:
-        """The estimates of filled images."""
-        with torch.autocast(image.device.type, enabled=False):
-            # Nothing to learn here, and half precision would spoil it.
-            first = self.first_estimate(image, mask)
-        height, width = image.shape[2:]
-        topology = self.graph.pixels(height, width, image.device)
-        scene = Scene(image, mask, *first, noise_std, topology)
-        estimate, state = scene.estimate, None
-        results = []
-        for block in self.blocks:
-            estimate, state = block(scene, estimate, state)
-            results.append(estimate)
-        return results
-
+    @abstractmethod
     def noise_level(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> Tensor | None:
@@ -240,108 +87,17 @@ class Restorer(torch.nn.Module):
             ValueError: If it is negative, has another shape or is not asked
                 for.
         """
-        if self.fidelity == 'hard':
-            if noise_std is not None:
-                raise ValueError(
-                    f"'noise_std' was given (got {noise_std}), but the model "
-                    f"holds known entries; use one with fidelity='soft'"
-                )
-            return None
-        if noise_std is None:
-            noise = self.first_estimate.noise_std(image, mask)
-            return noise.view(-1, 1, 1, 1)
-        noise = torch.as_tensor(
-            noise_std, dtype=image.dtype, device=image.device
-        )
-        size = image.size(0)
-        is_map = noise.shape == (size, 1, *image.shape[2:])
-        fits = is_map or noise.numel() in (1, size)
-        can_read = can_read_values()
-        if fits and can_read:
-            fits = bool((noise.isfinite() & (noise >= 0)).all())
-        if not fits:
-            raise ValueError(
-                f"'noise_std' must be finite and non-negative, one value, one "
-                f'for each of {size} image(s), or a map (got {noise_std})'
-            )
-        largest = torch.where(mask, image, 0).abs().amax()
-        if can_read and bool((noise > largest).any() & (largest > 0)):
-            raise ValueError(
-                f"'noise_std' must be in the unit of the image, such as "
-                f'20 / 255 in [0, 1] (got {noise_std}; the largest value is '
-                f'{float(largest):.3g})'
-            )
-        return noise if is_map else noise.view(-1, 1, 1, 1)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Arguments that build the model again."""
-        return {
-            'blocks': [
-                {'class': type(block).__name__, **block.config}
-                for block in self._blocks()
-            ],
-            'neighbors': self.graph.window,
-        }
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Builds a model of a :attr:`config`."""
-        kinds = {kind.__name__: kind for kind in (DifferenceBlock, GuidedBlock)}
-        blocks = [
-            kinds[block['class']](
-                **{k: v for k, v in block.items() if k != 'class'}
-            )
-            for block in config['blocks']
-        ]
-        make: Any = cls  # whose first estimate is its own
-        model: Self = make(blocks=blocks, neighbors=config['neighbors'])
-        return model
-
-    def save(
-        self, path: str | Path, notes: Mapping[str, str] | None = None
-    ) -> None:
-        """Writes weights and configuration to one safetensors file.
-
-        Args:
-            path (str or Path): The file.
-            notes (dict[str, str], optional): More metadata, for example about
-                the training. (default: :obj:`None`)
-
-        Raises:
-            ValueError: If the file cannot be written.
+    @abstractmethod
+    def prepare(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> tuple[Tensor, ...]:
+        """Checks the arguments of :meth:`restore` and does on whole images
+        what cannot be done on windows; returns the images to be cut.
         """
-        weights.write(self, path, notes)
 
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Reads a model that :meth:`save` wrote.
-
-        Raises:
-            ValueError: If the file cannot be read or holds another model.
+    @abstractmethod
+    def run(self, *images: Tensor) -> Tensor:
+        """Restores windows, of even height and width, of the images of
+        :meth:`prepare`.
         """
-        return weights.read(cls, path)
-
-    @classmethod
-    def pretrained_names(cls, prior: str = 'glr') -> list[str]:
-        """Names that :meth:`from_pretrained` takes."""
-        return weights.names(cls, prior)
-
-    @classmethod
-    def from_pretrained(cls, name: str, prior: str = 'glr') -> Self:
-        """Reads a trained model that comes with the package, in evaluation
-        mode. A model card lies beside each file.
-
-        Args:
-            name (str): One of :meth:`pretrained_names`.
-            prior (str, optional): :obj:`'glr'` or :obj:`'gtv'`.
-                (default: :obj:`'glr'`)
-
-        Raises:
-            ValueError: If there is no such model of this class.
-        """
-        return weights.read(cls, weights.packaged(cls, name, prior)).eval()
-
-    def __repr__(self) -> str:
-        kind = type(self.blocks[0]).__name__
-        return f'{type(self).__name__}({len(self.blocks)} x {kind})'

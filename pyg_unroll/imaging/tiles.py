@@ -1,102 +1,21 @@
-"""Large images in bounded memory: a wrapper of any restorer."""
+"""Large images in bounded memory, tile by tile."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_positive
 from pyg_unroll.imaging.filters import mirrored
-from pyg_unroll.imaging.wrapper import Wrapper
 
-# Pixels at once, by default: about 1.3 GB for a trained restorer.
-MAX_PIXELS = 450_000
-
-
-class LocalRestorer(Protocol):
-    """A restorer that works on windows of images.
-
-    Attributes:
-        margin (int): Even number of pixels to mirror around images.
-        receptive_field (int): Even number of pixels from which a sample can
-            matter in :meth:`run`.
-    """
-
-    margin: int
-
-    @property
-    def receptive_field(self) -> int:
-        """See above."""
-
-    def prepare(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
-    ) -> tuple[Tensor, ...]:
-        """Checks the arguments of `restore` and does on whole images what
-        cannot be done on parts; returns the images that are cut.
-        """
-
-    def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Whether windows start at odd rows and columns (1) or even ones."""
-
-    def run(self, *images: Tensor) -> Tensor:
-        """Restores windows of even height and width."""
-
-
-class Tiled(Wrapper):
-    r"""Wraps a restorer, which works on images larger than some size tile by
-    tile; the result is the same to rounding, as tiles overlap by the
-    receptive field.
-
-    Restorers do so by themselves, with the default size.
-
-    Args:
-        restorer (torch.nn.Module): :class:`~pyg_unroll.imaging.Demosaic`,
-            :class:`~pyg_unroll.imaging.Inpaint` or
-            :class:`~pyg_unroll.imaging.GraphDemosaic`.
-        max_pixels (int, optional): Images up to this size, their mirrored
-            margin included, are not cut; tiles have at most three quarters of
-            it, if that is larger than their halo.
-            (default: :obj:`450_000`)
-
-    Shapes:
-        - **input:** as that of the restorer
-        - **output:** the same
-
-    Raises:
-        ValueError: If :obj:`max_pixels` is not positive, or the module cannot
-            work on parts of images.
-    """
-
-    def __init__(
-        self, restorer: torch.nn.Module, max_pixels: int = MAX_PIXELS
-    ) -> None:
-        super().__init__(restorer)
-        check_positive('max_pixels', max_pixels)
-        if not hasattr(restorer, 'prepare'):
-            raise ValueError(
-                f"'restorer' must be a 'Demosaic', 'Inpaint' or "
-                f"'GraphDemosaic' (got '{type(restorer).__name__}'); wrap "
-                f"others around 'Tiled', as in 'SelfEnsemble(Tiled(...))'"
-            )
-        self.max_pixels = max_pixels
-
-    def restore(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | float | None = None,
-    ) -> Tensor:
-        """Restores images; see the restorer."""
-        return restore_in_tiles(
-            self.restorer, image, mask, noise_std, self.max_pixels
-        )
+if TYPE_CHECKING:
+    from pyg_unroll.imaging.restorer import Restorer
 
 
 def restore_in_tiles(
-    restorer: LocalRestorer,
+    restorer: Restorer,
     image: Tensor,
     mask: Tensor,
     noise_std: Tensor | float | None,
@@ -108,12 +27,14 @@ def restore_in_tiles(
     only what a tile needs is copied; small images of a batch share a tile.
 
     Args:
-        restorer (LocalRestorer): The restorer.
+        restorer (Restorer): The restorer.
         image (torch.Tensor): Images :math:`(B, C, H, W)`.
         mask (torch.Tensor): True where known, :math:`(B, C, H, W)` or
             :math:`(1, C, H, W)`.
         noise_std (torch.Tensor or float or None): See the restorer.
-        max_pixels (int): See :class:`Tiled`.
+        max_pixels (int): Images up to this size, their mirrored margin
+            included, are not cut; tiles have at most three quarters of it, if
+            that is larger than their halo.
 
     Returns:
         Images :math:`(B, C, H, W)`, channels last in memory.

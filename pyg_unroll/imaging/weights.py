@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,18 +14,6 @@ from safetensors.torch import save_file
 from pyg_unroll.checks import check_finite
 
 _FOLDER = Path(__file__).parent / 'pretrained'
-
-
-class Configured(Protocol):
-    """A module that its configuration builds again."""
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """Numbers, texts, and lists and dictionaries of them."""
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Builds a module of a configuration."""
 
 
 _Model = TypeVar('_Model', bound=torch.nn.Module)

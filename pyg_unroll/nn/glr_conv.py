@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from pyg_unroll.checks import Checks, check_parameters, check_positive, one_of
-from pyg_unroll.inputs import Fidelity
+from pyg_unroll.graph import Topology
+from pyg_unroll.inputs import Fidelity, Observations
 from pyg_unroll.nn.smoothness_conv import (
-    Iterate,
+    Run,
     SmoothnessConv,
     read_spectrum,
 )
@@ -139,78 +140,59 @@ class GLRConv(SmoothnessConv):
             self.alpha.copy_(alpha.unsqueeze(-1))
             self.beta.copy_(beta.unsqueeze(-1))
 
-    def forward(
+    def _run(
         self,
-        x: Tensor,
-        edge_index: Any,
-        edge_weight: Tensor | None = None,
-        mask: Tensor | None = None,
-        confidence: Tensor | None = None,
-        warm_start: Tensor | None = None,
-    ) -> Tensor:
-        r"""Runs the layer.
-
-        Args:
-            x (torch.Tensor): Observations; unknown entries are the start.
-            edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology):
-                The undirected graph.
-            edge_weight (torch.Tensor, optional): Symmetric weights, all ones
-                if :obj:`None`. (default: :obj:`None`)
-            mask (torch.Tensor, optional): True where known.
-                (default: :obj:`None`)
-            confidence (torch.Tensor, optional): Weights :math:`c_i \ge 0` of
-                noisy observations, of the shape of a mask.
-                (default: :obj:`None`)
-            warm_start (torch.Tensor, optional): Start of the iteration if it
-                is not :obj:`x`, of the same shape. (default: :obj:`None`)
-        """
-        signal, system, *operands = self._system(
-            x, edge_index, edge_weight, mask, confidence, warm_start
-        )
-        out = system.iterate(*operands, self.checkpoint)
-        return self._combine(out, signal)
-
-    def iterates(self, *args: Any, **kwargs: Any) -> Iterator[Iterate]:
-        """Yields the start and the :class:`Iterate` after each step, with the
-        arguments of :meth:`forward`; the last one is the result, to the bit.
-        """
-        signal, system, *operands = self._system(*args, **kwargs)
-        yield self._iterate(operands[0], signal)
-        for out in system.iterates(*operands):
-            yield self._iterate(out, signal)
-
-    def _system(
-        self,
-        x: Tensor,
-        edge_index: Any,
-        edge_weight: Tensor | None = None,
-        mask: Tensor | None = None,
-        confidence: Tensor | None = None,
-        warm_start: Tensor | None = None,
-    ) -> tuple[Any, ...]:
-        """The signal, the system and the operands of its steps: start,
-        right-hand side, step sizes and momenta.
-        """
-        signal, topology, weight = self.read(
-            x, edge_index, edge_weight, mask, confidence
-        )
-        tile, scale = signal.tile, None
-        if signal.confidence is not None:
-            scale = signal.confidence * tile((-self.log_mu).exp())
-        system = LaplacianSystem.build(
-            topology, weight, scale, signal.free, self.order
-        )
-        return (
-            signal,
-            system,
-            self._start(signal, warm_start),
-            None if scale is None else scale * signal.x,
-            tile(self.alpha),
-            tile(self.beta),
-        )
+        signal: Observations,
+        topology: Topology,
+        weight: Tensor,
+        warm_start: Tensor | None,
+        state: Tensor | None,
+    ) -> Run:
+        if state is not None:
+            raise ValueError(
+                f"'state' must be None: the layer has no state (got "
+                f"'{type(state).__name__}'); start it from 'warm_start'"
+            )
+        return _ConjugateGradients(self, signal, topology, weight, warm_start)
 
     def __repr__(self) -> str:
         return (
             f'{self.__class__.__name__}(num_steps={self.num_steps}, '
             f'heads={self.heads}, fidelity={self.fidelity!r})'
         )
+
+
+class _ConjugateGradients:
+    """The steps of a layer on arguments that are read."""
+
+    def __init__(
+        self,
+        layer: GLRConv,
+        signal: Observations,
+        topology: Topology,
+        weight: Tensor,
+        warm_start: Tensor | None,
+    ) -> None:
+        scale = None
+        if signal.confidence is not None:
+            scale = signal.confidence * signal.tile((-layer.log_mu).exp())
+        self.system = LaplacianSystem.build(
+            topology, weight, scale, signal.free, layer.order
+        )
+        self.operands = (
+            layer._start(signal, warm_start),
+            None if scale is None else scale * signal.x,
+            signal.tile(layer.alpha),
+            signal.tile(layer.beta),
+        )
+        self.checkpoint = layer.checkpoint
+
+    def finish(self) -> Tensor:
+        return self.system.iterate(*self.operands, self.checkpoint)
+
+    def steps(self) -> Iterator[Tensor]:
+        yield self.operands[0]
+        yield from self.system.iterates(*self.operands)
+
+    def state(self) -> None:
+        return None

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, ClassVar, TypeAlias
+from typing import ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ from pyg_unroll.checks import (
     check_tensor,
 )
 from pyg_unroll.graph import Topology
-from pyg_unroll.inputs import Fidelity
+from pyg_unroll.inputs import Fidelity, Observations
 from pyg_unroll.nn.smoothness_conv import (
-    Iterate,
+    Run,
     SmoothnessConv,
     read_spectrum,
 )
@@ -170,75 +170,17 @@ class GTVConv(SmoothnessConv):
             self.alpha.copy_(alpha.unsqueeze(-1))
             self.beta.copy_(beta.unsqueeze(-1))
 
-    def forward(
+    def _run(
         self,
-        x: Tensor,
-        edge_index: Any,
-        edge_weight: Tensor | None = None,
-        mask: Tensor | None = None,
-        confidence: Tensor | None = None,
-        warm_start: Tensor | None = None,
-        state: Tensor | None = None,
-        return_state: bool = False,
-    ) -> Any:
-        r"""Runs the layer.
-
-        Args:
-            x (torch.Tensor): Observations; unknown entries are the start.
-            edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology):
-                The undirected graph.
-            edge_weight (torch.Tensor, optional): Symmetric weights, all ones
-                if :obj:`None`. (default: :obj:`None`)
-            mask (torch.Tensor, optional): True where known.
-                (default: :obj:`None`)
-            confidence (torch.Tensor, optional): Weights :math:`c_i \ge 0` of
-                noisy observations, of the shape of a mask.
-                (default: :obj:`None`)
-            warm_start (torch.Tensor, optional): Start of the iteration if it
-                is not :obj:`x`, of the same shape. (default: :obj:`None`)
-            state (torch.Tensor, optional): Dual variable that a layer before
-                returned for the same edges. (default: :obj:`None`)
-            return_state (bool, optional): Return the dual variable, too, as
-                :meth:`solve` does: near :math:`\pm 1` on edges across which
-                the signal jumps. (default: :obj:`False`)
-        """
-        run = _Iterations(
-            self,
-            x,
-            edge_index,
-            edge_weight,
-            mask,
-            confidence,
-            warm_start,
-            state,
-        )
-        for t in range(self.num_iters):
-            run.step(t)
-        out = self._combine(run.out, run.signal)
-        return (out, run.state()) if return_state else out
-
-    def solve(
-        self, *args: Any, state: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Runs the layer from a dual variable, with the arguments of
-        :meth:`forward`; returns the estimate, and the dual variable to pass
-        on to the next layer.
-        """
-        out: tuple[Tensor, Tensor] = self(
-            *args, state=state, return_state=True, **kwargs
-        )
-        return out
-
-    def iterates(self, *args: Any, **kwargs: Any) -> Iterator[Iterate]:
-        """Yields the start and the :class:`Iterate` after each iteration, with
-        the arguments of :meth:`forward`; the last one is the result, to the
-        bit.
-        """
-        run = _Iterations(self, *args, **kwargs)
-        yield self._iterate(run.out, run.signal, run.state())
-        for t in range(self.num_iters):
-            run.step(t)
-            yield self._iterate(run.out, run.signal, run.state())
+        signal: Observations,
+        topology: Topology,
+        weight: Tensor,
+        warm_start: Tensor | None,
+        state: Tensor | None,
+    ) -> Run:
+        if self.validate_args and can_read_values():
+            _check_squares(topology, weight)
+        return _ADMM(self, signal, topology, weight, warm_start, state)
 
     def __repr__(self) -> str:
         return (
@@ -248,8 +190,8 @@ class GTVConv(SmoothnessConv):
         )
 
 
-class _Iterations:
-    """The iterations of a layer on its arguments.
+class _ADMM:
+    """The iterations of a layer on arguments that are read.
 
     Between iterations, the dual variable lacks the penalty times the new
     gradient, which the next pass over the edges adds.
@@ -258,26 +200,18 @@ class _Iterations:
     def __init__(
         self,
         layer: GTVConv,
-        x: Tensor,
-        edge_index: Any,
-        edge_weight: Tensor | None = None,
-        mask: Tensor | None = None,
-        confidence: Tensor | None = None,
-        warm_start: Tensor | None = None,
-        state: Tensor | None = None,
+        signal: Observations,
+        topology: Topology,
+        weight: Tensor,
+        warm_start: Tensor | None,
+        state: Tensor | None,
     ) -> None:
-        self.signal, topology, weight = layer.read(
-            x, edge_index, edge_weight, mask, confidence
-        )
-        if layer.validate_args and can_read_values():
-            _check_squares(topology, weight)
-        tile = self.signal.tile
+        self.signal, tile = signal, signal.tile
         self.problem = TotalVariation(
-            topology, weight, self.signal, tile(layer.log_mu.exp())
+            topology, weight, signal, tile(layer.log_mu.exp())
         )
-        self.out = layer._start(self.signal, warm_start)
-        shape = *x.shape[:-2], topology.num_edges, x.size(-1), layer.heads
-        self.dual = self._read_state(state, shape)
+        self.out = layer._start(signal, warm_start)
+        self.dual = self._read_state(state, layer.heads)
         self.rho = tile(layer.log_rho.exp())
         self.relaxation = tile(2 * layer.relaxation_logit.sigmoid())
         self.alpha, self.beta = tile(layer.alpha), tile(layer.beta)
@@ -287,20 +221,33 @@ class _Iterations:
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             self.edge_step = DualReplay(topology, weight, self.dual).step
 
-    def _read_state(self, state: Tensor | None, shape: Sequence[int]) -> Tensor:
+    def _read_state(self, state: Tensor | None, heads: int) -> Tensor:
+        layout, edges = self.signal.layout, self.problem.topology.num_edges
         if state is None:
-            edges = self.problem.topology.num_edges
             return self.out.new_zeros((edges, *self.out.shape[1:]))
-        check_tensor('state', state, str(list(shape)))
-        if state.shape != shape:
+        samples = [] if layout.count is None else [layout.count]
+        features = layout.num_features or self.out.size(1)
+        shape = [*samples, edges, features, heads]
+        check_tensor('state', state, str(shape))
+        if list(state.shape) != shape:
             raise ValueError(
-                f"'state' must have shape {list(shape)}: undirected "
-                f'edges, features, heads (got {list(state.shape)})'
+                f"'state' must have shape {shape}: undirected edges, "
+                f'features, heads (got {list(state.shape)})'
             )
-        return self.signal.layout.fold_heads(state.to(self.out.dtype))
+        return layout.fold_heads(state.to(self.out.dtype))
 
-    def step(self, t: int) -> None:
-        """Takes an iteration."""
+    def finish(self) -> Tensor:
+        for t in range(len(self.rho)):
+            self._step(t)
+        return self.out
+
+    def steps(self) -> Iterator[Tensor]:
+        yield self.out
+        for t in range(len(self.rho)):
+            self._step(t)
+            yield self.out
+
+    def _step(self, t: int) -> None:
         rho = self.rho[t]
         b, self.dual = self.edge_step(
             self.out, self.dual, self.previous, rho, self.relaxation[t]
@@ -314,7 +261,6 @@ class _Iterations:
         self.previous = rho
 
     def state(self) -> Tensor:
-        """The dual variable, to pass on."""
         gradient = self.problem.gradient(self.out)
         dual = self.dual + self.previous * gradient
         return self.signal.layout.unfold_heads(dual)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -46,6 +46,19 @@ class Iterate(NamedTuple):
     x: Tensor
     heads: Tensor
     state: Tensor | None
+
+
+class Run(Protocol):
+    """The iteration of a layer on its arguments."""
+
+    def finish(self) -> Tensor:
+        """Takes all steps at once; returns the estimate `[N, F, H]`."""
+
+    def steps(self) -> Iterator[Tensor]:
+        """Yields the start and the estimates after each step."""
+
+    def state(self) -> Tensor | None:
+        """The state after the steps taken so far."""
 
 
 class SmoothnessConv(MessagePassing):
@@ -93,7 +106,7 @@ class SmoothnessConv(MessagePassing):
             self.log_mu.fill_(math.log(self.mu))
             self.head_logits.zero_()
 
-    def solve(
+    def forward(
         self,
         x: Tensor,
         edge_index: Any,
@@ -102,32 +115,87 @@ class SmoothnessConv(MessagePassing):
         confidence: Tensor | None = None,
         warm_start: Tensor | None = None,
         state: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        r"""Runs the layer, from the state that a layer before returned.
+        return_state: bool = False,
+    ) -> Any:
+        r"""Runs the layer.
 
         Args:
-            x (torch.Tensor): As in :meth:`forward`, and so on.
+            x (torch.Tensor): Observations; unknown entries are the start.
             edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology):
-                The same.
-            edge_weight (torch.Tensor, optional): The same.
-            mask (torch.Tensor, optional): The same.
-            confidence (torch.Tensor, optional): The same.
-            warm_start (torch.Tensor, optional): The same.
-            state (torch.Tensor, optional): The dual variable of
-                :class:`~pyg_unroll.nn.GTVConv`. (default: :obj:`None`)
+                The undirected graph.
+            edge_weight (torch.Tensor, optional): Symmetric weights, all ones
+                if :obj:`None`. (default: :obj:`None`)
+            mask (torch.Tensor, optional): True where known.
+                (default: :obj:`None`)
+            confidence (torch.Tensor, optional): Weights :math:`c_i \ge 0` of
+                noisy observations, of the shape of a mask.
+                (default: :obj:`None`)
+            warm_start (torch.Tensor, optional): Start of the iteration if it
+                is not :obj:`x`, of the same shape. (default: :obj:`None`)
+            state (torch.Tensor, optional): Dual variable that a
+                :class:`~pyg_unroll.nn.GTVConv` before returned for the same
+                edges. (default: :obj:`None`)
+            return_state (bool, optional): Return the state, too, as
+                :meth:`solve` does. (default: :obj:`False`)
+        """
+        signal, topology, weight = self.read(
+            x, edge_index, edge_weight, mask, confidence
+        )
+        run = self._run(signal, topology, weight, warm_start, state)
+        out = self._combine(run.finish(), signal)
+        return (out, run.state()) if return_state else out
+
+    def solve(
+        self, *args: Any, state: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Runs the layer from a state, with the arguments of :meth:`forward`.
 
         Returns:
             The estimate, and the state to pass on to the next layer, which is
             :obj:`None` for a layer without one.
         """
-        arguments = x, edge_index, edge_weight, mask, confidence, warm_start
-        return self(*arguments), None
+        out: tuple[Tensor, Tensor | None] = self(
+            *args, state=state, return_state=True, **kwargs
+        )
+        return out
+
+    def iterates(
+        self,
+        x: Tensor,
+        edge_index: Any,
+        edge_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        confidence: Tensor | None = None,
+        warm_start: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> Iterator[Iterate]:
+        """Yields the start and the :class:`Iterate` after each step, with the
+        arguments of :meth:`forward`; the last one is the result, to the bit.
+        """
+        signal, topology, weight = self.read(
+            x, edge_index, edge_weight, mask, confidence
+        )
+        run = self._run(signal, topology, weight, warm_start, state)
+        for out in run.steps():
+            heads = out
+            if signal.free is not None:  # as held entries come out
+                heads = torch.where(signal.free, out, signal.x)
+            yield Iterate(
+                self._combine(out, signal),
+                signal.layout.unfold_heads(heads),
+                run.state(),
+            )
 
     @abstractmethod
-    def iterates(self, *args: Any, **kwargs: Any) -> Iterator[Iterate]:
-        """Yields the start and the :class:`Iterate` after each step, with the
-        arguments of :meth:`solve`; the last one is the result, to the bit.
-        """
+    def _run(
+        self,
+        signal: Observations,
+        topology: Topology,
+        weight: Tensor,
+        warm_start: Tensor | None,
+        state: Tensor | None,
+    ) -> Run:
+        """The iteration on arguments that are read."""
 
     def read(
         self,
@@ -234,16 +302,6 @@ class SmoothnessConv(MessagePassing):
             free, x = map(layout.first_heads, (signal.free, signal.x))
             out = torch.where(free, out, x)
         return layout.unfold(out)
-
-    def _iterate(
-        self, out: Tensor, signal: Observations, state: Tensor | None = None
-    ) -> Iterate:
-        """The iterate of some estimates `[N, F, H]`, held entries restored."""
-        heads = out
-        if signal.free is not None:
-            heads = torch.where(signal.free, out, signal.x)
-        heads = signal.layout.unfold_heads(heads)
-        return Iterate(self._combine(out, signal), heads, state)
 
 
 def _batch_layout(

@@ -127,19 +127,9 @@ def _topology(data: Data) -> Topology:
 
 
 class UnrolledStack(torch.nn.Module):
-    r"""Blocks of a feature net, a learned graph and a solver layer, each of
-    which starts from the estimate of the one before.
-
-    Args:
-        in_channels (int): Number of signal channels :math:`C`.
-        features (torch.nn.Module or sequence): The feature net, copied for
-            each block, or one per block.
-        graph (BaseTransform or None): Makes edges for data without.
-        num_blocks (int): Number of blocks.
-        guide (bool): Whether the last :math:`C` features are a guide.
-        make_conv (callable): Makes the layer of a block.
-        heads (int): Number of graphs learned in parallel.
-        weight_floor (float): Added to each edge weight.
+    """Blocks of a feature net, a learned graph and a solver layer, each of
+    which starts from the estimate of the one before; the layer is that of
+    `make_conv`.
     """
 
     _checks: ClassVar[Checks] = {

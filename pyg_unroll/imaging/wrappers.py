@@ -1,19 +1,77 @@
-"""The geometric self-ensemble: a wrapper of any restorer."""
+"""Wrappers of any restorer: tiles of another size, and the self-ensemble."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_choice
-from pyg_unroll.imaging.wrapper import Wrapper
+from pyg_unroll.checks import check_choice, check_positive
+from pyg_unroll.imaging.restorer import Restorer
 
 # Bits: mirror columns, mirror rows, transpose (last). The first 2 or 4 differ
 # as much as any: rows of one are columns of the next.
 _VIEWS = (0, 7, 2, 5, 1, 3, 4, 6)
 
 
-class SelfEnsemble(Wrapper):
+class _Wrapper(Restorer):
+    """A restorer that hands on to another what it does not change."""
+
+    def __init__(self, restorer: Restorer) -> None:
+        super().__init__(restorer.margin, restorer.max_pixels)
+        self.restorer = restorer
+
+    @property
+    def receptive_field(self) -> int:
+        return self.restorer.receptive_field
+
+    def phase(self, mask: Tensor) -> tuple[int, int]:
+        return self.restorer.phase(mask)
+
+    def noise_level(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> Tensor | None:
+        return self.restorer.noise_level(image, mask, noise_std)
+
+    def prepare(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> tuple[Tensor, ...]:
+        return self.restorer.prepare(image, mask, noise_std)
+
+    def run(self, *images: Tensor) -> Tensor:
+        return self.restorer.run(*images)
+
+
+class Tiled(_Wrapper):
+    r"""Wraps a restorer, which works on images larger than some size tile by
+    tile; the result is the same to rounding, as tiles overlap by the
+    receptive field.
+
+    Restorers do so by themselves, with a size of their own.
+
+    Args:
+        restorer (Restorer): :class:`~pyg_unroll.imaging.Demosaic`,
+            :class:`~pyg_unroll.imaging.Inpaint` or
+            :class:`~pyg_unroll.imaging.GraphDemosaic`.
+        max_pixels (int, optional): Images up to this size, their mirrored
+            margin included, are not cut; tiles have at most three quarters of
+            it, if that is larger than their halo.
+            (default: :obj:`450_000`)
+
+    Shapes:
+        - **input:** as that of the restorer
+        - **output:** the same
+
+    Raises:
+        ValueError: If :obj:`max_pixels` is not positive.
+    """
+
+    def __init__(self, restorer: Restorer, max_pixels: int = 450_000) -> None:
+        super().__init__(restorer)
+        check_positive('max_pixels', max_pixels)
+        self.max_pixels = max_pixels
+
+
+class SelfEnsemble(_Wrapper):
     r"""Wraps a restorer, whose results on mirrored and transposed copies of an
     image are turned back and averaged: a geometric self-ensemble (Timofte et
     al., "Seven Ways to Improve Example-Based Single Image Super Resolution",
@@ -22,7 +80,7 @@ class SelfEnsemble(Wrapper):
     Four views gain about 0.1 to 0.2 dB for four times the work.
 
     Args:
-        restorer (torch.nn.Module): Any restorer, such as
+        restorer (Restorer): Any restorer, such as
             :class:`~pyg_unroll.imaging.Demosaic` or a
             :class:`~pyg_unroll.imaging.Tiled` one.
         num_views (int, optional): Copies, 1, 2, 4 or 8; the first is the
@@ -36,7 +94,7 @@ class SelfEnsemble(Wrapper):
         ValueError: If there are not so many views.
     """
 
-    def __init__(self, restorer: torch.nn.Module, num_views: int = 4) -> None:
+    def __init__(self, restorer: Restorer, num_views: int = 4) -> None:
         super().__init__(restorer)
         check_choice('num_views', num_views, (1, 2, 4, 8))
         self.num_views = num_views

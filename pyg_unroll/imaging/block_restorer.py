@@ -1,0 +1,291 @@
+"""Restorers made of a first estimate and blocks that improve it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, Self, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from pyg_unroll.checks import can_read_values, check_choice, check_model_type
+from pyg_unroll.imaging import weights
+from pyg_unroll.imaging.data import read_images
+from pyg_unroll.imaging.difference_block import DifferenceBlock
+from pyg_unroll.imaging.guided_block import GuidedBlock
+from pyg_unroll.imaging.restorer import Restorer
+from pyg_unroll.imaging.scene import Scene
+from pyg_unroll.transforms import GridGraph
+from pyg_unroll.transforms.grid_graph import WINDOWS
+
+Block: TypeAlias = DifferenceBlock | GuidedBlock
+
+# Pixels mirrored around an image, even: room for the layers to forget that
+# convolutions see zeros outside.
+_MARGIN = 18
+
+# Pixels at once: about 1.3 GB.
+_MAX_PIXELS = 450_000
+
+
+class FirstEstimate(Protocol):
+    """The initialiser of a restorer; without parameters."""
+
+    @property
+    def channels(self) -> int | None:
+        """Number of channels that it is for, any if :obj:`None`."""
+
+    @property
+    def receptive_field(self) -> int:
+        """Number of pixels from which a value can matter."""
+
+    def phase(self, mask: Tensor) -> tuple[int, int]:
+        """Rows and columns that 2 x 2 cells lack at the top and left; a
+        `ValueError` for masks that it is not for.
+        """
+
+    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Fills in on whole images what can only be seen from afar."""
+
+    def __call__(
+        self, image: Tensor, mask: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Estimate, context and reference of filled images."""
+
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Estimates the standard deviation of the noise, :math:`(B)`."""
+
+
+class BlockRestorer(Restorer):
+    r"""A first estimate of images, and blocks that improve it.
+
+    Args:
+        first_estimate (FirstEstimate): The initialiser.
+        blocks (sequence of torch.nn.Module): The blocks.
+        neighbors (int, optional): Neighbours of a pixel. (default: :obj:`8`)
+    """
+
+    def __init__(
+        self,
+        first_estimate: FirstEstimate,
+        blocks: Sequence[Block],
+        neighbors: int = 8,
+    ) -> None:
+        super().__init__(_MARGIN, _MAX_PIXELS)
+        check_choice('neighbors', neighbors, tuple(WINDOWS))
+        kinds = {(block.channels, block.fidelity) for block in blocks}
+        if len(kinds) != 1:
+            raise ValueError(
+                f"'blocks' must be at least one block, all with the same "
+                f'channels and fidelity (got {sorted(kinds)})'
+            )
+        ((self.channels, self.fidelity),) = kinds
+        if first_estimate.channels not in (None, self.channels):
+            raise ValueError(
+                f"'blocks' must work on {first_estimate.channels} channels "
+                f'(got {self.channels})'
+            )
+        self.first_estimate = first_estimate
+        self.graph = GridGraph(neighbors)
+        self.blocks = torch.nn.ModuleList(blocks)
+
+    def reset_parameters(self) -> None:
+        """Resets all learnable parameters of the module."""
+        for block in self._blocks():
+            block.reset_parameters()
+
+    def _blocks(self) -> list[Block]:
+        return cast('list[Block]', list(self.blocks))
+
+    def estimates(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        noise_std: Tensor | float | None = None,
+    ) -> list[Tensor]:
+        r"""Runs the blocks on images as they are, to train on them.
+
+        Can be captured in a CUDA graph, by
+        :func:`torch.cuda.make_graphed_callables`; values are not checked then.
+
+        Args:
+            image (torch.Tensor): Images :math:`(B, C, H, W)` of even size; of
+                a mosaic, red at the top left.
+            mask (torch.Tensor): The mask, :math:`(B, C, H, W)` or
+                :math:`(1, C, H, W)`.
+            noise_std (torch.Tensor or float, optional): See :meth:`restore`.
+                (default: :obj:`None`)
+
+        Returns:
+            The estimate of each block, :math:`(B, C, H, W)`; about
+            :attr:`receptive_field` pixels along the border are worse.
+
+        Raises:
+            ValueError: As :meth:`restore`, and if a size is odd or a mosaic
+                does not begin with red.
+        """
+        with torch.autocast(image.device.type, enabled=False):
+            images = self.prepare(image, mask, noise_std)
+        phase = self.phase(mask) if can_read_values() else (0, 0)
+        if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
+            raise ValueError(
+                f"'image' must have an even size, and a mosaic red at the top "
+                f'left (got {list(image.shape)}, which lacks {phase[0]} '
+                f"row(s) and {phase[1]} column(s)); use 'restore' for others"
+            )
+        return self._estimates(*images)
+
+    @property
+    def receptive_field(self) -> int:
+        """See :class:`Restorer`."""
+        size = self.first_estimate.receptive_field
+        size += sum(block.receptive_field for block in self._blocks())
+        return size + size % 2
+
+    def phase(self, mask: Tensor) -> tuple[int, int]:
+        """See :class:`Restorer`."""
+        return self.first_estimate.phase(mask)
+
+    def prepare(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> tuple[Tensor, ...]:
+        """See :class:`Restorer`."""
+        check_model_type(self, 'image', image)
+        read_images(image, mask, self.channels)
+        noise = self.noise_level(image, mask, noise_std)
+        filled = self.first_estimate.fill(image, mask)
+        if noise is None:
+            return filled, mask
+        return filled, mask, noise.expand(-1, -1, *image.shape[2:])
+
+    def run(self, *images: Tensor) -> Tensor:
+        """See :class:`Restorer`."""
+        return self._estimates(*images)[-1]
+
+    def _estimates(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | None = None
+    ) -> list[Tensor]:
+        """The estimates of filled images."""
+        with torch.autocast(image.device.type, enabled=False):
+            # Nothing to learn here, and half precision would spoil it.
+            first = self.first_estimate(image, mask)
+        height, width = image.shape[2:]
+        topology = self.graph.pixels(height, width, image.device)
+        scene = Scene(image, mask, *first, noise_std, topology)
+        estimate, state = scene.estimate, None
+        results = []
+        for block in self.blocks:
+            estimate, state = block(scene, estimate, state)
+            results.append(estimate)
+        return results
+
+    def noise_level(
+        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+    ) -> Tensor | None:
+        """See :class:`Restorer`."""
+        if self.fidelity == 'hard':
+            if noise_std is not None:
+                raise ValueError(
+                    f"'noise_std' was given (got {noise_std}), but the model "
+                    f"holds known entries; use one with fidelity='soft'"
+                )
+            return None
+        if noise_std is None:
+            noise = self.first_estimate.noise_std(image, mask)
+            return noise.view(-1, 1, 1, 1)
+        noise = torch.as_tensor(
+            noise_std, dtype=image.dtype, device=image.device
+        )
+        size = image.size(0)
+        is_map = noise.shape == (size, 1, *image.shape[2:])
+        fits = is_map or noise.numel() in (1, size)
+        can_read = can_read_values()
+        if fits and can_read:
+            fits = bool((noise.isfinite() & (noise >= 0)).all())
+        if not fits:
+            raise ValueError(
+                f"'noise_std' must be finite and non-negative, one value, one "
+                f'for each of {size} image(s), or a map (got {noise_std})'
+            )
+        largest = torch.where(mask, image, 0).abs().amax()
+        if can_read and bool((noise > largest).any() & (largest > 0)):
+            raise ValueError(
+                f"'noise_std' must be in the unit of the image, such as "
+                f'20 / 255 in [0, 1] (got {noise_std}; the largest value is '
+                f'{float(largest):.3g})'
+            )
+        return noise if is_map else noise.view(-1, 1, 1, 1)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Arguments that build the model again."""
+        return {
+            'blocks': [
+                {'class': type(block).__name__, **block.config}
+                for block in self._blocks()
+            ],
+            'neighbors': self.graph.window,
+        }
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Builds a model of a :attr:`config`."""
+        kinds = {kind.__name__: kind for kind in (DifferenceBlock, GuidedBlock)}
+        blocks = [
+            kinds[block['class']](
+                **{k: v for k, v in block.items() if k != 'class'}
+            )
+            for block in config['blocks']
+        ]
+        make: Any = cls  # whose first estimate is its own
+        model: Self = make(blocks=blocks, neighbors=config['neighbors'])
+        return model
+
+    def save(
+        self, path: str | Path, notes: Mapping[str, str] | None = None
+    ) -> None:
+        """Writes weights and configuration to one safetensors file.
+
+        Args:
+            path (str or Path): The file.
+            notes (dict[str, str], optional): More metadata, for example about
+                the training. (default: :obj:`None`)
+
+        Raises:
+            ValueError: If the file cannot be written.
+        """
+        weights.write(self, path, notes)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Reads a model that :meth:`save` wrote.
+
+        Raises:
+            ValueError: If the file cannot be read or holds another model.
+        """
+        return weights.read(cls, path)
+
+    @classmethod
+    def pretrained_names(cls, prior: str = 'glr') -> list[str]:
+        """Names that :meth:`from_pretrained` takes."""
+        return weights.names(cls, prior)
+
+    @classmethod
+    def from_pretrained(cls, name: str, prior: str = 'glr') -> Self:
+        """Reads a trained model that comes with the package, in evaluation
+        mode. A model card lies beside each file.
+
+        Args:
+            name (str): One of :meth:`pretrained_names`.
+            prior (str, optional): :obj:`'glr'` or :obj:`'gtv'`.
+                (default: :obj:`'glr'`)
+
+        Raises:
+            ValueError: If there is no such model of this class.
+        """
+        return weights.read(cls, weights.packaged(cls, name, prior)).eval()
+
+    def __repr__(self) -> str:
+        kind = type(self.blocks[0]).__name__
+        return f'{type(self).__name__}({len(self.blocks)} x {kind})'
