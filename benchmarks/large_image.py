@@ -22,7 +22,6 @@ from utils import Row, parse_args, report, synchronize
 
 from pyg_unroll import Demosaic, cfa_mask, mosaic
 from pyg_unroll.imaging import Tiled
-from pyg_unroll.imaging.tiles import MAX_PIXELS
 
 MEGAPIXELS = (1, 6, 24)
 
@@ -84,7 +83,7 @@ def main() -> None:
     if args.child:
         child_main(child(Config(**args.child)))
         return
-    usual = MAX_PIXELS
+    usual = Demosaic.from_pretrained('bayer').max_pixels
     rows: list[Row] = []
     for megapixels in MEGAPIXELS:
         if megapixels > args.max_megapixels:
