@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.solvers.result import ConvergenceWarning
+from pyg_unroll.solvers import ConvergenceWarning
 
 GraphName: TypeAlias = Literal['given', 'unweighted', 'sharpened', 'nearest']
 
