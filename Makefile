@@ -1,6 +1,7 @@
 # Every target sets up what it needs in .venv, once.
 #   make demo    demosaic a photograph and write demosaic.png
 #   make test    run the tests
+#   make test-sparse   run those of graph layouts with torch-sparse
 #   make docs    build the documentation in docs/_build
 #   make bench   measure speed and memory; ARGS='--device cuda' on a GPU
 #   make dist    build the sdist and the wheel
@@ -49,8 +50,12 @@ demo: $(STAMP)
 test: $(STAMP)-dev
 	@$(BIN)/python -m pytest
 
+# The test files that see layouts of torch-sparse, or loaders that sample by it.
+SPARSE_TESTS = $(shell grep -rlE 'SparseTensor|TORCH_SPARSE|LAYOUTS' \
+	--include='test_*.py' tests)
+
 test-sparse: $(STAMP)-sparse
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SPARSE_TESTS)
 
 docs: $(STAMP)-docs
 	@$(BIN)/python -m sphinx -W --keep-going -n -q docs docs/_build

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import files
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -11,12 +12,12 @@ from torch_geometric.data import Data
 
 import pyg_unroll
 from pyg_unroll import (
+    Demosaic,
     GLRConv,
     GraphInterpolator,
     GridGraph,
+    Inpaint,
     KNNGraph,
-    UnrolledGLR,
-    UnrolledGTV,
     data_to_image,
     image_to_data,
     mosaic,
@@ -46,18 +47,19 @@ def check_weights() -> None:
     )
     disc = ((row - 0.5) ** 2 + (col - 0.4) ** 2 < 0.09).float()
     image = torch.stack([0.2 + 0.6 * disc, 0.3 + 0.4 * row, 0.8 - 0.5 * col])
-    inputs = {'demosaic-bayer': mosaic(image, 'GBRG')}
-    inputs['demosaic-bayer-noisy'] = inputs['demosaic-bayer']
-    inputs['inpaint-random'] = image_to_data(image)
-    inputs['inpaint-random'].mask = torch.rand(48 * 40) < 0.5
-    for cls in (UnrolledGLR, UnrolledGTV):
-        for name in cls.pretrained_names():
-            data = inputs[name]
+    holes = image_to_data(image)
+    holes.mask = torch.rand(48 * 40) < 0.5
+    for cls, prior in product((Demosaic, Inpaint), ('glr', 'gtv')):
+        data = mosaic(image, 'GBRG') if cls is Demosaic else holes
+        names = cls.pretrained_names(prior)
+        assert names, f'no weights of {cls.__name__}, {prior}'
+        for name in names:
             with torch.no_grad():
-                out = data_to_image(data, cls.from_pretrained(name)(data))
-            error = float((out - image).square().mean().sqrt())
-            print(f'{cls.__name__} {name}: error {error:.4f}')
-            assert error < 0.05, error
+                out = cls.from_pretrained(name, prior)(data)
+            error = data_to_image(data, out) - image
+            rmse = float(error.square().mean().sqrt())
+            print(f'{cls.__name__} {name}, {prior}: error {rmse:.4f}')
+            assert rmse < 0.05, rmse
 
 
 def check_layers() -> None:

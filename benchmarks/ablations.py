@@ -1,4 +1,4 @@
-"""What the parts of uGLR are good for: the same short training for each row.
+"""Ablations of a demosaicing net: the same short training for each row.
 
     python benchmarks/ablations.py --folder PHOTOS --test KODAK --other OTHERS
 
@@ -23,7 +23,8 @@ from tqdm import tqdm
 from transformer import WindowTransformer
 from utils import Row, parse_args, report
 
-from pyg_unroll import GLRConv, UnrolledGLR, UnrolledGTV
+from pyg_unroll import Demosaic, GLRConv
+from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
@@ -31,94 +32,92 @@ from photos import psnr
 from train import Loss
 from training_data import Patches, Task, largest, read_images
 
-BASE: dict[str, Any] = {
-    'domain': 'mosaic',
-    'color_differences': True,
-    'hidden_channels': 16,
-    'num_blocks': 2,
-    'num_steps': 5,
-    'feature_channels': 4,
-}
-GTV = {'num_iters': 3, 'num_steps': 2}
 PATCH, BATCH, RATE = 48, 4, 2e-3
 
 
-class WithoutGraph(UnrolledGLR):
-    """The same net whose layers pass their input on: a CNN."""
+class NoSteps(GLRConv):
+    """A layer that returns its start."""
 
-    def _run_conv(
+    def solve(
         self,
-        conv: Any,
-        state: Any,
         x: Tensor,
         *_: Any,
         warm_start: Tensor | None = None,
         **__: Any,
     ) -> tuple[Tensor, None]:
+        """Takes no step."""
         return x if warm_start is None else warm_start, None
 
 
-class FixedSteps(UnrolledGLR):
-    """Coefficients stay those of Chebyshev's iteration."""
-
-    def reset_parameters(self) -> None:
-        """Resets and freezes."""
-        super().reset_parameters()
-        for module in self.modules():
-            if isinstance(module, GLRConv):
-                module.alpha.requires_grad_(False)
-                module.beta.requires_grad_(False)
-
-
-def glr(**options: Any) -> UnrolledGLR:
-    """A variation of uGLR."""
-    return UnrolledGLR(3, **BASE | options)
+def net(
+    num_blocks: int = 2,
+    neighbors: int = 8,
+    block: Any = DifferenceBlock,
+    hidden_channels: int = 16,
+    **options: Any,
+) -> Demosaic:
+    """A variation of the net."""
+    blocks = [
+        block(hidden_channels=hidden_channels, **options)
+        for _ in range(num_blocks)
+    ]
+    return Demosaic(blocks, neighbors)
 
 
-def without_graph(hidden_channels: int = 16) -> WithoutGraph:
-    """The net without graph layers."""
-    return WithoutGraph(3, **BASE | {'hidden_channels': hidden_channels})
+def without_graph(hidden_channels: int = 16) -> Demosaic:
+    """The net without graph layers: a CNN."""
+    model = net(hidden_channels=hidden_channels)
+    for block in model.blocks:
+        step: Any = block.step
+        step.smooth_conv = NoSteps(step.smooth_conv.num_steps, heads=2)
+        step.fill_conv = NoSteps(step.fill_conv.num_steps, heads=2)
+    return model
+
+
+def fixed_steps() -> Demosaic:
+    """The net whose coefficients stay those of Chebyshev's iteration."""
+    model = net()
+    for module in model.modules():
+        if isinstance(module, GLRConv):
+            module.alpha.requires_grad_(False)
+            module.beta.requires_grad_(False)
+    return model
 
 
 def small_transformer() -> WindowTransformer:
-    """A transformer with about as many parameters as uGLR."""
+    """A transformer with about as many parameters as the net."""
     return WindowTransformer(channels=24, depth=4)
 
 
 # Name, net, number of different patches (0: no limit).
 ROWS: list[tuple[str, Any, int]] = [
-    ('uGLR', glr, 0),
+    ('GLR', net, 0),
     ('graph layers off (CNN)', without_graph, 0),
     ('transformer', WindowTransformer, 0),
     ('transformer, 24 channels', small_transformer, 0),
-    ('uGTV', lambda: UnrolledGTV(3, **BASE | GTV), 0),
-    ('uGLR, 8 channels', lambda: glr(hidden_channels=8), 0),
+    ('GTV', lambda: net(prior='gtv'), 0),
+    ('GLR, 8 channels', lambda: net(hidden_channels=8), 0),
     ('graph layers off, 8 channels', lambda: without_graph(8), 0),
-    ('uGLR, 32 channels', lambda: glr(hidden_channels=32), 0),
+    ('GLR, 32 channels', lambda: net(hidden_channels=32), 0),
     ('graph layers off, 32 channels', lambda: without_graph(32), 0),
-    ('1 block', lambda: glr(num_blocks=1), 0),
-    ('3 blocks', lambda: glr(num_blocks=3), 0),
-    ('4 blocks', lambda: glr(num_blocks=4), 0),
-    ('1 head', lambda: glr(heads=1), 0),
-    ('4 heads', lambda: glr(heads=4), 0),
-    ('4 neighbours', lambda: glr(neighbors=4), 0),
-    ('24 neighbours', lambda: glr(neighbors=24), 0),
-    ('fixed step sizes', lambda: FixedSteps(3, **BASE), 0),
-    ('1000 patches', glr, 1000),
-    ('10 000 patches', glr, 10_000),
-    (
-        'colours, not differences',
-        lambda: glr(color_differences=False, guide=True),
-        0,
-    ),
-    ('no guide', lambda: glr(color_differences=False), 0),
+    ('1 block', lambda: net(num_blocks=1), 0),
+    ('3 blocks', lambda: net(num_blocks=3), 0),
+    ('4 blocks', lambda: net(num_blocks=4), 0),
+    ('1 head', lambda: net(heads=1), 0),
+    ('4 heads', lambda: net(heads=4), 0),
+    ('4 neighbours', lambda: net(neighbors=4), 0),
+    ('24 neighbours', lambda: net(neighbors=24), 0),
+    ('fixed step sizes', fixed_steps, 0),
+    ('1000 patches', net, 1000),
+    ('10 000 patches', net, 10_000),
+    ('colours, not differences', lambda: net(block=GuidedBlock), 0),
 ]
 
 
-def train(net: torch.nn.Module, patches: Patches, steps: int) -> float:
-    """Trains a net; returns the seconds it took."""
-    loss_of = Loss(net, early=0.3, knee=1e-3)
-    chosen = [p for p in net.parameters() if p.requires_grad]
+def train(model: torch.nn.Module, patches: Patches, steps: int) -> float:
+    """Trains a model; returns the seconds it took."""
+    loss_of = Loss(model, early=0.3, knee=1e-3)
+    chosen = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(chosen, lr=RATE, weight_decay=1e-4)
     begin = time.perf_counter()
     for step in range(steps):
@@ -135,7 +134,7 @@ def train(net: torch.nn.Module, patches: Patches, steps: int) -> float:
 
 
 @torch.no_grad()
-def score(net: Any, images: list[Tensor], noise: float) -> float:
+def score(model: Any, images: list[Tensor], noise: float) -> float:
     """Mean PSNR (dB)."""
     total = 0.0
     for k, image in enumerate(images):
@@ -144,7 +143,7 @@ def score(net: Any, images: list[Tensor], noise: float) -> float:
         grain = np.random.default_rng(k).standard_normal(truth.shape)
         grain = noise * torch.from_numpy(grain).float()
         noisy = torch.where(sample.mask, sample.image + grain, 0)
-        out = net.restore(noisy, sample.mask)
+        out = model.restore(noisy, sample.mask)
         total += psnr(out, truth)
     return total / len(images)
 
@@ -172,22 +171,22 @@ def main() -> None:
     ]
     for name, make, limit in tqdm(chosen, disable=None):
         torch.manual_seed(0)
-        net = make()
+        model = make()
         patches = Patches(
             *(images, Task('demosaic'), PATCH, BATCH),
             *(2, 0.3, limit, 0),
         )
-        seconds = train(net, patches, args.steps)
+        seconds = train(model, patches, args.steps)
         row = {
             'net': name,
-            'parameters': sum(p.numel() for p in net.parameters()),
+            'parameters': sum(p.numel() for p in model.parameters()),
             'seconds per step': seconds / args.steps,
         }
         for sigma in (0, 10, 20):
             label = f'{folders[1].name}, noise {sigma}'
-            row[label] = f'{score(net, tests, sigma / 255):.2f}'
+            row[label] = f'{score(model, tests, sigma / 255):.2f}'
             if sigma == 0:
-                row[folders[2].name] = f'{score(net, others, 0):.2f}'
+                row[folders[2].name] = f'{score(model, others, 0):.2f}'
         rows.append(row)
         tqdm.write(str(row))
     report('ablations', rows, args.device, args.write)

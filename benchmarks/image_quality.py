@@ -33,14 +33,14 @@ from tqdm import tqdm
 from utils import Row, parse_args, report
 
 from pyg_unroll import (
+    Demosaic,
     GraphDemosaic,
-    UnrolledGLR,
-    UnrolledGTV,
+    Inpaint,
+    cfa_mask,
     data_to_image,
     image_to_data,
 )
-from pyg_unroll.data import cfa_mask
-from pyg_unroll.nn.models import local_interpolation
+from pyg_unroll.imaging import SelfEnsemble, local_interpolation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
@@ -49,7 +49,7 @@ from photos import SUFFIXES, load_image, psnr, worst_region
 
 @dataclass
 class HiddenImage:
-    """What methods are given.
+    """The input of a method.
 
     Args:
         image (torch.Tensor): Image `[3, H, W]`, zero where unknown.
@@ -74,7 +74,8 @@ Method = Callable[[HiddenImage], Tensor]
 
 def ours(model: torch.nn.Module) -> Method:
     """A model as a method."""
-    soft = getattr(model, 'fidelity', 'hard') == 'soft'
+    restorer = getattr(model, 'restorer', model)
+    soft = getattr(restorer, 'fidelity', 'hard') == 'soft'
 
     def run(problem: HiddenImage) -> Tensor:
         data = image_to_data(problem.image)
@@ -163,7 +164,7 @@ def bicubic(problem: HiddenImage) -> Tensor:
 
 
 def demosaicing_methods(
-    noise: float, views: int
+    noise: float, num_views: int
 ) -> dict[str, tuple[Method, int]]:
     """All methods that are installed, with their numbers of parameters."""
     methods: dict[str, tuple[Method, int]] = {'bilinear': (bilinear, 0)}
@@ -178,11 +179,13 @@ def demosaicing_methods(
     classical = GraphDemosaic()
     count = sum(p.numel() for p in classical.parameters())
     methods['GraphDemosaic'] = (ours(classical), count)
-    names = ['demosaic-bayer', 'demosaic-bayer-noisy']
-    return methods | trained(names if noise else names[:1], views)
+    names = ['bayer', 'bayer-noisy'] if noise else ['bayer']
+    return methods | trained(Demosaic, names, num_views)
 
 
-def inpainting_methods(grid: int, views: int) -> dict[str, tuple[Method, int]]:
+def inpainting_methods(
+    grid: int, num_views: int
+) -> dict[str, tuple[Method, int]]:
     """All methods that are installed, with their numbers of parameters."""
     methods: dict[str, tuple[Method, int]] = {
         'linear (SciPy)': (triangles, 0),
@@ -194,25 +197,27 @@ def inpainting_methods(grid: int, views: int) -> dict[str, tuple[Method, int]]:
             methods[f'OpenCV {name}'] = (method, 0)
     if grid:
         methods['bicubic (SciPy)'] = (bicubic, 0)
-    return methods | trained(['inpaint-random'], views)
+    return methods | trained(Inpaint, ['random'], num_views)
 
 
-def trained(names: list[str], views: int) -> dict[str, tuple[Method, int]]:
-    """Our models of these names, with their numbers of parameters; averaged
-    over some views, too.
+def trained(
+    cls: type[Demosaic] | type[Inpaint], names: list[str], num_views: int
+) -> dict[str, tuple[Method, int]]:
+    """Our models of these names, with their numbers of parameters; in a
+    self-ensemble, too.
     """
     methods: dict[str, tuple[Method, int]] = {}
-    for cls in (UnrolledGLR, UnrolledGTV):
+    for prior in ('glr', 'gtv'):
         for name in names:
-            if name not in cls.pretrained_names():
+            if name not in cls.pretrained_names(prior):
                 continue
-            for number in sorted({1, views}):
-                model = cls.from_pretrained(name)
-                model.num_views = number
-                label = f'{cls.__name__} {name}'
-                label += f', {number} views' if number > 1 else ''
-                count = sum(p.numel() for p in model.parameters())
-                methods[label] = (ours(model), count)
+            model = cls.from_pretrained(name, prior)
+            count = sum(p.numel() for p in model.parameters())
+            label = f'{cls.__name__} {name} {prior.upper()}'
+            methods[label] = (ours(model), count)
+            if num_views > 1:
+                ensemble = SelfEnsemble(model, num_views)
+                methods[f'{label}, {num_views} views'] = (ours(ensemble), count)
     return methods
 
 
@@ -283,7 +288,7 @@ def main() -> None:
         known=(0.0, 'inpainting: share of known pixels'),
         grid=(0, 'inpainting: distance of known pixels'),
         limit=(10000, 'images at most, evenly over the folder'),
-        views=(1, 'views that our models are averaged over, in further rows'),
+        num_views=(1, 'views of a self-ensemble of our models, in more rows'),
         picture=('', 'PNG of crops of the hardest image'),
         skip=('', 'leave out methods whose names contain this, or one of A|B'),
         name=('quality', 'marker in RESULTS.md and name of the JSON file'),
@@ -299,9 +304,9 @@ def main() -> None:
     if args.noise < 0 or not 0 <= args.known < 1 or args.grid < 0:
         raise SystemExit('error: --noise, --known or --grid is out of range')
     if inpainting:
-        methods = inpainting_methods(args.grid, args.views)
+        methods = inpainting_methods(args.grid, args.num_views)
     else:
-        methods = demosaicing_methods(args.noise, args.views)
+        methods = demosaicing_methods(args.noise, args.num_views)
     if args.skip:
         skipped = args.skip.split('|')
         methods = {

@@ -5,7 +5,7 @@
 Each size in a fresh process: seconds per megapixel, and the peak of the
 process, of which the libraries are half a GiB. "With its data": PyG data in,
 PyG data out, positions and mask included; "image only":
-`UnrolledGLR.restore`, image in, image out.
+`Demosaic.restore`, image in, image out.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from memory import child_main, free_memory, in_child, memory_used, reset_peak
 from torch import Tensor
 from utils import Row, parse_args, report, synchronize
 
-from pyg_unroll import UnrolledGLR, mosaic
-from pyg_unroll.data import cfa_mask
+from pyg_unroll import Demosaic, cfa_mask, mosaic
+from pyg_unroll.imaging import Tiled
 
 MEGAPIXELS = (1, 6, 24)
 
@@ -46,8 +46,8 @@ def picture(height: int, width: int, device: str) -> Tensor:
 def child(config: Config) -> Iterator[Row]:
     """Runs one size."""
     device = config.device
-    model = UnrolledGLR.from_pretrained('demosaic-bayer').to(device).eval()
-    model.max_pixels = config.max_pixels
+    model = Demosaic.from_pretrained('bayer').to(device)
+    model = Tiled(model, config.max_pixels)
     height = round(math.sqrt(config.megapixels * 2e6 / 3) / 2) * 2
     width = round(config.megapixels * 1e6 / height / 2) * 2
     with torch.no_grad():
@@ -83,7 +83,7 @@ def main() -> None:
     if args.child:
         child_main(child(Config(**args.child)))
         return
-    usual = UnrolledGLR.from_pretrained('demosaic-bayer').max_pixels
+    usual = Demosaic.from_pretrained('bayer').max_pixels
     rows: list[Row] = []
     for megapixels in MEGAPIXELS:
         if megapixels > args.max_megapixels:

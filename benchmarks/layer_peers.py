@@ -1,4 +1,4 @@
-"""What the layers are compared with."""
+"""Peers of the layers."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ def peak(config: Config, what: str, who: str, max_memory: float) -> int | None:
 
 
 def child(config: Config, what: str, who: str) -> Row:
-    """What the fresh process does."""
+    """The work of the fresh process."""
     small = Config(**{**asdict(config), 'size': 16})
     Operands.build(small).run(what, who)()  # loads the kernels
     problem = Operands.build(config)

@@ -73,13 +73,13 @@ def in_child(
 
     Args:
         script: The benchmark.
-        spec: What the child is to do.
+        spec: The task of the child.
         max_memory: GiB at which it is ended.
         lean: Give freed blocks back to the system at once, for measuring
             memory; slows small operators down.
 
     Returns:
-        What it reported (one JSON object a line), and whether it finished;
+        Its reports (one JSON object a line), and whether it finished;
         if not, it ran out of memory.
     """
     command = [sys.executable, script, '--child', json.dumps(spec)]

@@ -1,4 +1,4 @@
-"""What the operators are compared with."""
+"""Peers of the operators."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class Peer:
     Attributes:
         forward: Applies it.
         differentiable: Applies it to `operands`, gradients included.
-        operands: What gradients are taken by.
+        operands: The operands of the derivative.
         read: Brings what it returns to the layout of `pyg_unroll.ops`.
     """
 

@@ -43,7 +43,7 @@ def draw(size: int, device: str) -> Data:
 
 
 def stages(data: Data, topology: Topology, weight: Tensor) -> dict[str, Run]:
-    """What runs on the graph."""
+    """The calls on the graph, by name."""
     conv = GLRConv(8).to(data.x.device)
 
     def laplacian() -> Tensor:

@@ -28,6 +28,7 @@ from pyg_unroll import (
     UnrolledGTV,
     solvers,
 )
+from pyg_unroll.nn import MLPFeatures
 
 _NODES = 12
 _CHECKS = 10
@@ -43,11 +44,10 @@ def make_data() -> Data:
 
 
 def make_calls() -> list[Callable[[Data], Tensor]]:
-    """What is called in turn; layers more often than the rest."""
+    """Calls to be made in turn; layers more often than the rest."""
     glr, gtv = GLRConv(4, heads=2), GTVConv(2, 2)
-    sizes = {'num_blocks': 1, 'hidden_channels': 8, 'feature_channels': 4}
     stacks = [
-        cls(2, 'points', neighbors=3, **sizes)
+        cls(2, MLPFeatures(2, 4, 8, pos_channels=2), num_blocks=1)
         for cls in (UnrolledGLR, UnrolledGTV)
     ]
     fill = InterpolateFeatures('missing', fill=0.0)

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.nn.models.mosaic_reader import MosaicReader
+from pyg_unroll.imaging.demosaic import MosaicEstimate
+from pyg_unroll.imaging.scene import CONTEXT_CHANNELS
 
 _WINDOW = 8
 
@@ -44,7 +45,7 @@ class _Block(torch.nn.Module):
 
 class WindowTransformer(torch.nn.Module):
     """Demosaics RGGB mosaics from the same start, and with the same tail, as
-    :class:`~pyg_unroll.UnrolledGLR`, by blocks of learned queries, keys and
+    :class:`~pyg_unroll.Demosaic`, by blocks of learned queries, keys and
     values.
 
     Args:
@@ -53,14 +54,12 @@ class WindowTransformer(torch.nn.Module):
         depth (int): Number of blocks; every second one is shifted.
     """
 
-    fidelity = 'hard'
-
     def __init__(
         self, channels: int = 96, heads: int = 4, depth: int = 8
     ) -> None:
         super().__init__()
-        self.reader = MosaicReader()
-        seen = 4 * (3 + self.reader.num_context)
+        self.first_estimate = MosaicEstimate()
+        seen = 4 * (3 + CONTEXT_CHANNELS)
         self.head = torch.nn.Conv2d(seen, channels, 3, padding=1)
         self.blocks = torch.nn.ModuleList(
             _Block(channels, heads, k % 2 * _WINDOW // 2) for k in range(depth)
@@ -73,11 +72,11 @@ class WindowTransformer(torch.nn.Module):
     def estimates(
         self, image: Tensor, mask: Tensor, noise_std: None = None
     ) -> list[Tensor]:
-        """As :meth:`pyg_unroll.UnrolledGLR.estimates`; one estimate."""
+        """As :meth:`pyg_unroll.Demosaic.estimates`; one estimate."""
         with torch.autocast(image.device.type, enabled=False):
-            scene = self.reader.read(image, mask)
-        shown = [scene.context, scene.estimate - scene.reference]
-        cells = F.pixel_unshuffle(torch.cat(shown, 1), 2)
+            start, context, reference = self.first_estimate(image, mask)
+        shown = torch.cat([context, start - reference], 1)
+        cells = F.pixel_unshuffle(shown, 2)
         height, width = cells.shape[-2:]
         pad = (0, -width % _WINDOW, 0, -height % _WINDOW)
         x = self.head(F.pad(cells, pad, mode='replicate'))
@@ -86,10 +85,10 @@ class WindowTransformer(torch.nn.Module):
             x = block(x)
         out = self.tail(x.permute(0, 3, 1, 2))[..., :height, :width]
         out = F.pixel_shuffle(out, 2).to(image.dtype)
-        return [torch.where(mask, image, scene.estimate + 0.1 * out)]
+        return [torch.where(mask, image, start + 0.1 * out)]
 
     def restore(
         self, image: Tensor, mask: Tensor, noise_std: None = None
     ) -> Tensor:
-        """As :meth:`pyg_unroll.UnrolledGLR.restore`, for even sizes."""
+        """As :meth:`pyg_unroll.Demosaic.restore`, for even sizes."""
         return self.estimates(image, mask)[-1]

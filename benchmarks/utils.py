@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, timing, environment, tables."""
+"""Shared by the benchmarks: options, timing, environment, tables."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def interleaved(
     """Median seconds of each run, taken in turn after one round to warm up.
 
     Args:
-        runs: What to time, by name.
+        runs: The calls to time, by name.
         repeats: Rounds; up to ten times as many if they are short.
-        device: Where they run.
+        device: Their device.
         budget: Seconds after which a run is not repeated any more; each is
             timed at least once.
     """

@@ -50,6 +50,9 @@ _TYPES = {
     'GTVConv': 'pyg_unroll.nn.GTVConv',
     'UnrolledGLR': 'pyg_unroll.nn.UnrolledGLR',
     'UnrolledGTV': 'pyg_unroll.nn.UnrolledGTV',
+    'Restorer': 'pyg_unroll.imaging.restorer.Restorer',
+    'Scene': 'pyg_unroll.imaging.scene.Scene',
+    'BaseTransform': 'torch_geometric.transforms.BaseTransform',
     'Path': 'pathlib.Path',
 }
 napoleon_type_aliases = {
@@ -61,7 +64,7 @@ napoleon_type_aliases = {
 nitpick_ignore_regex = [
     ('py:obj', '(?s).*'),
     ('py:class', r'callable|[sS]equence|matplotlib axes|.*[\[\]].*'),
-    ('py:class', 'Arrays|LaplacianSystem|MaskedSignal'),
+    ('py:class', 'Arrays|LaplacianSystem|Observations|Restorer'),
 ]
 if os.environ.get('DOCS_ONLINE'):
     extensions.append('sphinx.ext.intersphinx')

@@ -34,15 +34,12 @@ from torch import Tensor
 from torch_geometric.data import Data
 from tqdm import tqdm
 
-from pyg_unroll import (
-    GraphDemosaic,
-    UnrolledGLR,
-    UnrolledGTV,
-    data_to_image,
-    mosaic,
+from pyg_unroll import Demosaic, GraphDemosaic, data_to_image, mosaic
+from pyg_unroll.imaging import (
+    CFA_PATTERNS,
+    SelfEnsemble,
+    local_interpolation,
 )
-from pyg_unroll.data import CFA_PATTERNS
-from pyg_unroll.nn.models import local_interpolation
 
 ZOOM = 96
 
@@ -67,36 +64,39 @@ def menon(data: Data) -> Tensor:
 def make_model(
     args: argparse.Namespace, is_bayer: bool, noisy: bool
 ) -> tuple[str, torch.nn.Module]:
-    """The trained net where there is one, and its name."""
-    cls = UnrolledGLR if args.prior == 'glr' else UnrolledGTV
+    """A restorer, trained if there are weights, and its name."""
+    prior = args.prior.upper()
+    model: torch.nn.Module
     if not args.untrained and is_bayer:
-        name = 'demosaic-bayer-noisy' if noisy else 'demosaic-bayer'
-        if name not in cls.pretrained_names():
+        name = 'bayer-noisy' if noisy else 'bayer'
+        if name not in Demosaic.pretrained_names(args.prior):
             print(
-                f'note: no weights of {cls.__name__} for noise; using those '
-                f'without',
+                f'note: no weights of {prior} for noise; using those without',
                 file=sys.stderr,
             )
-            name = 'demosaic-bayer'
-        model = cls.from_pretrained(name)
-        model.num_views = args.views
-        return f'{cls.__name__}, trained', model
-    if not args.untrained:
-        print(
-            f'note: no trained weights for {cls.__name__} and this sensor; '
-            f'using untrained layers',
-            file=sys.stderr,
-        )
-    if args.views > 1:
-        print('note: untrained layers ignore --views', file=sys.stderr)
-    return f'{args.prior.upper()}, untrained', GraphDemosaic(args.prior)
+            name = 'bayer'
+        model = Demosaic.from_pretrained(name, args.prior)
+        title = f'Demosaic, {prior}'
+    else:
+        if not args.untrained:
+            print(
+                'note: no weights for this sensor; using untrained layers',
+                file=sys.stderr,
+            )
+        model = GraphDemosaic(args.prior)
+        title = f'GraphDemosaic, {prior}'
+    if args.num_views > 1:
+        model = SelfEnsemble(model, args.num_views)
+    return title, model
 
 
 def graph_method(model: torch.nn.Module, noise: float | None) -> Method:
     """Wraps the model as a function of a mosaic; tells it the noise."""
+    restorer = getattr(model, 'restorer', model)
+    is_soft = getattr(restorer, 'fidelity', 'hard') == 'soft'
 
     def run(data: Data) -> Tensor:
-        if getattr(model, 'fidelity', 'hard') == 'soft' and noise is not None:
+        if is_soft and noise is not None:
             data.noise_std = noise
         with torch.no_grad():
             return data_to_image(data, model(data))
@@ -240,7 +240,7 @@ def parse() -> argparse.Namespace:
         help='layers with fixed parameters instead of the trained net',
     )
     parser.add_argument(
-        '--views',
+        '--num-views',
         type=int,
         choices=(1, 2, 4, 8),
         default=1,

@@ -2,7 +2,7 @@
 
     python examples/explain_demosaic.py                  # a bundled photograph
     python examples/explain_demosaic.py PHOTO --out OUT.png
-    python examples/explain_demosaic.py --weights inpaint-random
+    python examples/explain_demosaic.py --task inpaint
 
 The page shows, for each block and head of the net, which pixels the learned
 graph joins to a pixel on an edge, in texture and on a flat place; the filters
@@ -32,10 +32,10 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from pyg_unroll import (
+    Demosaic,
     GLRConv,
     GTVConv,
-    UnrolledGLR,
-    UnrolledGTV,
+    Inpaint,
     data_to_image,
     image_to_data,
     mosaic,
@@ -72,9 +72,9 @@ def read_photo(path: Path | None, size: int) -> Tensor:
     return photo[:, row : row + height, col : col + width].contiguous()
 
 
-def observe(photo: Tensor, weights: str) -> Data:
-    """What the net is given: a mosaic, or a third of the pixels."""
-    if weights.startswith('demosaic'):
+def observe(photo: Tensor, task: str) -> Data:
+    """The input of the net: a mosaic, or a third of the pixels."""
+    if task == 'demosaic':
         return mosaic(photo, 'RGGB')
     data = image_to_data(photo)
     generator = torch.Generator().manual_seed(0)
@@ -120,11 +120,15 @@ def score(model: torch.nn.Module, data: Data, photo: Tensor) -> float:
 
 def layers(model: torch.nn.Module) -> dict[str, GLRConv | GTVConv]:
     """The solver layers, by names for readers."""
-    names = {'conv': '', 'smooth_conv': ', smooth', 'fill_conv': ', fill'}
+    names = {
+        'conv': '',
+        'step.smooth_conv': ', smooth',
+        'step.fill_conv': ', fill',
+    }
     return {
         f'block {k}{names[name]}': layer
         for k, block in enumerate(model.blocks)
-        for name, layer in block.named_children()
+        for name, layer in block.named_modules()
         if isinstance(layer, GLRConv | GTVConv)
     }
 
@@ -215,7 +219,8 @@ def draw_neighbourhoods(
     figure: Any, model: torch.nn.Module, data: Data, photo: Tensor
 ) -> None:
     """Draws which pixels the learned graphs join to three pixels."""
-    names, heads = list(layers(model)), model.heads
+    names, first = list(layers(model)), next(iter(layers(model).values()))
+    heads, hops = first.heads, first.num_steps
     axes = figure.subplots(3, 1 + len(names) * heads)
     pixels = pick_pixels(photo)
     axes[0, 0].imshow(photo.permute(1, 2, 0).numpy())
@@ -233,7 +238,6 @@ def draw_neighbourhoods(
             bbox={'facecolor': 'black', 'pad': 1, 'alpha': 0.6},
         )
     axes[0, 0].axis('off')
-    hops = model.config['num_steps']
     for k, (name, pixel) in enumerate(pixels.items()):
         around = neighbourhood(model, data, pixel, hops=hops)
         around.plot(axes[k, 1:], image=photo, radius=RADIUS)
@@ -253,8 +257,8 @@ def draw_neighbourhoods(
 
 def draw_metrics(axes: Any, model: torch.nn.Module) -> None:
     """Draws the metrics and, last, their eigenvalues."""
-    heads, last = model.heads, axes[-1]
-    names = layers(model)
+    names, last = layers(model), axes[-1]
+    heads = next(iter(names.values())).heads
     for k, (name, metric) in enumerate(
         zip(names, learned_metrics(model), strict=True)
     ):
@@ -281,7 +285,8 @@ def draw_page(
     import matplotlib.pyplot as plt
 
     names = layers(model)
-    width = 3 * (1 + len(names) * model.heads)
+    count = sum(layer.heads for layer in names.values())
+    width = 3 * (1 + count)
     figure = plt.figure(figsize=(max(width, 15), 19.5), layout='constrained')
     figure.suptitle(title, fontsize=16)
     parts = figure.subfigures(4, 1, height_ratios=(9.6, 3.2, 3.2, 2.8))
@@ -326,7 +331,7 @@ def draw_page(
     print(f'{table}\n\n{scores}')
     write(panels[-1], f'{table}\n\n{scores}', family='monospace')
 
-    draw_metrics(parts[3].subplots(1, len(names) * model.heads + 1), model)
+    draw_metrics(parts[3].subplots(1, count + 1), model)
     figure.savefig(path, dpi=90)
     plt.close(figure)
 
@@ -358,10 +363,10 @@ def parse() -> argparse.Namespace:
         help='photograph (default: one that scikit-image ships)',
     )
     parser.add_argument(
-        '--weights',
-        choices=('demosaic-bayer', 'inpaint-random'),
-        default='demosaic-bayer',
-        help='trained weights (default: %(default)s)',
+        '--task',
+        choices=('demosaic', 'inpaint'),
+        default='demosaic',
+        help='what the net was trained to do (default: %(default)s)',
     )
     parser.add_argument(
         '--prior',
@@ -387,13 +392,14 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     """Runs the example."""
     args = parse()
-    cls = UnrolledGLR if args.prior == 'glr' else UnrolledGTV
+    is_mosaic = args.task == 'demosaic'
+    cls, name = (Demosaic, 'bayer') if is_mosaic else (Inpaint, 'random')
     try:
         check_out(args.out)
         photo = read_photo(args.image, args.size)
-        model = cls.from_pretrained(args.weights)
-        data = observe(photo, args.weights)
-        title = f'{cls.__name__}, {args.weights}'
+        model = cls.from_pretrained(name, args.prior)
+        data = observe(photo, args.task)
+        title = f'{cls.__name__}, {name}, {args.prior.upper()}'
         draw_page(model, data, photo, title, args.out)
     except ValueError as error:
         sys.exit(f'error: {error}')

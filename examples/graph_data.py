@@ -30,7 +30,7 @@ def make_parser(
     """The options that the examples of interpolation share.
 
     Args:
-        doc (str): What an example does, in its first line.
+        doc (str): The purpose of an example, in its first line.
         out (str): Name of its picture.
         hidden (float): Share of hidden nodes.
         file (bool): Whether to take a file of data.
@@ -85,7 +85,7 @@ class HiddenSignal:
     """A signal of which some nodes are hidden.
 
     Args:
-        data (Data): What methods see: `x` `[N, F]` with NaN where hidden,
+        data (Data): The input of methods: `x` `[N, F]` with NaN where hidden,
             `mask` `[N]`, and `pos` (km), `covariates`, `edge_index` and
             `edge_weight` where there are any.
         truth (torch.Tensor): The signal `[N, F]`.

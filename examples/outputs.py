@@ -1,4 +1,4 @@
-"""Where the examples write, checked before the work is done."""
+"""Checks of `--out`, before the work is done."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the examples share: reading photographs at full depth, and scores."""
+"""Shared by the examples: reading photographs at full depth, and scores."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from skimage.io import imread
 from skimage.metrics import peak_signal_noise_ratio
 from torch import Tensor
 
-from pyg_unroll.data import to_unit_range
+from pyg_unroll.imaging import to_unit_range
 
-# What folders are searched for.
+# Files that are read of a folder.
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.bmp')
 
 

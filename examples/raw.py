@@ -28,13 +28,13 @@ _XYZ_FROM_SRGB = np.array(
     ]
 )
 
-# How often to turn by 90 degrees counterclockwise, by LibRaw's flip.
+# Quarter turns, counterclockwise, by LibRaw's flip.
 _TURNS = {0: 0, 3: 2, 5: 1, 6: 3}
 
 
 @dataclass
 class RawPhoto:
-    """What a camera file holds.
+    """The content of a camera file.
 
     Args:
         data (Data): The mosaic: black level subtracted, white balanced, one is
@@ -116,7 +116,7 @@ def _read(raw: Any) -> RawPhoto:
     mask = torch.from_numpy(colour) == torch.arange(3).view(3, 1, 1)
     data = image_to_data(torch.where(mask, sensor, 0))
     data.mask = image_to_data(mask).x
-    # What the file says, or what LibRaw knows of the camera.
+    # Of the file, or else of LibRaw's table of cameras.
     matrix = np.array(raw.color_matrix, dtype=np.float64)[:, :3]
     camera = np.array(raw.rgb_xyz_matrix, dtype=np.float64)[:3]
     if not np.allclose(matrix.sum(1), 1, atol=0.05):

@@ -1,4 +1,4 @@
-"""Trains uGLR or uGTV to demosaic or fill in images, on a folder of them.
+"""Trains a restorer to demosaic or inpaint images, on a folder of them.
 
     python examples/train.py PHOTOS --val OTHERS --budget-minutes 60
     python examples/train.py PHOTOS --task inpaint --prior gtv
@@ -41,9 +41,10 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 from training_data import Patches, Sample, Task, largest, read_images
 
-from pyg_unroll import UnrolledGLR, UnrolledGTV
+from pyg_unroll import Demosaic, Inpaint
+from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
 
-Models = UnrolledGLR | UnrolledGTV
+Models = Demosaic | Inpaint
 
 # Pixels of a patch that are not scored: nothing is known beyond.
 _BORDER = 8
@@ -53,7 +54,7 @@ class Loss(torch.nn.Module):
     """The Charbonnier loss of all blocks' estimates, as one module for DDP.
 
     Args:
-        model (UnrolledGLR or UnrolledGTV): The net.
+        model (Demosaic or Inpaint): The net.
         early (float): Weight of the estimates before the last.
         knee (float): Error from which on the loss is linear.
         amp (bool): Mixed precision, where it is fast.
@@ -105,7 +106,7 @@ def parse_args() -> argparse.Namespace:
         default='demosaic',
         help='what the net learns: mosaics, noisy ones, or missing pixels',
     )
-    add('--prior', choices=('glr', 'gtv'), default='glr', help='uGLR or uGTV')
+    add('--prior', choices=('glr', 'gtv'), default='glr', help='of the layers')
     add('--budget-minutes', type=float, default=60.0, help='training time')
     add('--batch', type=int, default=8, help='patches per step and process')
     add('--patch', type=int, default=64, help='side of a patch, even')
@@ -136,11 +137,6 @@ def parse_args() -> argparse.Namespace:
     add('--features', type=int, default=4, help='features of a pixel')
     add('--heads', type=int, default=2, help='graphs learned in parallel')
     add('--neighbors', type=int, default=8, help='neighbours of a pixel')
-    add(
-        '--color-differences',
-        action='store_true',
-        help='blocks that alternate between green and colour differences',
-    )
     add('--steps', type=int, default=5, help='solver steps of a GLR layer')
     add('--iters', type=int, default=3, help='iterations of a GTV layer')
     add('--inner', type=int, default=2, help='solver steps of an iteration')
@@ -211,22 +207,23 @@ _MAY_BE_ZERO = (
 
 def make_model(args: argparse.Namespace) -> Models:
     """Builds the model that the arguments describe."""
-    task = Task(args.task)
+    is_glr = args.prior == 'glr'
     options: dict[str, Any] = {
-        'domain': task.domain,
-        'fidelity': task.fidelity,
-        'guide': True,
-        'num_blocks': args.blocks,
-        'num_layers': args.layers,
         'hidden_channels': args.hidden,
         'feature_channels': args.features,
         'heads': args.heads,
-        'neighbors': args.neighbors,
-        'color_differences': args.color_differences,
+        'num_layers': args.layers,
+        'prior': args.prior,
+        'steps': (args.steps,) if is_glr else (args.iters, args.inner),
     }
-    if args.prior == 'glr':
-        return UnrolledGLR(3, num_steps=args.steps, **options)
-    return UnrolledGTV(3, num_iters=args.iters, num_steps=args.inner, **options)
+    numbers = range(args.blocks)
+    if args.task == 'demosaic':
+        differences = [DifferenceBlock(**options) for _ in numbers]
+        return Demosaic(differences, args.neighbors)
+    fidelity = 'soft' if args.task == 'demosaic-noisy' else 'hard'
+    blocks = [GuidedBlock(fidelity=fidelity, **options) for _ in numbers]
+    restorer = Inpaint if args.task == 'inpaint' else Demosaic
+    return restorer(blocks, args.neighbors)
 
 
 def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
@@ -298,7 +295,7 @@ class Training:
         is_cuda = torch.device(args.device).type == 'cuda'
         self.capture = is_cuda and world == 1 and not args.no_graph
         if world > 1:
-            # Which parameters matter depends on the options.
+            # Not all parameters are used with all options.
             self.loss = DistributedDataParallel(
                 self.loss, find_unused_parameters=True
             )
@@ -421,12 +418,12 @@ def _spelled(name: str, value: Any) -> str:
     """An option as it is written on the command line."""
     flag = name if name == 'folder' else f'--{name.replace("_", "-")}'
     if isinstance(value, bool):
-        return flag if value else f'no {flag}'
+        return flag if value else f'without {flag}'
     return f'{flag} {value}'
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """What must not change on the way; folders by name only."""
+    """Options that must not change on the way; folders by name only."""
     skipped = (
         *('resume', 'device', 'threads', 'workers', 'no_graph', 'out', 'val'),
         *('max_val', 'val_minutes', 'save_minutes'),

@@ -1,4 +1,4 @@
-"""What `train.py` trains on: patches of photographs, and what is hidden."""
+"""Training data of `train.py`: patches of photographs, partly hidden."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from pyg_unroll.data import cfa_mask
+from pyg_unroll import cfa_mask
 
 
 @dataclass
 class Sample:
-    """What a net sees of images, and what it should find.
+    """Images as a net sees them, and as it should restore them.
 
     Args:
         truth (torch.Tensor): Images `[B, 3, H, W]` in `[0, 1]`.
@@ -45,7 +45,7 @@ class Sample:
 
 
 class Task:
-    """What is hidden from a net.
+    """The values that are hidden from a net.
 
     Args:
         name (str): `demosaic`, `demosaic-noisy` or `inpaint`.
@@ -54,8 +54,8 @@ class Task:
     NAMES = ('demosaic', 'demosaic-noisy', 'inpaint')
 
     def __init__(self, name: str) -> None:
-        self.domain = 'inpainting' if name == 'inpaint' else 'mosaic'
-        self.fidelity = 'soft' if name == 'demosaic-noisy' else 'hard'
+        self.is_mosaic = name != 'inpaint'
+        self.is_noisy = name == 'demosaic-noisy'
 
     def hide(
         self,
@@ -68,7 +68,7 @@ class Task:
 
         Args:
             truth (torch.Tensor): The images.
-            generator (numpy.random.Generator): Where chance comes from.
+            generator (numpy.random.Generator): The source of chance.
             noise (float, optional): Standard deviation of the noise if the
                 task has any; random up to 50/255 by default.
             known (float, optional): Share of known pixels in inpainting; 10
@@ -77,7 +77,7 @@ class Task:
         count, _, height, width = truth.shape
         noise_std = None
         image = truth
-        if self.fidelity == 'soft':
+        if self.is_noisy:
             # Little noise is as common as much, on a scale of decibels.
             std = 50 / 255 * generator.uniform(size=count) ** 2
             std = std if noise is None else np.full(count, noise)
@@ -85,7 +85,7 @@ class Task:
             grain = generator.standard_normal(truth.shape, dtype=np.float32)
             grain_std = noise_std.view(-1, 1, 1, 1)
             image = truth + grain_std * torch.from_numpy(grain)
-        if self.domain == 'mosaic':
+        if self.is_mosaic:
             mask = cfa_mask('RGGB', height, width)[None]
         else:
             chosen = [
@@ -120,7 +120,7 @@ class Patches(Dataset[Sample]):
 
     Args:
         images (list[torch.Tensor]): Photographs `[3, H, W]`, 8 or 16 bits.
-        task (Task): What is hidden.
+        task (Task): The values to hide.
         side (int): Side of a patch, even.
         count (int): Patches per step.
         hard (int): Of so many candidates each, the one with most detail is
@@ -185,7 +185,7 @@ class Patches(Dataset[Sample]):
 
 
 def subsample_chroma(image: Tensor) -> Tensor:
-    """Halves the resolution of what is left of an image without its luma."""
+    """Halves the resolution of an image without its luma."""
     luma = image.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
     grey = (luma * image).sum(0, keepdim=True)
     small = F.avg_pool2d((image - grey)[None], 2)

@@ -37,8 +37,8 @@ def check_boolean(name: str, mask: Tensor) -> None:
     """Raises a `ValueError` unless a mask is boolean."""
     if mask.dtype != torch.bool:
         raise ValueError(
-            f"'{name}' must be boolean, True where known (got {mask.dtype}); "
-            f"convert it with 'mask.bool()' or compare, 'mask > 0'"
+            f"'{name}' must be boolean (got {mask.dtype}); convert it with "
+            f"'mask.bool()' or compare, 'mask > 0'"
         )
 
 

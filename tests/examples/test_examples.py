@@ -1,5 +1,4 @@
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -7,41 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import skimage.data
-import torch
 from PIL import Image
 
-EXAMPLES = Path(__file__).parents[2] / 'examples'
+from tests.examples.conftest import EXAMPLES
+
 SHARED = Path(__file__).parents[3] / 'shared' / 'data'
-
-
-def run(script, *arguments):
-    return subprocess.run(
-        [sys.executable, EXAMPLES / script, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '2'},
-        timeout=600,
-    )
-
-
-@pytest.fixture
-def refusal(monkeypatch, capsys):
-    """What an example says that ends with an error, run in this process."""
-    monkeypatch.syspath_prepend(EXAMPLES)
-    threads = torch.get_num_threads()
-
-    def run_here(script, *arguments):
-        monkeypatch.setattr(sys, 'argv', [script, *map(str, arguments)])
-        with torch.enable_grad(), pytest.raises(SystemExit) as end:
-            runpy.run_path(str(EXAMPLES / script), run_name='__main__')
-        code = end.value.code
-        assert code
-        message = capsys.readouterr().err if isinstance(code, int) else code
-        assert 'error: ' in message.splitlines()[-1]
-        return message
-
-    yield run_here
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope='module')
@@ -54,7 +23,7 @@ def figures(output, method):
     return float(line[22:31]), float(line[31:40])
 
 
-def test_demosaic_odd_image(tmp_path, photo):
+def test_demosaic_odd_image(run, tmp_path, photo):
     Image.fromarray(photo).save(tmp_path / 'photo.png')
     out = tmp_path / 'figure.png'
     done = run(
@@ -62,29 +31,30 @@ def test_demosaic_odd_image(tmp_path, photo):
     )
     assert done.returncode == 0, done.stderr
     ours, bilinear = (
-        figures(done.stdout, m)[0] for m in ('UnrolledGLR', 'bilinear')
+        figures(done.stdout, m)[0] for m in ('Demosaic', 'bilinear')
     )
     assert ours > bilinear + 4
     plain = run('demosaic.py', tmp_path / 'photo.png', '--untrained')
-    assert figures(plain.stdout, 'GLR, untrained')[0] < ours
+    assert figures(plain.stdout, 'GraphDemosaic, GLR')[0] < ours
     assert min(Image.open(out).size) > 500
 
 
-def test_demosaic_noise(tmp_path, photo):
+def test_demosaic_noise(run, tmp_path, photo):
     Image.fromarray(photo).save(tmp_path / 'photo.png')
     out = tmp_path / 'figure.png'
     done = run(
-        'demosaic.py', tmp_path / 'photo.png', '--noise', 20, '--out', out
+        *('demosaic.py', tmp_path / 'photo.png', '--noise', 20),
+        *('--num-views', 2, '--out', out),
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ''
     ours, bilinear = (
-        figures(done.stdout, m)[0] for m in ('UnrolledGLR', 'bilinear')
+        figures(done.stdout, m)[0] for m in ('Demosaic', 'bilinear')
     )
     assert ours > bilinear + 3
 
 
-def test_demosaic_folder_with_grey_and_deep_images(tmp_path, photo):
+def test_demosaic_folder_with_grey_and_deep_images(run, tmp_path, photo):
     grey = photo.mean(-1).astype(np.uint8)
     Image.fromarray(grey).save(tmp_path / 'grey.png')
     Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'deep.png')
@@ -111,7 +81,7 @@ def test_demosaic_errors(tmp_path, refusal, arguments, problem):
     assert problem in refusal('demosaic.py', tmp_path / name, *options)
 
 
-def test_demosaic_folder_with_a_broken_image(tmp_path, photo):
+def test_demosaic_folder_with_a_broken_image(run, tmp_path, photo):
     (tmp_path / 'a.png').write_text('no image')
     for name in ('b.png', 'c.png'):
         Image.fromarray(photo[:20, :20]).save(tmp_path / name)
@@ -120,27 +90,27 @@ def test_demosaic_folder_with_a_broken_image(tmp_path, photo):
     assert 'error: 1 images are not in the scores' in done.stderr
     assert "a.png': it is not an image" in done.stderr
     assert '2 images' in done.stdout
-    assert figures(done.stdout, 'UnrolledGLR')[0] > 20
+    assert figures(done.stdout, 'Demosaic')[0] > 20
 
 
 @pytest.mark.parametrize(
     ('folder', 'least'), [('kodak24', 41.2), ('val', 39.9)]
 )
-def test_demosaic_quality(folder, least):
+def test_demosaic_quality(run, folder, least):
     # Menon: 39.20 and 36.80 dB.
     if not (SHARED / folder).is_dir():
         pytest.skip(f'no photographs in ../shared/data/{folder}')
     if not os.environ.get('FULL_TEST'):
         pytest.skip('scores all photographs only with FULL_TEST=1')
     done = run('demosaic.py', SHARED / folder)
-    assert figures(done.stdout, 'UnrolledGLR')[0] >= least
+    assert figures(done.stdout, 'Demosaic')[0] >= least
 
 
 @pytest.mark.parametrize(
     'options',
-    [(), ('--prior', 'gtv', '--weights', 'inpaint-random')],
+    [(), ('--prior', 'gtv', '--task', 'inpaint')],
 )
-def test_explain(tmp_path, photo, options):
+def test_explain(run, tmp_path, photo, options):
     Image.fromarray(photo).save(tmp_path / 'photo.png')
     out = tmp_path / 'page.png'
     done = run(
@@ -180,7 +150,7 @@ def rmse_of(output, method):
 
 
 @pytest.mark.parametrize('options', [(), ('--temperature',)])
-def test_terrain(tmp_path, options):
+def test_terrain(run, tmp_path, options):
     out = tmp_path / 'terrain.png'
     done = run(
         *('interpolate_terrain.py', '--points', 300, '--hidden', 0.5),
@@ -197,7 +167,7 @@ def test_terrain(tmp_path, options):
     assert min(Image.open(out).size) > 500
 
 
-def test_counties_and_sensors(tmp_path):
+def test_counties_and_sensors(run, tmp_path):
     chance = np.random.default_rng(0)
     pos = chance.uniform(-1, 1, size=(60, 2))
     pairs = np.stack([np.arange(60), (np.arange(60) + 1) % 60])
@@ -221,8 +191,7 @@ def test_no_file(tmp_path, refusal, script):
 
 
 @pytest.fixture
-def load(monkeypatch):
-    monkeypatch.syspath_prepend(EXAMPLES)
+def load():
     from graph_data import load
 
     return load
@@ -297,7 +266,7 @@ def test_interpolation_errors(tmp_path, refusal, arguments, problem):
     assert problem in refusal(f'interpolate_{script}', *options)
 
 
-def test_node_classification():
+def test_node_classification(run):
     done = run(
         'node_classification.py', '--nodes', 500, '--seeds', 1, '--epochs', 30
     )
@@ -322,19 +291,30 @@ def test_node_classification_errors(refusal, option, value, problem):
     assert problem in refusal('node_classification.py', option, value)
 
 
-@pytest.mark.parametrize(
-    'script',
-    [
-        'demosaic.py',
-        'explain_demosaic.py',
-        'interpolate_counties.py',
-        'interpolate_sensors.py',
-        'interpolate_terrain.py',
-        'node_classification.py',
-        'train.py',
-    ],
-)
-def test_help(script):
+SCRIPTS = [
+    'demosaic.py',
+    'explain_demosaic.py',
+    'interpolate_counties.py',
+    'interpolate_sensors.py',
+    'interpolate_terrain.py',
+    'node_classification.py',
+    'train.py',
+]
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_command(run, script):
     done = run(script, '--help')
     assert done.returncode == 0
     assert 'usage' in done.stdout
+    # In a process of its own, from another folder.
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / script, '--no-such-option'],
+        capture_output=True,
+        text=True,
+        cwd=EXAMPLES.anchor,
+        timeout=600,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith('usage: ')
+    assert done.stdout == ''

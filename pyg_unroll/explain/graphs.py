@@ -1,7 +1,8 @@
-"""The learned weights around a node."""
+"""Learned graphs, on the nodes of the data, and the weights around a node."""
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +11,68 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from pyg_unroll.checks import check_positive, is_integer
-from pyg_unroll.data import data_to_image
-from pyg_unroll.explain.calls import LayerCall, record_calls
+from pyg_unroll.explain.calls import (
+    LayerCall,
+    check_one_graph,
+    node_places,
+    record_calls,
+)
 from pyg_unroll.explain.figure import make_axes
-from pyg_unroll.explain.learned_graphs import check_one_graph, node_places
+from pyg_unroll.imaging import data_to_image
 from pyg_unroll.ops import degree, laplacian
+from pyg_unroll.transforms.utils import remove_edges
+
+
+@torch.no_grad()
+def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
+    r"""Runs a model and returns the graph of each solver layer.
+
+    Args:
+        model (torch.nn.Module): See :func:`~pyg_unroll.explain.trace`.
+        data (Data): The data that it is run on.
+
+    Returns:
+        For each call of a layer, a shallow copy of the data, whose own edges
+        and attributes of edges are replaced by :obj:`edge_index`
+        :math:`(2, 2E)` and :obj:`edge_weight` :math:`(2E, H)`; without the
+        margin that is mirrored around images.
+
+    Raises:
+        ValueError: If the data is a batch; see also
+            :func:`~pyg_unroll.explain.trace`.
+    """
+    check_one_graph(data)
+    graphs = []
+    for call, _, node_at in _record(model, data):
+        topology = call.topology
+        edge_index = node_at[topology.edge_index]
+        inside = (edge_index >= 0).all(0)
+        graph = copy.copy(data)
+        remove_edges(graph)
+        graph.edge_index = edge_index[:, inside]
+        graph.edge_weight = topology.directed_weight(call.weight)[inside]
+        graphs.append(graph)
+    return graphs
+
+
+def _record(
+    model: torch.nn.Module, data: Data
+) -> list[tuple[LayerCall, Tensor, Tensor]]:
+    """Each call, with the places of the nodes of data in its graph, and the
+    node of data at each place, -1 outside.
+    """
+    calls = record_calls(model, data)
+    place, num_nodes = node_places(model, data)
+    node_at = place.new_full((num_nodes,), -1)
+    node_at[place] = torch.arange(len(place), device=place.device)
+    for call in calls:
+        total = call.topology.num_nodes
+        if total != num_nodes:
+            raise ValueError(
+                f"'{call.name}' works on a graph of {total} nodes, but "
+                f"'data' has {num_nodes}"
+            )
+    return [(call, place, node_at) for call in calls]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,9 +84,9 @@ class LayerNeighbourhood:
         neighbours (torch.Tensor): The adjacent nodes :math:`(K)`.
         weight (torch.Tensor): Weights :math:`w_{ij}` of the edges to them
             :math:`(K, H)`.
-        reach (torch.Tensor): How often a random walk over the weights, of
-            some hops, visits each node, as a share of the hops
-            :math:`(N, H)`; :math:`w_{ij} / d_i` for one hop.
+        reach (torch.Tensor): Share of the hops of a random walk over the
+            weights, from the node, that end at each node :math:`(N, H)`;
+            :math:`w_{ij} / d_i` for one hop.
     """
 
     name: str
@@ -45,7 +103,7 @@ class Neighbourhood:
         node (int): The node :math:`i`.
         hops (int): Length of the walks.
         layers (list[LayerNeighbourhood]): One for each call of a layer.
-        data (Data): What the model was run on.
+        data (Data): The data that the model was run on.
     """
 
     node: int
@@ -92,29 +150,28 @@ class Neighbourhood:
         """
         heads = self.layers[0].reach.size(1)
         axes = make_axes(axes, len(self.layers), heads)
-        is_image = self.data.get('height') is not None
-        if is_image and image is None:
+        if self.data.get('height') is None:
+            image = None
+        elif image is None:
             image = data_to_image(self.data)
         for k, layer in enumerate(self.layers):
-            for head in range(heads):
-                ax = axes[k, head]
-                if is_image:
-                    assert image is not None
-                    self._draw_window(ax, image, k, head, radius)
-                else:
+            for head, ax in enumerate(axes[k]):
+                if image is None:
                     self._draw_map(ax, layer, head)
-                ax.set_title(f'{layer.name or "layer"}, head {head}')
-                ax.set_xticks([])
-                ax.set_yticks([])
+                else:
+                    reach = self.window(k, radius)[head]
+                    self._draw_window(ax, image, reach, radius)
+                title = f'{layer.name or "layer"}, head {head}'
+                ax.set(title=title, xticks=[], yticks=[])
         return axes
 
     def _draw_window(
-        self, ax: Any, image: Tensor, layer: int, head: int, radius: int
+        self, ax: Any, image: Tensor, reach: Tensor, radius: int
     ) -> None:
         grey = image.detach().float().mean(0).cpu().numpy()
         row, col = divmod(self.node, grey.shape[1])
         ax.imshow(grey, cmap='gray', interpolation='nearest')
-        reach = self.window(layer, radius)[head].float().cpu()
+        reach = reach.float().cpu()
         overlay = torch.zeros((*reach.shape, 4))
         overlay[..., :3] = torch.tensor([1.0, 0.25, 0.0])
         # Square roots, so that the eye sees the tail.
@@ -125,8 +182,7 @@ class Neighbourhood:
         if not bool(reach.any()):
             ax.text(col, row + 1.5, 'no neighbours', ha='center', va='top')
         ax.plot(col, row, 'x', color='deepskyblue', markersize=8)
-        ax.set_xlim(col + low, col + high)
-        ax.set_ylim(row + high, row + low)
+        ax.set(xlim=extent[:2], ylim=extent[2:])
 
     def _draw_map(self, ax: Any, layer: LayerNeighbourhood, head: int) -> None:
         pos = self.data.get('pos')
@@ -136,30 +192,24 @@ class Neighbourhood:
                 'of shape [num_nodes, 2] to be drawn on'
             )
         pos = pos.detach().cpu()
-        ax.scatter(*pos.numpy().T, s=4, color='lightgrey')
+        ax.scatter(*pos.T.numpy(), s=4, color='lightgrey')
         weight = layer.weight[:, head].cpu()
         widths = 4 * weight / weight.max().clamp(min=1e-30)
         for other, width in zip(
             layer.neighbours.tolist(), widths.tolist(), strict=True
         ):
-            line = pos[[self.node, other]]
-            ax.plot(*line.numpy().T, color='black', linewidth=width, zorder=1)
+            line = pos[[self.node, other]].T.numpy()
+            ax.plot(*line, color='black', linewidth=width, zorder=1)
         reach = layer.reach[:, head].cpu()
         seen = reach > 1e-3 * reach.max()
-        ax.scatter(
-            *pos[seen].numpy().T,
-            s=25,
-            c=reach[seen].numpy(),
-            cmap='Oranges',
-            zorder=2,
-        )
-        ax.plot(*pos[self.node].tolist(), 'x', color='deepskyblue', zorder=3)
-        around = pos[seen | (torch.arange(len(pos)) == self.node)]
-        middle = pos[self.node]
-        size = 1.2 * float((around - middle).abs().max()) or 1.0
-        ax.set_xlim(float(middle[0]) - size, float(middle[0]) + size)
-        ax.set_ylim(float(middle[1]) - size, float(middle[1]) + size)
-        ax.set_aspect('equal')
+        style = {'s': 25, 'cmap': 'Oranges', 'zorder': 2}
+        ax.scatter(*pos[seen].T.numpy(), c=reach[seen].numpy(), **style)
+        x, y = pos[self.node].tolist()
+        ax.plot(x, y, 'x', color='deepskyblue', zorder=3)
+        far = (pos[seen] - pos[self.node]).abs().flatten()
+        size = 1.2 * max(far.tolist(), default=0.0) or 1.0
+        xlim, ylim = (x - size, x + size), (y - size, y + size)
+        ax.set(xlim=xlim, ylim=ylim, aspect='equal')
 
 
 @torch.no_grad()
@@ -173,11 +223,11 @@ def neighbourhood(
 
     Args:
         model (torch.nn.Module): See :func:`~pyg_unroll.explain.trace`.
-        data (Data): What to run it on.
+        data (Data): The data that it is run on.
         node (int or tuple[int, int]): The node, or (row, column) of a pixel.
-        hops (int, optional): Length of the random walks that show which nodes
-            are near; a layer sees as many hops as it has steps.
-            (default: :obj:`1`)
+        hops (int, optional): Length of the random walks that measure
+            nearness; a layer's :attr:`receptive_field` is the number of hops
+            that it sees. (default: :obj:`1`)
 
     Returns:
         Weights and reach per layer and head. Neighbours in the margin that is
@@ -208,23 +258,17 @@ def neighbourhood(
             f'{node})'
         )
     check_positive('hops', hops)
-    calls = record_calls(model, data)
-    place = node_places(model, data, calls)
-    layers = [_around(call, node, place, hops) for call in calls]
+    layers = [_around(node, hops, *parts) for parts in _record(model, data)]
     return Neighbourhood(node, hops, layers, data)
 
 
 def _around(
-    call: LayerCall, node: int, place: Tensor, hops: int
+    node: int, hops: int, call: LayerCall, place: Tensor, node_at: Tensor
 ) -> LayerNeighbourhood:
-    """Looks around a node; `place` says where those of the data are."""
     topology, weight = call.topology, call.weight.double()
     center = int(place[node])
-    # The node of the data at each place, -1 outside.
-    back = place.new_full((topology.num_nodes,), -1)
-    back[place] = torch.arange(len(place), device=place.device)
     entries = slice(*topology.rowptr[center : center + 2].tolist())
-    neighbours = back[topology.col[entries].long()]
+    neighbours = node_at[topology.col[entries].long()]
     inside = neighbours >= 0
 
     degrees = degree(topology, weight).unsqueeze(1)
