@@ -1,4 +1,5 @@
 import gc
+import weakref
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
-from pyg_unroll import GLRConv, Topology
-from pyg_unroll.layouts import _CACHE, resolve_graph
+from pyg_unroll import GLRConv, GridGraph, Topology, image_to_data
+from pyg_unroll.graph import resolve_graph
 from pyg_unroll.testing import assert_laplacian, assert_same
 from tests.oracles import random_graph
 
@@ -174,6 +175,17 @@ def test_weights_of_wrong_shape():
     topology = Topology.from_edge_index(path(), 4)
     with pytest.raises(ValueError, match=r'shape \[3\]'):
         resolve(topology, torch.ones(6))
+    with pytest.raises(ValueError, match=r"'weight' must have 3 rows.*\[6\]"):
+        topology.directed_weight(torch.ones(6))
+
+
+def test_weights_of_wrong_type():
+    topology = Topology.from_edge_index(path(), 4)
+    for read in (topology.undirected_weight, lambda w: resolve(path(), w)):
+        with pytest.raises(ValueError, match="'edge_weight' must be a tensor"):
+            read([1.0] * 6)
+        with pytest.raises(ValueError, match=r'must be real.*complex64'):
+            read(torch.ones(6).cfloat())
 
 
 def test_wrong_number_of_nodes():
@@ -185,9 +197,20 @@ def test_wrong_number_of_nodes():
         resolve(sparse, num_nodes=5)
 
 
-def test_wrong_type():
-    with pytest.raises(ValueError, match="got 'list'"):
-        resolve([[0, 1], [1, 0]])
+@pytest.mark.parametrize('graph', [[[0, 1], [1, 0]], path().numpy(), None])
+def test_wrong_type(graph):
+    name = type(graph).__name__
+    with pytest.raises(ValueError, match=f"'edge_index' must.*got '{name}'"):
+        resolve(graph)
+    with pytest.raises(ValueError, match=f"'edge_index' must.*got '{name}'"):
+        Topology.from_edge_index(graph, 4)
+
+
+@pytest.mark.parametrize('num_nodes', [3.0, -1, None])
+def test_no_number_of_nodes(num_nodes):
+    match = rf"'num_nodes' must be a non-negative integer \(got {num_nodes}\)"
+    with pytest.raises(ValueError, match=match):
+        Topology.from_edge_index(path()[:, :0], num_nodes)
 
 
 def test_layouts():
@@ -245,12 +268,61 @@ def test_cache():
 
 def test_cache_forgets():
     edge_index = path()
-    resolve(edge_index)
-    assert edge_index in _CACHE
-    size = len(_CACHE)
+    topology = weakref.ref(resolve(edge_index)[0])
+    gc.collect()
+    assert topology() is not None
     del edge_index
     gc.collect()
-    assert len(_CACHE) < size
+    assert topology() is None
+
+
+def test_cache_sees_writes_past_pytorch():
+    # NumPy writes into the memory of a tensor, which does not count them.
+    edge_index = path()
+    before = resolve(edge_index)[0]
+    edge_index.numpy()[:] = 3 - edge_index.numpy()[:, ::-1].copy()
+    edge_index.numpy()[:, [0, 1]] = [[0, 3], [3, 0]]
+    topology = resolve(edge_index)[0]
+    assert topology is not before
+    assert torch.equal(topology.edge_index, edge_index)
+    assert resolve(edge_index)[0] is topology
+    edge_index.numpy()[0, 0] = edge_index.numpy()[1, 0]
+    with pytest.raises(ValueError, match='self-loop'):
+        resolve(edge_index)
+
+
+def test_cache_sees_writes_into_edges_of_transforms():
+    data = GridGraph(4)(image_to_data(torch.rand(1, 2, 3)))
+    index = data.edge_index
+    row = torch.arange(6.0).view(6, 1)
+    conv = GLRConv(2)
+    before = conv(row, index)
+    renamed = 5 - index
+    index.numpy()[:] = renamed.numpy()
+    index.numpy()[:, [0, 1]] = index.numpy()[:, [1, 0]]
+    out = conv(row, index)
+    assert torch.equal(out, conv(row, index.clone()))
+    index.numpy()[index.numpy() == 0] = 99
+    with pytest.raises(ValueError, match='out of range'):
+        conv(row, index)
+    assert not out.isnan().any() and not before.isnan().any()
+
+
+@pytest.mark.filterwarnings('ignore:Sparse')
+def test_cache_sees_writes_into_sparse_matrices():
+    edge_index = path(5)
+    adj = torch.sparse_coo_tensor(
+        edge_index, torch.ones(8), (5, 5), check_invariants=True
+    )
+    for matrix, indices in (
+        (adj := adj.coalesce(), adj.indices()[0]),
+        (csr := adj.to_sparse_csr(), csr.col_indices()),
+    ):
+        before = resolve(matrix, num_nodes=5)[0]
+        assert resolve(matrix, num_nodes=5)[0] is before
+        indices.numpy()[0] = 4
+        with pytest.raises(ValueError, match='no reverse edge'):
+            resolve(matrix, num_nodes=5)
 
 
 def test_cache_does_not_skip_the_check():

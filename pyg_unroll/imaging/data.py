@@ -40,13 +40,16 @@ def restore_data(restorer: Restorer, data: Data) -> Tensor:
             "'data' must have a 'mask', True where known; make mosaics with "
             "'pyg_unroll.mosaic', or set 'data.mask'"
         )
-    signal = read_signal(data.get('x'), data.mask, name='data.x')
+    # The restorer says what must be known of each image.
+    signal = read_signal(
+        data.get('x'), data.mask, name='data.x', allow_unknown=True
+    )
     examples = [data]
     if isinstance(data, Batch):
         data = data.clone()
         data.x, data.mask = signal.x, signal.observed
         examples = examples_of(data)
-    noise = _noise_of(data, len(examples))
+    noise = _noise_of(data, len(examples), signal.x.dtype)
     groups: dict[Any, list[int]] = {}
     images, masks = [], []
     for number, example in enumerate(examples):
@@ -72,12 +75,12 @@ def _image(data: Data, x: Tensor) -> Tensor:
     return image if image.dim() == 4 else image.unsqueeze(0)
 
 
-def _noise_of(data: Data, count: int) -> Tensor | None:
+def _noise_of(data: Data, count: int, dtype: torch.dtype) -> Tensor | None:
     """The noise of each image `[B]`, if it is given."""
     noise = data.get('noise_std')
     if noise is None:
         return None
-    noise = torch.as_tensor(noise).view(-1)
+    noise = torch.as_tensor(noise, dtype=dtype).view(-1)
     if len(noise) not in (1, count):
         raise ValueError(
             f"'data.noise_std' must be one value or one for each of {count} "
@@ -86,7 +89,9 @@ def _noise_of(data: Data, count: int) -> Tensor | None:
     return noise.expand(count)
 
 
-def read_images(image: Any, mask: Any, channels: int | None) -> None:
+def read_images(
+    image: Any, mask: Any, channels: int | None, allow_unknown: bool = False
+) -> None:
     """Checks images and their masks.
 
     Args:
@@ -94,6 +99,8 @@ def read_images(image: Any, mask: Any, channels: int | None) -> None:
         mask (torch.Tensor): True where known, boolean, :math:`(B, C, H, W)`
             or :math:`(1, C, H, W)`.
         channels (int or None): Number of channels, any if :obj:`None`.
+        allow_unknown (bool, optional): Allow channels without known pixels.
+            (default: :obj:`False`)
 
     Raises:
         ValueError: If shapes or types do not fit, known pixels are not finite
@@ -122,4 +129,5 @@ def read_images(image: Any, mask: Any, channels: int | None) -> None:
         known[0] if known.size(0) == 1 else known,
         name='image',
         samples=True,
+        allow_unknown=allow_unknown,
     )

@@ -101,7 +101,8 @@ class GraphDemosaic(Restorer):
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> tuple[Tensor, ...]:
         """See :class:`Restorer`."""
-        read_images(image, mask, 3)
+        # Tiny images lack a colour.
+        read_images(image, mask, 3, allow_unknown=True)
         check_one_color(mask)
         check_not_half('image', image.dtype)
         self.noise_level(image, mask, noise_std)

@@ -62,12 +62,19 @@ class Tiled(Wrapper):
         - **output:** the same
 
     Raises:
-        ValueError: If :obj:`max_pixels` is not positive.
+        ValueError: If :obj:`max_pixels` is not positive, or the restorer
+            works on whole images.
     """
 
     def __init__(self, restorer: Restorer, max_pixels: int = 450_000) -> None:
         super().__init__(restorer)
         check_positive('max_pixels', max_pixels)
+        if isinstance(restorer, SelfEnsemble):
+            raise ValueError(
+                "'restorer' must not be a 'SelfEnsemble', which turns whole "
+                "images; wrap it around 'Tiled', as in "
+                "'SelfEnsemble(Tiled(restorer))'"
+            )
         self.max_pixels = max_pixels
 
 

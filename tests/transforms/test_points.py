@@ -56,6 +56,9 @@ def test_goes_into_a_solver():
 @pytest.mark.parametrize(
     'pos, signal, mask, match',
     [
+        ([1.0], torch.rand(1), None, "'pos' must be a tensor.*got 'list'"),
+        (torch.rand(1, 2), [1.0], None, "'signal' must be a tensor.*'list'"),
+        (torch.rand(1, 2), torch.rand(1), [True], "'mask' must be a tensor"),
         (torch.rand(3), torch.rand(3), None, r"'pos'.*\[3\]"),
         (torch.rand(3, 2), torch.rand(4), None, r"'signal'.*\[3, features\]"),
         (torch.rand(3, 2), torch.rand(3, 1, 1), None, "'signal' must have"),

@@ -3,9 +3,8 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from pyg_unroll import cfa_mask, data_to_image, mosaic
-from pyg_unroll.data import CFA_PATTERNS
-from pyg_unroll.data.cfa import check_mosaic
+from pyg_unroll import GraphDemosaic, cfa_mask, data_to_image, mosaic
+from pyg_unroll.imaging import CFA_PATTERNS
 
 # Fujifilm's 6 x 6 tile has 8 red, 20 green and 8 blue pixels.
 TILES = {name: (2, (1, 2, 1)) for name in ('RGGB', 'BGGR', 'GRBG', 'GBRG')}
@@ -38,11 +37,11 @@ def test_bayer_letters(pattern):
     assert ''.join(corner) == pattern
 
 
-@pytest.mark.parametrize('pattern', ['RGGB', 'BGGR', 'GRBG', 'GBRG'])
-def test_bayer_against_colour_demosaicing(pattern):
+def test_bayer_against_colour_demosaicing():
     bayer = pytest.importorskip('colour_demosaicing.bayer')
-    expected = bayer.masks_CFA_Bayer((6, 8), pattern)
-    assert np.array_equal(cfa_mask(pattern, 6, 8).numpy(), expected)
+    for pattern in ('RGGB', 'BGGR', 'GRBG', 'GBRG'):
+        expected = bayer.masks_CFA_Bayer((6, 8), pattern)
+        assert np.array_equal(cfa_mask(pattern, 6, 8).numpy(), expected)
 
 
 def test_x_trans_sees_all_colours_in_rows_and_columns():
@@ -121,12 +120,24 @@ def test_wrong_mosaic(image, pattern, match):
         mosaic(image, pattern)
 
 
+@pytest.mark.parametrize(
+    ('args', 'match'),
+    [
+        (('RGB', 2, 2), "'pattern' must be one of.*got 'RGB'"),
+        (('RGGB', -1, 2), r"'height' must be a positive integer \(got -1\)"),
+        (('RGGB', 2, 2.5), r"'width' must be a positive integer \(got 2\.5\)"),
+    ],
+)
+def test_wrong_mask(args, match):
+    with pytest.raises(ValueError, match=match):
+        cfa_mask(*args)
+
+
 @pytest.mark.parametrize('known', [[], [0, 1], [0, 1, 2]])
 def test_one_colour_per_pixel(known):
     data = mosaic(torch.rand(3, 4, 4))
-    check_mosaic(data)
     colours = torch.zeros(3, dtype=torch.bool)
     colours[known] = True
     data.mask[6] = colours
-    with pytest.raises(ValueError, match=r'at pixel 6.* dead pixel'):
-        check_mosaic(data)
+    with pytest.raises(ValueError, match=r'at pixel \(1, 2\).* dead pixel'):
+        GraphDemosaic()(data)

@@ -4,7 +4,7 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll import data_to_image, image_to_data
-from pyg_unroll.data import to_unit_range
+from pyg_unroll.imaging import to_unit_range
 from pyg_unroll.testing import TOLERANCES
 
 DTYPES = [torch.uint8, torch.uint16, *TOLERANCES]
