@@ -22,22 +22,27 @@ class Wrapper(Restorer):
 
     @property
     def receptive_field(self) -> int:
+        """See :class:`Restorer`."""
         return self.restorer.receptive_field
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
+        """See :class:`Restorer`."""
         return self.restorer.phase(mask)
 
     def noise_level(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> Tensor | None:
+        """See :class:`Restorer`."""
         return self.restorer.noise_level(image, mask, noise_std)
 
     def prepare(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> tuple[Tensor, ...]:
+        """See :class:`Restorer`."""
         return self.restorer.prepare(image, mask, noise_std)
 
     def run(self, *images: Tensor) -> Tensor:
+        """See :class:`Restorer`."""
         return self.restorer.run(*images)
 
 
