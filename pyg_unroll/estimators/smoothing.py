@@ -14,8 +14,8 @@ from pyg_unroll.estimators.inputs import GraphName, Sites
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import degree
 from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.solvers import ConvergenceWarning
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
-from pyg_unroll.solvers.result import ConvergenceWarning
 
 # Confidence of observations and ridge, relative to the mean degree.
 TRUST = (0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4)

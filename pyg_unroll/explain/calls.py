@@ -16,7 +16,7 @@ from pyg_unroll.graph import Topology, edges_of
 from pyg_unroll.imaging import GraphDemosaic, SelfEnsemble, data_to_image
 from pyg_unroll.imaging.restorer import Restorer
 from pyg_unroll.imaging.tiles import mirrored_frame
-from pyg_unroll.imaging.wrapper import Wrapper
+from pyg_unroll.imaging.wrappers import Wrapper
 from pyg_unroll.inputs import Observations, read_signal
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import Iterate
