@@ -584,7 +584,7 @@ ESTIMATORS = [
         lambda: fitted().predict(
             data(x=torch.rand(9, 2), pos=torch.rand(9, 2))
         ),
-        r"'data.x' must have the 1 feature\(s\) of 'fit' \(got \[9, 2\]\)",
+        r"'data.x' must have the 1 feature\(s\) of 'fit' \(got 2\)",
     ),
     (lambda: fitted().metric(), 'no metric was learned'),
 ]
