@@ -61,7 +61,7 @@ napoleon_type_aliases = {
 nitpick_ignore_regex = [
     ('py:obj', '(?s).*'),
     ('py:class', r'callable|[sS]equence|matplotlib axes|.*[\[\]].*'),
-    ('py:class', 'Arrays|LaplacianSystem|MaskedSignal'),
+    ('py:class', 'LaplacianSystem|MaskedSignal|Matrix'),
 ]
 if os.environ.get('DOCS_ONLINE'):
     extensions.append('sphinx.ext.intersphinx')

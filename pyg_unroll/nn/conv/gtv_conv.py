@@ -19,8 +19,7 @@ from pyg_unroll.checks import (
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv, check_spectrum
 from pyg_unroll.ops import degree
-from pyg_unroll.ops.admm import TotalVariation
-from pyg_unroll.ops.fused_admm import admm_step
+from pyg_unroll.ops.admm import TotalVariation, admm_step
 from pyg_unroll.ops.replay import DualReplay
 from pyg_unroll.ops.signal import Fidelity
 from pyg_unroll.ops.system import chebyshev_coefficients
@@ -50,7 +49,7 @@ class GTVConv(SmoothnessConv):
     Each of the :math:`T` iterations takes one soft threshold on the edges,
     :math:`K` conjugate-gradient-like steps on the Laplacian of
     :math:`w_{ij}^2`, and one dual ascent (see
-    :func:`pyg_unroll.ops.reference.admm_step`); penalty
+    :func:`pyg_unroll.ops.reference.admm.admm_step`); penalty
     :math:`\rho`, over-relaxation and step sizes are learned per iteration and
     head. The paper writes the same minimiser as a linear programme with slack
     variables; both have the same optimum.
@@ -229,7 +228,9 @@ class GTVConv(SmoothnessConv):
             _check_squares(topology, weight)
         samples, tile = signal.samples, signal.tile
         mu = tile(self.log_mu.exp())
-        problem = TotalVariation(topology, weight, signal, mu)
+        problem = TotalVariation(
+            topology, weight, signal.x, signal.confidence, signal.free, mu
+        )
         out = self._start(signal, warm_start)
         shape = (*x.shape[:-2], topology.num_edges, x.size(-1), self.heads)
         if state is not None:

@@ -7,7 +7,7 @@ import torch
 from pyg_unroll import GTVConv, Topology
 from pyg_unroll.nn.conv import gtv_conv
 from pyg_unroll.ops import replay
-from pyg_unroll.ops.fused_admm import admm_step
+from pyg_unroll.ops.admm import admm_step
 from pyg_unroll.testing import assert_same
 from tests.oracles import (
     dual_gtv_proximal,
