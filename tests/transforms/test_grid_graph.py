@@ -168,7 +168,7 @@ def test_under_inference_mode():
     with torch.inference_mode():
         GridGraph(4)(make(*size))
     topology = GridGraph(4).topology(make(*size))
-    assert not any(x.is_inference() for x in topology.arrays[:6])
+    assert not any(x.is_inference() for x in topology.pack()[0])
 
 
 @pytest.mark.parametrize(
