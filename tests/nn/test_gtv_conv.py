@@ -8,7 +8,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyg_unroll import GTVConv, Topology
-from pyg_unroll.ops.admm import admm_step
 from pyg_unroll.testing import assert_same
 from tests.oracles import (
     dual_gtv_proximal,
