@@ -35,7 +35,7 @@ def test_topology():
     assert topology.edge_id.tolist() == [0, 0, 1, 1]
     assert topology.sign.tolist() == [1, -1, 1, -1]
     assert topology.entry.tolist() == [[1, 2], [3, 0]]
-    assert all(x.dtype != torch.int64 for x in topology.arrays[:6])
+    assert all(x.dtype != torch.int64 for x in topology.pack()[0][:-1])
 
 
 def test_edge_index_roundtrip(device):
@@ -47,7 +47,11 @@ def test_edge_index_roundtrip(device):
         topology.rowptr.diff()
     )
     for r, c, e, s in zip(
-        *(x.tolist() for x in (row, *topology.arrays[3:6])), strict=True
+        row.tolist(),
+        topology.col.tolist(),
+        topology.edge_id.tolist(),
+        topology.sign.tolist(),
+        strict=True,
     ):
         ends = int(topology.src[e]), int(topology.dst[e])
         assert ends == ((r, c) if s > 0 else (c, r))
@@ -74,15 +78,13 @@ def test_int32_edge_index():
     expected = Topology.from_edge_index(edge_index, num_nodes)
     assert expected.dst.tolist() == [1, 5, 67297]
     topology = Topology.from_edge_index(edge_index.int(), num_nodes)
-    for one, other in zip(
-        topology.arrays[:6], expected.arrays[:6], strict=True
-    ):
+    for one, other in zip(topology.pack()[0], expected.pack()[0], strict=True):
         assert torch.equal(one, other)
     assert torch.equal(topology.edge_index, edge_index)
     pairs = torch.tensor([[0, 42949], [1, 67297]])
     expected = Topology.from_pairs(*pairs, num_nodes)
     again = Topology.from_pairs(*pairs.int(), num_nodes)
-    for one, other in zip(again.arrays[:6], expected.arrays[:6], strict=True):
+    for one, other in zip(again.pack()[0], expected.pack()[0], strict=True):
         assert torch.equal(one, other)
 
 
@@ -348,11 +350,21 @@ def test_cache_under_inference_mode():
     assert weight.grad is not None
 
 
+@pytest.mark.parametrize('grid', [False, True])
+def test_pack(grid):
+    topology = Topology.from_edge_index(path(), 4)
+    if grid:
+        topology = GridGraph(8).topology(image_to_data(torch.rand(1, 5, 7)))
+    assert bool(topology.grid) == grid
+    again = Topology.unpack(*topology.pack())
+    assert vars(again) == vars(topology)
+
+
 def test_to(device):
     topology = Topology.from_edge_index(path(), 4)
     moved = topology.to(device)
     assert moved.device.type == device.type and moved.num_nodes == 4
-    for one, other in zip(moved.arrays[:6], topology.arrays[:6], strict=True):
+    for one, other in zip(moved.pack()[0], topology.pack()[0], strict=True):
         assert one.device.type == device.type
         assert torch.equal(one.cpu(), other)
     assert torch.equal(moved.edge_index.cpu(), topology.edge_index)

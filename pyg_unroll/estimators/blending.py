@@ -193,7 +193,7 @@ def _candidates(sites: Sites, kriging: bool, seed: int) -> list[Candidate]:
         for name in sites.graphs
         for kind in ((1, False), (2, False), (1, True))
     ]
-    num_coordinates, num_covariates = sites.num_features
+    _, num_coordinates, num_covariates = sites.sizes
     if kriging and num_coordinates:
         out += [
             LocalKriging(smoothness, covariates, seed)

@@ -248,7 +248,7 @@ class GraphInterpolator:
             ValueError: If it was not fitted, there is no such feature, or no
                 metric was learned.
         """
-        _, num_covariates = self._read(None).num_features
+        *_, num_covariates = self._read(None).sizes
         fits = {f: fit for fit in self._fits for f in fit.features.tolist()}
         if feature not in fits:
             raise ValueError(

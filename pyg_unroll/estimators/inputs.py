@@ -10,7 +10,7 @@ from torch import Tensor
 from torch_geometric.data import Batch, Data
 from torch_geometric.utils import coalesce, remove_self_loops
 
-from pyg_unroll.checks import check_data
+from pyg_unroll.checks import check_data, check_finite
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms import KNNGraph
@@ -57,12 +57,7 @@ def read_columns(data: Data, name: str, num_nodes: int) -> Tensor:
             f"'data.{name}' must be real, of shape [{num_nodes}, features], "
             f'one row per node (got {value.dtype} of {list(value.shape)})'
         )
-    if not bool(value.isfinite().all()):
-        node = int((~value.isfinite()).any(1).nonzero()[0])
-        raise ValueError(
-            f"'data.{name}' must be finite at all nodes (got "
-            f'{value[node].tolist()} at node {node}); fill it or drop it'
-        )
+    check_finite(f'data.{name}', value)
     return value.double()
 
 
@@ -139,20 +134,19 @@ class Sites:
         return cls(x, mask, data.x.new_empty(0), site, pos, features, graphs)
 
     @property
-    def num_features(self) -> tuple[int, int]:
-        """Numbers of coordinates and of covariates."""
-        space = self.coordinates.size(1)
-        return space, self.features.size(1) - space
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of signals, coordinates and covariates."""
+        space, total = self.coordinates.size(1), self.features.size(1)
+        return self.x.size(1), space, total - space
 
     def match(self, fitted: Sites) -> None:
         """Adds the graphs that equal weights have in common; raises a
         `ValueError` unless there is all that the fit had.
         """
-        count = fitted.x.size(1)
-        if self.x.size(1) != count:
+        if self.sizes != fitted.sizes:
             raise ValueError(
-                f"'data.x' must have the {count} feature(s) of 'fit' (got "
-                f'{self.x.size(1)})'
+                f"'data' must have as many features of 'x', coordinates and "
+                f"covariates as in 'fit', {fitted.sizes} (got {self.sizes})"
             )
         if 'given' in self.graphs:
             others: tuple[GraphName, ...] = ('unweighted', 'sharpened')
@@ -164,11 +158,6 @@ class Sites:
                 f"'data' must have what 'fit' had: it lacks the graph(s) "
                 f"{missing} (got {sorted(self.graphs)}); set 'edge_index', "
                 f"'edge_weight' or 'pos'"
-            )
-        if self.num_features != fitted.num_features:
-            raise ValueError(
-                f"'data' must have as many coordinates and covariates as in "
-                f"'fit', {fitted.num_features} (got {self.num_features})"
             )
 
     def average(self, features: Tensor) -> tuple[Tensor, Tensor]:

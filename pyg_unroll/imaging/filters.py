@@ -19,10 +19,6 @@ _LINEAR = (0.5, 1.0, 0.5)
 def reflect(x: Tensor, margin: int) -> Tensor:
     """Extends images by mirroring, without repeating the edge, as often as
     it takes; this keeps the phase of a colour filter array.
-
-    Args:
-        x (torch.Tensor): Images :math:`(*, H, W)`.
-        margin (int): Number of pixels on each side.
     """
     height, width = x.shape[-2:]
     rows = slice(-margin, height + margin)
@@ -30,31 +26,20 @@ def reflect(x: Tensor, margin: int) -> Tensor:
 
 
 def mirrored(x: Tensor, rows: slice, cols: slice) -> Tensor:
-    """Cuts a window out of images that are mirrored at their border.
-
-    Args:
-        x (torch.Tensor): Images :math:`(*, H, W)`.
-        rows (slice): Rows, from below zero to beyond the last.
-        cols (slice): Columns, likewise.
+    """A window of images that are mirrored at their border, from below zero
+    to beyond the last row and column.
     """
     for dim, window in ((-2, rows), (-1, cols)):
         last = x.size(dim) - 1
         index = torch.arange(window.start, window.stop, device=x.device)
-        if last > 0:
-            index = last - (last - index % (2 * last)).abs()
-        else:
-            index = index * 0
+        index = last - (last - index % max(2 * last, 1)).abs()
         x = x.index_select(dim, index)
     return x
 
 
 def correlate(x: Tensor, taps: Sequence[float], dim: int) -> Tensor:
-    """Correlates images with a symmetric-length filter along rows or columns.
-
-    Args:
-        x (torch.Tensor): Images :math:`(B, C, H, W)`.
-        taps (list[float]): An odd number of filter taps.
-        dim (int): :obj:`-1` along rows, :obj:`-2` along columns.
+    """Correlates images with an odd number of taps along rows (dimension -1)
+    or columns (-2).
     """
     radius, size = len(taps) // 2, x.size(dim)
     pad = (radius, radius, 0, 0) if dim == -1 else (0, 0, radius, radius)
@@ -101,9 +86,7 @@ def local_interpolation(x: Tensor, mask: Tensor) -> Tensor:
 
 
 def bilinear(x: Tensor, mask: Tensor) -> Tensor:
-    """What :func:`local_interpolation` is on a Bayer pattern, without a look
-    at the mask.
-    """
+    """Interpolates a Bayer pattern, without a look at the mask."""
     return _local_mean(x, mask, _LINEAR)
 
 

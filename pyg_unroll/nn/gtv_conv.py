@@ -26,8 +26,7 @@ from pyg_unroll.nn.smoothness_conv import (
     read_spectrum,
 )
 from pyg_unroll.ops import degree
-from pyg_unroll.ops.admm import TotalVariation
-from pyg_unroll.ops.fused_admm import admm_step
+from pyg_unroll.ops.admm import TotalVariation, admm_step
 from pyg_unroll.ops.replay import DualReplay
 from pyg_unroll.ops.system import chebyshev_coefficients
 
@@ -58,7 +57,7 @@ class GTVConv(SmoothnessConv):
     Each of the :math:`T` iterations takes one soft threshold on the edges,
     :math:`K` conjugate-gradient-like steps on the Laplacian of
     :math:`w_{ij}^2`, and one dual ascent (see
-    :func:`pyg_unroll.ops.reference.admm_step`); penalty
+    :func:`pyg_unroll.ops.reference.admm.admm_step`); penalty
     :math:`\rho`, over-relaxation and step sizes are learned per iteration and
     head. The paper writes the same minimiser as a linear programme with slack
     variables; both have the same optimum.
@@ -208,7 +207,12 @@ class _ADMM:
     ) -> None:
         self.signal, tile = signal, signal.tile
         self.problem = TotalVariation(
-            topology, weight, signal, tile(layer.log_mu.exp())
+            topology,
+            weight,
+            signal.x,
+            signal.confidence,
+            signal.free,
+            tile(layer.log_mu.exp()),
         )
         self.out = layer._start(signal, warm_start)
         self.dual = self._read_state(state, layer.heads)

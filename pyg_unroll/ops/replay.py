@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.fused_admm import admm_step
+from pyg_unroll.ops.admm import admm_step
 
 
 class _Kept(NamedTuple):

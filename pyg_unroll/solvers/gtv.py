@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -119,9 +118,13 @@ def _solve(
     if bool((problem.weight > 0).any()):
         unit = problem.weight.amax()
     weight = problem.weight / unit
-    signal = replace(problem.signal, x=(problem.signal.x - middle) / size)
     variation = TotalVariation(
-        problem.topology, weight, signal, problem.mu * unit / size
+        problem.topology,
+        weight,
+        (problem.signal.x - middle) / size,
+        problem.signal.confidence,
+        problem.signal.free,
+        problem.mu * unit / size,
     )
     x = (problem.start - middle) / size
     rho = torch.full_like(size, 4.0)
@@ -171,21 +174,20 @@ def _gap(
     z_i`, where the minimum need only be taken between the smallest and the
     largest observation, as the optimum lies there.
     """
-    signal = variation.signal
     q = variation.divergence(dual.clamp(-1, 1))
-    y = signal.x.expand_as(x)
+    y = variation.observed.expand_as(x)
     low, high = x.new_tensor(-0.5), x.new_tensor(0.5)
     best = torch.where(q > 0, low, high)
     fit = bound = torch.zeros_like(x)
-    if signal.confidence is not None:
-        c = (signal.confidence / variation.mu).expand_as(x)
+    if variation.confidence is not None:
+        c = (variation.confidence / variation.mu).expand_as(x)
         inner = y - q / (2 * torch.where(c > 0, c, 1))
         best = torch.where(c > 0, inner.clamp(low, high), best)
         fit, bound = c * (x - y).square(), c * (best - y).square()
-    if signal.free is not None:
-        best = torch.where(signal.free, best, y)
-        fit = torch.where(signal.free, fit, 0)
-        bound = torch.where(signal.free, bound, 0)
+    if variation.free is not None:
+        best = torch.where(variation.free, best, y)
+        fit = torch.where(variation.free, fit, 0)
+        bound = torch.where(variation.free, bound, 0)
     primal = fit.sum(0) + flow.abs().sum(0)
     dual_value = (bound + q * best).sum(0)
     # A constant signal has objective zero: compare with the weights then.

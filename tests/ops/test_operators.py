@@ -166,7 +166,7 @@ def test_opcheck(name):
     op, *args = operands[name]
     args = [x.requires_grad_() if torch.is_tensor(x) else x for x in args]
     torch.library.opcheck(
-        getattr(torch.ops.pyg_unroll, op).default, (*topology.operands, *args)
+        getattr(torch.ops.pyg_unroll, op).default, (*topology.pack(), *args)
     )
 
 
@@ -178,7 +178,7 @@ def test_saves_only_operands(name):
     operands = [x.requires_grad_() for x in operands]
     operator = OPERATORS[name][0]
     grad = torch.randn_like(operator(topology, *operands), requires_grad=True)
-    own = {x.data_ptr() for x in (*operands, *topology.arrays[:6], grad)}
+    own = {x.data_ptr() for x in (*operands, *topology.pack()[0], grad)}
     foreign = []
 
     def pack(x):

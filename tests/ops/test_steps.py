@@ -1,12 +1,13 @@
 import pytest
 import torch
+from pyg_unroll.data import image_to_data
 from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.data import Batch
 
 from pyg_unroll import GridGraph, Topology, ops
-from pyg_unroll.data import image_to_data
-from pyg_unroll.ops.fused_admm import admm_step
-from pyg_unroll.ops.fused_cg import cg_steps, composed_cg_steps
+from pyg_unroll.ops.admm import admm_step
+from pyg_unroll.ops.cg import cg_iterates, cg_steps
+from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.testing import assert_same
 from tests.oracles import random_graph
 
@@ -43,15 +44,24 @@ def cg_operands(topology, features, heads, soft, num_steps=4):
     return weight, diagonal, confidence, x, b, alpha, beta
 
 
+def run_steps(topology, *operands, checkpoint=False):
+    *matrix, x, b, alpha, beta = operands
+    return cg_steps(Matrix(topology, *matrix), x, b, alpha, beta, checkpoint)
+
+
 def composed(topology, weight, diagonal, confidence, x, b, alpha, beta):
     def apply(v):
         out = ops.laplacian(topology, weight, v)
         return out if confidence is None else out + confidence * v
 
     residual = (0 if b is None else b) - apply(x)
-    return composed_cg_steps(
-        apply, lambda r: r / diagonal, x, residual, alpha, beta
-    )
+    direction = 0
+    momenta = torch.cat([torch.zeros_like(alpha[:1]), beta])
+    for step, momentum in zip(alpha, momenta, strict=True):
+        direction = residual / diagonal + momentum * direction
+        x = x + step * direction
+        residual = residual - step * apply(direction)
+    return x
 
 
 def gradients(function, operands):
@@ -85,11 +95,27 @@ def test_cg_steps_equal_composed_ones(kind, shape, soft, num_steps, device):
     operands = cg_operands(topology, *shape, soft, num_steps)
     for checkpoint in (False, True):
         out, grads = gradients(
-            lambda *v, c=checkpoint: cg_steps(topology, *v, c), operands
+            lambda *v, c=checkpoint: run_steps(topology, *v, checkpoint=c),
+            operands,
         )
         expected = gradients(lambda *v: composed(topology, *v), operands)
         assert_same(out, expected[0])
         assert_all_same(grads, expected[1])
+
+
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_cg_iterates_are_the_same_bits(soft, dtype):
+    topology = make_graph('grid')
+    operands = cg_operands(topology, 3, 2, soft, 5)
+    operands = [None if v is None else v.to(dtype) for v in operands]
+    *matrix, x, b, alpha, beta = operands
+    a, start = Matrix(topology, *matrix), x.clone()
+    iterates = list(cg_iterates(a, x.requires_grad_(), b, alpha, beta))
+    assert len(iterates) == 5 and torch.equal(x, start)
+    for k, out in enumerate(iterates):
+        expected = cg_steps(a, x, b, alpha[: k + 1], beta[:k], False)
+        assert torch.equal(out, expected) and not out.requires_grad
 
 
 @pytest.mark.parametrize('soft', [False, True])
@@ -101,7 +127,7 @@ def test_cg_steps_derivatives(soft):
     def function(*values):
         values = iter(values)
         filled = [None if v is None else next(values) for v in operands]
-        return cg_steps(topology, *filled)
+        return run_steps(topology, *filled)
 
     used = [v.requires_grad_() for v in used]
     assert gradcheck(function, used, fast_mode=True)
@@ -112,8 +138,8 @@ def test_cg_steps_derivatives(soft):
 def test_cg_steps_in_lower_precision(dtype):
     topology = make_graph('grid')
     operands = cg_operands(topology, 3, 2, True)
-    expected = cg_steps(topology, *operands)
-    out = cg_steps(topology, *(v.to(dtype) for v in operands))
+    expected = run_steps(topology, *operands)
+    out = run_steps(topology, *(v.to(dtype) for v in operands))
     assert out.dtype == dtype
     error = (out.double() - expected).norm() / expected.norm()
     assert error < {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
@@ -168,13 +194,14 @@ def test_opcheck(operator):
     if operator == 'cg_steps':
         operands = (*cg_operands(topology, 2, 2, True), True)
     else:
-        operands = admm_operands(topology, 2, 2)
+        *operands, before, rho, relaxation = admm_operands(topology, 2, 2)
+        operands.append(torch.stack([before, rho, relaxation]))
     operands = [
         v.requires_grad_() if torch.is_tensor(v) else v for v in operands
     ]
     torch.library.opcheck(
         getattr(torch.ops.pyg_unroll, operator).default,
-        (*topology.operands, *operands),
+        (*topology.pack(), *operands),
         test_utils=('test_schema', 'test_faketensor'),
     )
 
@@ -199,7 +226,7 @@ def test_grid_without_index_gives_the_same_bits(window, size):
         )
         assert all(map(torch.equal, one, other))
         one, other = (
-            gradients(lambda *v, t=t: cg_steps(t, *v), operands)
+            gradients(lambda *v, t=t: run_steps(t, *v), operands)
             for t in (topology, index)
         )
         assert torch.equal(one[0][0], other[0][0])
@@ -217,7 +244,7 @@ def test_threads_do_not_change_a_bit():
     admm = [v.float() for v in admm_operands(topology, 3, 4)]
 
     def run():
-        out, grads = gradients(lambda *v: cg_steps(topology, *v), operands)
+        out, grads = gradients(lambda *v: run_steps(topology, *v), operands)
         pair, others = gradients(lambda *v: admm_step(topology, *v), admm)
         return *out, *grads, *pair, *others
 
