@@ -18,21 +18,8 @@ if TYPE_CHECKING:
 
 
 def restore_data(restorer: Restorer, data: Data) -> Tensor:
-    r"""Restores the images of data; those of a batch that are of one size and
-    phase together.
-
-    Args:
-        restorer (Restorer): The restorer.
-        data (Data or Batch): With :obj:`x` :math:`(N, C)`, :obj:`mask`,
-            :obj:`height`, :obj:`width` and :obj:`noise_std` *(optional)*, one
-            number or one for each image.
-
-    Returns:
-        Node signals :math:`(N, C)`.
-
-    Raises:
-        ValueError: If an attribute is missing, does not fit or is not what
-            the restorer is for.
+    """Restores the images of data, those of a batch that are of one size and
+    phase together; returns node signals `[N, C]`.
     """
     check_data(data)
     if data.get('mask') is None:
@@ -92,19 +79,8 @@ def _noise_of(data: Data, count: int, dtype: torch.dtype) -> Tensor | None:
 def read_images(
     image: Any, mask: Any, channels: int | None, allow_unknown: bool = False
 ) -> None:
-    """Checks images and their masks.
-
-    Args:
-        image (torch.Tensor): Images :math:`(B, C, H, W)`.
-        mask (torch.Tensor): True where known, boolean, :math:`(B, C, H, W)`
-            or :math:`(1, C, H, W)`.
-        channels (int or None): Number of channels, any if :obj:`None`.
-        allow_unknown (bool, optional): Allow channels without known pixels.
-            (default: :obj:`False`)
-
-    Raises:
-        ValueError: If shapes or types do not fit, known pixels are not finite
-            or none is known of a channel.
+    """Raises a `ValueError` unless images `[B, C, H, W]` and their mask, which
+    may have `B = 1`, fit each other, and known pixels are finite.
     """
     shape = f'[batch, {channels or "channels"}, height, width]'
     for name, value in (('image', image), ('mask', mask)):
