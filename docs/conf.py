@@ -64,7 +64,7 @@ napoleon_type_aliases = {
 nitpick_ignore_regex = [
     ('py:obj', '(?s).*'),
     ('py:class', r'callable|[sS]equence|matplotlib axes|.*[\[\]].*'),
-    ('py:class', 'Arrays|LaplacianSystem|Observations|Restorer'),
+    ('py:class', 'LaplacianSystem|Matrix|Observations|Restorer'),
 ]
 if os.environ.get('DOCS_ONLINE'):
     extensions.append('sphinx.ext.intersphinx')

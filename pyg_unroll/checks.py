@@ -37,8 +37,8 @@ def check_boolean(name: str, mask: Tensor) -> None:
     """Raises a `ValueError` unless a mask is boolean."""
     if mask.dtype != torch.bool:
         raise ValueError(
-            f"'{name}' must be boolean, True where known (got {mask.dtype}); "
-            f"convert it with 'mask.bool()' or compare, 'mask > 0'"
+            f"'{name}' must be boolean (got {mask.dtype}); convert it with "
+            f"'mask.bool()' or compare, 'mask > 0'"
         )
 
 
@@ -154,15 +154,8 @@ Checks: TypeAlias = Mapping[str, Check]
 
 
 def check_parameters(checks: Checks, values: Any) -> None:
-    """Checks the arguments of a constructor by the table of its class.
-
-    Args:
-        checks (dict[str, callable]): By name of an argument, its check.
-        values (dict[str, Any]): The arguments by name, for example
-            :obj:`locals()`.
-
-    Raises:
-        ValueError: If an argument fails its check.
+    """Checks the arguments of a constructor, by name, as :obj:`locals()`
+    gives them, by the table of its class.
     """
     for name, check in checks.items():
         check(name, values[name])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -20,18 +21,6 @@ from pyg_unroll.checks import (
     check_pairs,
     check_tensor,
 )
-
-
-class Arrays(NamedTuple):
-    """What kernels read of a :class:`Topology`."""
-
-    src: Tensor
-    dst: Tensor
-    rowptr: Tensor
-    col: Tensor
-    edge_id: Tensor
-    sign: Tensor
-    grid: tuple[int, ...] = ()
 
 
 def index_type(num_nodes: int, num_edges: int) -> torch.dtype:
@@ -91,25 +80,27 @@ class Topology:
         """Device of the index tensors."""
         return self.src.device
 
-    @property
-    def arrays(self) -> Arrays:
-        """What the kernels of :mod:`pyg_unroll.ops` read."""
-        return Arrays(
-            self.src,
-            self.dst,
-            self.rowptr,
-            self.col,
-            self.edge_id,
-            self.sign,
-            self.grid,
-        )
-
-    @property
-    def operands(self) -> tuple[list[Tensor], list[int]]:
-        """The same as registered operators take it: tensors and numbers."""
-        *tensors, grid = self.arrays
+    def pack(self) -> tuple[list[Tensor], list[int]]:
+        """Returns tensors and numbers, as registered operators take them."""
+        tensors = [self.src, self.dst, self.rowptr, self.col, self.edge_id]
         # PyTorch takes an empty list for one of tensors, hence the zero.
-        return tensors, list(grid) or [0]
+        return [*tensors, self.sign, self.entry], list(self.grid) or [0]
+
+    @classmethod
+    def unpack(cls, tensors: Sequence[Tensor], grid: Sequence[int]) -> Topology:
+        """The inverse of :meth:`pack`."""
+        src, dst, rowptr, col, edge_id, sign, entry = tensors
+        return cls(
+            num_nodes=rowptr.size(0) - 1,
+            src=src,
+            dst=dst,
+            rowptr=rowptr,
+            col=col,
+            edge_id=edge_id,
+            sign=sign,
+            entry=entry,
+            grid=tuple(grid) if len(grid) > 1 else (),
+        )
 
     @property
     def edge_index(self) -> Tensor:
@@ -204,14 +195,9 @@ class Topology:
         self, device: torch.device | str, non_blocking: bool = False
     ) -> Topology:
         """Moves the index tensors to a device."""
-        tensors = {
-            field.name: getattr(self, field.name).to(
-                device, non_blocking=non_blocking
-            )
-            for field in fields(self)
-            if field.name not in ('num_nodes', 'grid')
-        }
-        return Topology(num_nodes=self.num_nodes, grid=self.grid, **tensors)
+        tensors, grid = self.pack()
+        moved = [x.to(device, non_blocking=non_blocking) for x in tensors]
+        return Topology.unpack(moved, grid)
 
     def __repr__(self) -> str:
         return (
@@ -360,20 +346,8 @@ def edges_of(data: Data) -> Any:
 def read_edges(
     graph: Any, edge_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Indices and weights of any of PyG's graph layouts, not yet checked.
-
-    Args:
-        graph (torch.Tensor, EdgeIndex or SparseTensor): Indices
-            :math:`(2, |\mathcal{E}|)` or a sparse adjacency matrix.
-        edge_weight (torch.Tensor or None): Weights; those of the matrix if
-            :obj:`None`.
-
-    Returns:
-        Indices :math:`(2, |\mathcal{E}|)`, and one weight for each column if
-        there are weights.
-
-    Raises:
-        ValueError: If it is no such layout.
+    r"""Indices :math:`(2, |\mathcal{E}|)` and weights, those of a matrix if
+    :obj:`None` are given, of any of PyG's graph layouts, not yet checked.
     """
     if isinstance(graph, SparseTensor):
         row, col, value = graph.coo()

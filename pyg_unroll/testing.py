@@ -1,4 +1,4 @@
-"""Assertions for those who build on the library, used by its own tests."""
+"""Assertions for code that builds on the library, used by its own tests."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch_geometric.data import Batch, Data
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import laplacian
 
-#: How well results of one type should agree, for `torch.testing.assert_close`.
+#: Tolerances of `torch.testing.assert_close` for results of each type.
 TOLERANCES: dict[torch.dtype, dict[str, float]] = {
     torch.float64: {'rtol': 1e-10, 'atol': 1e-10},
     torch.float32: {'rtol': 1e-5, 'atol': 1e-5},
@@ -63,7 +63,9 @@ def assert_laplacian(topology: Topology, weight: Tensor) -> None:
         topology.num_nodes, dtype=weight.dtype, device=weight.device
     )
     basis = basis.unsqueeze(-1).expand(-1, -1, weight.size(1))
-    matrices = laplacian(topology, weight, basis).permute(2, 0, 1).double()
+    # Column by column: kernels are compiled for each number of features.
+    columns = [laplacian(topology, weight, e) for e in basis.split(1, dim=1)]
+    matrices = torch.cat(columns, dim=1).permute(2, 0, 1).double()
     tolerance = TOLERANCES[weight.dtype]['rtol']
     for head, matrix in enumerate(matrices):
         limit = tolerance * max(float(matrix.abs().max()), 1e-30)
@@ -161,7 +163,8 @@ def assert_compiles(
     **kwargs: Any,
 ) -> None:
     r"""Asserts that :meth:`torch.compile` takes a module without a graph
-    break and that results and gradients stay the same.
+    break and that results, their :obj:`requires_grad` and gradients stay the
+    same.
 
     Args:
         module (callable): A module or function of tensors.
@@ -173,12 +176,18 @@ def assert_compiles(
         **kwargs (Any): Further arguments.
 
     Raises:
-        AssertionError: If results or gradients differ by more than rounding.
+        AssertionError: If results or gradients differ by more than rounding,
+            or a result requires gradients one way only.
     """
     torch.compiler.reset()
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     outputs = [run(*args, **kwargs) for run in (compiled, module)]
     assert_same(*outputs)
+    required = [_requires_grad(output) for output in outputs]
+    assert required[0] == required[1], (
+        f"'requires_grad' of the results is {required[0]} compiled and "
+        f'{required[1]} otherwise'
+    )
     wanted = [
         value
         for value in (*args, *kwargs.values())
@@ -195,8 +204,14 @@ def assert_compiles(
         assert_same(*grads)
 
 
+def _requires_grad(output: Any) -> Any:
+    if isinstance(output, Tensor):
+        return output.requires_grad
+    return [_requires_grad(part) for part in output]
+
+
 def _sum_of_squares(output: Any) -> Tensor:
-    """Of what can be differentiated in an output and its parts."""
+    """The sum over all parts of an output that have derivatives."""
     if isinstance(output, Tensor):
         differs = output.requires_grad
         return output.square().sum() if differs else output.new_zeros(())

@@ -1,6 +1,5 @@
 """Runs tests on each of the kernels that a CPU can run."""
 
-from importlib import import_module
 from importlib.util import find_spec
 
 import pytest
@@ -15,9 +14,5 @@ needs_numba = pytest.mark.skipif(
 @pytest.fixture(params=['reference', pytest.param('cpu', marks=needs_numba)])
 def each_backend(request, monkeypatch):
     """The name of the kernels that operators on the CPU use."""
-    module = import_module(f'pyg_unroll.ops.{request.param}')
-    load = backend._load
-    monkeypatch.setattr(
-        backend, '_load', lambda d: module if d == 'cpu' else load(d)
-    )
+    monkeypatch.setitem(backend.chosen, 'cpu', request.param)
     return request.param

@@ -1,7 +1,9 @@
-"""A catalogue of bad input: the error and its text.
+"""A catalogue of bad input to whole classes and functions.
 
-All are `ValueError`; the text names the argument in quotes, says what was
-received, and where it is not obvious how to mend it.
+All errors are `ValueError`; the text names the argument in quotes, says what
+was received, and where it is not obvious how to mend it. Those of checkers
+that many share are in `test_checks.py`, `test_inputs.py` and `test_graph.py`:
+here is one case for each checker that a class uses.
 """
 
 import re
@@ -11,26 +13,30 @@ import torch
 from torch_geometric.data import Batch, Data, HeteroData
 
 from pyg_unroll import (
+    Demosaic,
     GLRConv,
     GraphDemosaic,
     GraphInterpolator,
     GridGraph,
     GTVConv,
+    Inpaint,
     InterpolateFeatures,
     KNNGraph,
     MahalanobisGraph,
     TemporalProduct,
     Topology,
-    UnrolledGLR,
-    UnrolledGTV,
     cfa_mask,
-    data_to_image,
     from_product,
     image_to_data,
     mosaic,
     ops,
-    points_to_data,
     solvers,
+)
+from pyg_unroll.imaging import (
+    DifferenceBlock,
+    GuidedBlock,
+    SelfEnsemble,
+    Tiled,
 )
 
 NAN = float('nan')
@@ -44,6 +50,7 @@ TOPOLOGY = Topology.from_edge_index(PATH, 3)
 IMAGE = torch.rand(3, 4, 4)
 GRID = image_to_data(IMAGE)
 BAYER = cfa_mask('RGGB', 4, 4)
+IMAGES, MASKS = IMAGE[None], BAYER[None]
 HEADED = torch.ones(4, 3)
 
 
@@ -75,8 +82,16 @@ def fitted():
     return GraphInterpolator(kriging=False).fit(points())
 
 
-def images(*shapes):
-    return Batch.from_data_list([image_to_data(torch.rand(s)) for s in shapes])
+def demosaic():
+    return Demosaic([GuidedBlock(hidden_channels=2)])
+
+
+def inpaint():
+    return Inpaint([GuidedBlock(hidden_channels=2)])
+
+
+def soft():
+    return Demosaic([GuidedBlock(hidden_channels=2, fidelity='soft')])
 
 
 TENSOR = "must be a tensor of shape .*got 'list'.*'torch.as_tensor'"
@@ -84,206 +99,96 @@ POSITIVE = "'{}' must be a positive integer \\(got {}\\)"
 FINITE = "'{}' must be positive and finite \\(got {}\\)"
 DATA = "'data' must be a homogeneous 'Data' or 'Batch' \\(got 'Tensor'\\)"
 
-TOPOLOGIES = [
-    (lambda: Topology.from_edge_index([[0], [1]], 2), f"'edge_index' {TENSOR}"),
-    (
-        lambda: Topology.from_edge_index(PATH.float(), 3),
-        r"'edge_index' must hold integers.*float32.*'\.long\(\)'",
-    ),
-    (
-        lambda: Topology.from_edge_index(PATH.T, 3),
-        r"'edge_index' must have shape \[2, .*got \[4, 2\].*transpose",
-    ),
-    (
-        lambda: Topology.from_edge_index(PATH, 2),
-        r"'edge_index' is out of range: edge \(1, 2\).*2 nodes",
-    ),
-    (
-        lambda: Topology.from_edge_index(PATH - 1, 3),
-        r"'edge_index' is out of range: edge \(-1, 0\)",
-    ),
-    (
-        lambda: Topology.from_edge_index(PATH, 3.0),
-        r"'num_nodes' must be a non-negative integer \(got 3\.0\)",
-    ),
-    (
-        lambda: Topology.from_edge_index(PATH[:, :0], -1),
-        r"'num_nodes' must be .*\(got -1\)",
-    ),
-    (
-        lambda: Topology.from_edge_index(torch.tensor([[1], [1]]), 2),
-        r"self-loop at edge \(1, 1\).*'torch_geometric.utils.remove_self_loops",
-    ),
-    (
-        lambda: Topology.from_edge_index(torch.cat([PATH, PATH], 1), 3),
-        r'duplicate edge for \(0, 1\).*coalesce',
-    ),
-    (
-        lambda: Topology.from_edge_index(PATH[:, 1:], 3),
-        r'no reverse edge for \(1, 0\).*to_undirected',
-    ),
-    (
-        lambda: TOPOLOGY.undirected_weight(torch.ones(3)),
-        r"'edge_weight' must have shape \[4\].*got \[3\]",
-    ),
-    (lambda: TOPOLOGY.undirected_weight([1.0] * 4), f"'edge_weight' {TENSOR}"),
-    (
-        lambda: TOPOLOGY.undirected_weight(torch.arange(4.0)),
-        r"'edge_weight' is not symmetric: edge \(0, 1\).*to_undirected",
-    ),
-    (
-        lambda: TOPOLOGY.directed_weight(torch.ones(3)),
-        r"'weight' must have 2 rows, one per undirected.*got \[3\]",
-    ),
-]
-
 LAYERS = [
     case
     for conv in (glr, gtv)
     for case in (
-        (
-            lambda c=conv: c(X.tolist(), PATH),
-            "'x' must be a tensor.*got 'list'",
-        ),
-        (
-            lambda c=conv: c(X[:, 0], PATH),
-            r"'x' must have shape.*got \[3\].*'\.unsqueeze\(-1\)'",
-        ),
-        (
-            lambda c=conv: c(X.long(), PATH),
-            r"'x' must be floating point \(got torch.int64.*convert",
-        ),
-        (
-            lambda c=conv: c(X.cfloat(), PATH),
-            r"'x' must be floating point \(got torch.complex64",
-        ),
-        (
-            lambda c=conv: c(X * NAN, PATH),
-            r"'x' must be finite.*got nan at node 0, feature 0.*'mask'",
-        ),
+        # The reader of signals, the start, the graph and its weights.
+        (lambda c=conv: c(X[:, 0], PATH), "'x' must have shape.*unsqueeze"),
+        (lambda c=conv: c(X, PATH, mask=~MASK & MASK), "'x' has no known"),
         (
             lambda c=conv: c(
                 X / torch.tensor([[1.0], [0], [1]]), PATH, mask=MASK
             ),
             r"'x' must be finite \(got inf at node 1.*'torch.where",
         ),
-        (
-            lambda c=conv: c(X, None),
-            "'edge_index' must be a tensor.*'NoneType'",
-        ),
         (lambda c=conv: c(X, PATH.numpy()), "'edge_index'.*got 'ndarray'"),
-        (
-            lambda c=conv: c(X, torch.ones(3, 3)),
-            r"'edge_index' must have shape \[2, num_edges\] .*to_sparse_csr",
-        ),
-        (
-            lambda c=conv: c(X, torch.eye(4).to_sparse_csr()),
-            r"'edge_index' is a sparse matrix of shape \[4, 4\].*3 rows",
-        ),
-        (
-            lambda c=conv: c(X[:2], TOPOLOGY),
-            "'edge_index' is a topology of 3 nodes, but 'x' has 2 rows",
-        ),
-        (lambda c=conv: c(X, PATH, [1.0] * 4), f"'edge_weight' {TENSOR}"),
-        (
-            lambda c=conv: c(X, PATH, ONES[:3]),
-            r"'edge_weight' must have shape \[4\] or .*got \[3\]",
-        ),
         (
             lambda c=conv: c(X, PATH, -ONES),
             r"'edge_weight' must be finite and non-negative \(got -1.0.*\(0, 1",
         ),
-        (
-            lambda c=conv: c(X, PATH, ONES * NAN),
-            r"'edge_weight' must be finite and non-negative \(got nan",
-        ),
-        (
-            lambda c=conv: c(X, PATH, ONES.cfloat()),
-            r"'edge_weight' must be real \(got torch.complex64",
-        ),
-        (
-            lambda c=conv: c(X, PATH, HEADED),
-            "'edge_weight' has 3 heads, but the layer has 1.*'heads=3'",
-        ),
-        (
-            lambda c=conv: c(X, PATH, torch.ones(2, 4, 1)),
-            r"'edge_weight' holds weights of 2 samples.*'x' must.*got \[3, 1\]",
-        ),
-        (lambda c=conv: c(X, PATH, mask=[True] * 3), f"'mask' {TENSOR}"),
-        (
-            lambda c=conv: c(X, PATH, mask=MASK.float()),
-            r"'mask' must be boolean.*float32.*'mask.bool\(\)'",
-        ),
-        (
-            lambda c=conv: c(X, PATH, mask=MASK[:2]),
-            r"'mask' must have shape \[3\] or \[3, 1\] \(got \[2\]\)",
-        ),
-        (lambda c=conv: c(X, PATH, mask=~MASK & MASK), "'mask' has no known"),
-        (
-            lambda c=conv: c(X, PATH, mask=MASK, confidence=X),
-            "'confidence' was given.*fidelity='soft'",
-        ),
-        (lambda c=conv: c(X, PATH, confidence=[1.0]), f"'confidence' {TENSOR}"),
-        (
-            lambda c=conv: c(X, PATH, confidence=-X),
-            "'confidence' must be finite and non-negative.*-2.0 to",
-        ),
-        (
-            lambda c=conv: c(X, PATH, confidence=0 * X),
-            "'confidence' is zero everywhere",
-        ),
-        (lambda c=conv: c(X, PATH, warm_start=[0.0]), f"'warm_start' {TENSOR}"),
-        (
-            lambda c=conv: c(X, PATH, warm_start=X[:2]),
-            r"'warm_start' must have the shape of 'x', \[3, 1\] \(got \[2, 1\]",
-        ),
-        (
-            lambda c=conv: c(X, PATH, warm_start=X * NAN),
-            r"'warm_start' must be finite \(got nan at index \[0, 0\]",
-        ),
     )
 ] + [
+    (
+        lambda: glr((X, X), PATH),
+        r"'x' must be one tensor \(got 'tuple'\).*no bipartite form",
+    ),
+    (
+        lambda: glr(X, PATH, HEADED),
+        "'edge_weight' has 3 heads, but the layer has 1.*'heads=3'",
+    ),
+    (
+        lambda: glr(X, PATH, torch.ones(2, 4, 1)),
+        r"'edge_weight' holds weights of 2 samples.*'x' must.*got \[3, 1\]",
+    ),
+    (
+        lambda: glr(X.expand(2, -1, -1), PATH, torch.ones(2, 4, 3)),
+        "'edge_weight' has 3 heads, but the layer has 1",
+    ),
+    (
+        lambda: glr(X, PATH, mask=MASK, confidence=X),
+        "'confidence' was given.*fidelity='soft'",
+    ),
+    (lambda: glr(X, PATH, warm_start=[0.0]), f"'warm_start' {TENSOR}"),
+    (
+        lambda: glr(X, PATH, warm_start=X[:2]),
+        r"'warm_start' must have the shape of 'x', \[3, 1\] \(got \[2, 1\]",
+    ),
+    (
+        lambda: glr(X, PATH, warm_start=X * NAN),
+        r"'warm_start' must be finite \(got nan at index \[0, 0\]",
+    ),
+    (
+        lambda: glr(X, PATH, state=X),
+        "'state' must be None: the layer has no state.*'warm_start'",
+    ),
     (lambda: gtv(X, PATH, state=[0.0]), f"'state' {TENSOR}"),
     (
         lambda: gtv(X, PATH, state=X),
         r"'state' must have shape \[2, 1, 1\].*got \[3, 1\]",
     ),
     (
+        lambda: gtv(X.expand(2, -1, -1), PATH, state=X3),
+        r"'state' must have shape \[2, 2, 1, 1\].*got \[3, 1, 1\]",
+    ),
+    (
         lambda: gtv(X, PATH, ONES * 1e30),
         r"'edge_weight' is too large for torch.float32.*1.0e\+30.*its maximum",
     ),
     (lambda: GLRConv(0), POSITIVE.format('num_steps', 0)),
-    (lambda: GLRConv(2.0), POSITIVE.format('num_steps', 2.0)),
     (lambda: GLRConv(1, heads=True), POSITIVE.format('heads', True)),
     (lambda: GLRConv(1, fidelity='x'), r"'fidelity' must be one of.*got 'x'"),
     (lambda: GLRConv(1, mu=0), FINITE.format('mu', 0)),
-    (lambda: GLRConv(1, mu='1'), FINITE.format('mu', "'1'")),
-    (lambda: GLRConv(1, order=3), r"'order' must be one of 1, 2 \(got 3\)"),
+    (lambda: GLRConv(1, order='2'), r"'order' must be one of 1, 2 \(got '2'\)"),
     (lambda: GLRConv(1, spectrum=(2, 1)), r"'spectrum'.*got \(2, 1\)"),
+    (lambda: GLRConv(1, spectrum=(0.0, 2)), r"'spectrum'.*got \(0.0, 2\)"),
     (lambda: GLRConv(1, spectrum=2.0), r"'spectrum' must be an.*got 2\.0"),
     (lambda: GTVConv(0), POSITIVE.format('num_iters', 0)),
+    (lambda: GTVConv(2, 1.5), POSITIVE.format('num_steps', 1.5)),
+    (lambda: GTVConv(1, heads=0), POSITIVE.format('heads', 0)),
+    (lambda: GTVConv(1, fidelity='x'), r"'fidelity' must be one of.*got 'x'"),
+    (lambda: GTVConv(1, mu=-1), FINITE.format('mu', -1)),
     (lambda: GTVConv(1, rho=NAN), FINITE.format('rho', 'nan')),
-    (
-        lambda: GTVConv(1, relaxation=2.0),
-        r"'relaxation' must lie in \(0, 2\) \(got 2\.0\)",
-    ),
+    (lambda: GTVConv(1, spectrum=(2, 1)), r"'spectrum'.*got \(2, 1\)"),
 ]
 
 SOLVERS = [
     case
     for solve in (solvers.glr, solvers.gtv)
     for case in (
-        (lambda s=solve: s(X.tolist(), PATH), f"'x' {TENSOR}"),
-        (lambda s=solve: s(X.long(), PATH), "'x' must be floating point"),
-        (lambda s=solve: s(X, PATH, mask=[True]), f"'mask' {TENSOR}"),
-        (lambda s=solve: s(X * NAN, PATH, mask=MASK), "'x' must be finite"),
+        (lambda s=solve: s(X[:, 0], PATH), "'x' must have shape.*unsqueeze"),
         (lambda s=solve: s(X, PATH, fidelity='x'), r"'fidelity' must.*got 'x'"),
         (lambda s=solve: s(X, PATH, mu=-1.0), FINITE.format('mu', -1.0)),
-        (lambda s=solve: s(X, PATH, mu=None), FINITE.format('mu', None)),
-        (
-            lambda s=solve: s(X, PATH, mu=torch.ones(2)),
-            r"'mu' must be one positive.*got \[1.0, 1.0\]",
-        ),
         (lambda s=solve: s(X, PATH, tol=0), FINITE.format('tol', 0)),
         (
             lambda s=solve: s(X, PATH, max_steps=2.5),
@@ -292,18 +197,6 @@ SOLVERS = [
         (
             lambda s=solve: s(X, PATH, mask=MASK, fill='median'),
             "'fill' must be a finite number, 'mean' or None.*'median'",
-        ),
-        (
-            lambda s=solve: s(X, PATH, mask=MASK, fill=[0.0]),
-            r"'fill' must be a finite number.*got \[0.0\]",
-        ),
-        (
-            lambda s=solve: s(X, PATH, mask=MASK, fill=NAN),
-            "'fill' must be a finite number.*got nan",
-        ),
-        (
-            lambda s=solve: s(X.expand(2, -1, -1), PATH),
-            r"'x' must have shape \[num_nodes, features\] \(got \[2, 3, 1\]\)",
         ),
         (
             lambda s=solve: s(X, PATH[:, :0], mask=MASK),
@@ -315,6 +208,24 @@ SOLVERS = [
         ),
     )
 ] + [
+    (lambda: solvers.glr(X, PATH, mask=[True]), f"'mask' {TENSOR}"),
+    (lambda: solvers.glr(X, PATH, mu=None), FINITE.format('mu', None)),
+    (
+        lambda: solvers.glr(X, PATH, mu=torch.ones(2)),
+        r"'mu' must be one number \(got shape \[2\]\)",
+    ),
+    (
+        lambda: solvers.glr(X, PATH, mask=MASK, fill=[0.0]),
+        r"'fill' must be a finite number.*got \[0.0\]",
+    ),
+    (
+        lambda: solvers.glr(X, PATH, mask=MASK, fill=NAN),
+        "'fill' must be a finite number.*got nan",
+    ),
+    (
+        lambda: solvers.glr(X.expand(2, -1, -1), PATH),
+        r"'x' must have shape \[num_nodes, features\].*\(got \[2, 3, 1\]\)",
+    ),
     (lambda: solvers.glr(X, PATH, order=0), "'order' must be one of 1, 2"),
     (
         lambda: solvers.gtv(X.clone().requires_grad_(), PATH),
@@ -435,7 +346,10 @@ TRANSFORMS = [
         lambda: from_product(product(), X),
         r"'x' must have shape \[6\].*\[3, 1\]",
     ),
-    (lambda: InterpolateFeatures(None), "'missing_mask'.*got NoneType"),
+    (
+        lambda: InterpolateFeatures(None),
+        "'missing_mask' must be a tensor.*got 'NoneType'",
+    ),
     (lambda: InterpolateFeatures(X), "'missing_mask'.*got torch.float32"),
     (
         lambda: InterpolateFeatures(MASK, normalization='row'),
@@ -466,187 +380,146 @@ TRANSFORMS = [
     ),
 ]
 
-IMAGES = [
-    (lambda: cfa_mask('RGB', 2, 2), r"'pattern' must be one of.*got 'RGB'"),
-    (lambda: cfa_mask('RGGB', -1, 2), POSITIVE.format('height', -1)),
-    (lambda: cfa_mask('RGGB', 2, 2.5), POSITIVE.format('width', 2.5)),
-    (lambda: mosaic(IMAGE[:2]), r"'image' must have shape \[3.*\[2, 4, 4\]"),
-    (lambda: mosaic(IMAGE.permute(1, 2, 0)), "'image'.*channels come last"),
-    (lambda: mosaic(IMAGE[:, :0]), r"'image' is empty \(got \[3, 0, 4\]\)"),
-    (lambda: mosaic(IMAGE * NAN), "'image' must be finite"),
-    (lambda: mosaic(IMAGE.long()), r"'image'.*uint8.*got torch.int64"),
-    (lambda: mosaic(IMAGE, 'BGR'), "'pattern' must be one of.*got 'BGR'"),
-    (lambda: image_to_data(IMAGE[0]), r"'image' must.*\.unsqueeze\(0\)"),
-    (lambda: image_to_data(None), "'image' must be a tensor.*got None"),
-    (lambda: image_to_data(IMAGE[:, :0]), "'image' is empty"),
-    (lambda: data_to_image(data(x=X)), "'data' has no 'height'"),
-    (lambda: data_to_image(GRID, X), "'x' has 3 rows.*16 pixels"),
-    (lambda: data_to_image(GRID, X[:, 0]), r"'x' must have shape.*got \[3\]"),
+RESTORERS = [
+    (lambda: demosaic()(IMAGE), DATA),
+    (lambda: demosaic()(GRID), r"'data' must have a 'mask'.*pyg_unroll.mosaic"),
     (
-        lambda: data_to_image(images((1, 2, 2), (1, 3, 2))),
-        r"'data' holds images of different sizes.*to_data_list\(\)",
+        lambda: demosaic()(Data(mask=BAYER)),
+        r"'data.x' must be a tensor .*got 'NoneType'",
     ),
-    (lambda: points_to_data(X.tolist(), X), f"'pos' {TENSOR}"),
-    (lambda: points_to_data(X[:, 0], X), r"'pos' must have shape.*got \[3\]"),
-    (lambda: points_to_data(X, [1.0]), f"'signal' {TENSOR}"),
-    (lambda: points_to_data(X, X[:2]), r"'signal' must have shape \[3, feat"),
-    (lambda: points_to_data(X, X, [True]), f"'mask' {TENSOR}"),
-    (lambda: points_to_data(X, X, X), "'mask' must be boolean.*float32"),
-    (lambda: points_to_data(X, X, MASK[:2]), r"'mask' must have.*got \[2\]"),
-    (lambda: points_to_data(X, X / 0), "'signal' must be finite.*'mask'"),
-    (lambda: points_to_data(X, X * NAN), "'signal' has no known entry"),
-]
-
-MODELS = [
-    case
-    for model in (UnrolledGLR, UnrolledGTV)
-    for case in (
-        (lambda m=model: m(0), POSITIVE.format('in_channels', 0)),
-        (lambda m=model: m(1, 'video'), "'domain' must be one of.*got 'video'"),
-        (lambda m=model: m(1, num_steps=0), POSITIVE.format('num_steps', 0)),
-        (lambda m=model: m(1, 'mosaic'), r"'in_channels' must be 3 \(got 1\)"),
-        (lambda m=model: m(3, 'mosaic', num_layers=3), "'num_layers'.*even"),
-        (lambda m=model: m(1)(X), DATA),
-        (lambda m=model: m(1)(data(height=2, width=2)), "'data.x' must be a"),
-        (
-            lambda m=model: m(1)(GRID),
-            "'data.x' has 3 channels.*'in_channels=1'",
+    (
+        lambda: demosaic()(Data(x=GRID.x, mask=GRID.x > 0)),
+        r"'data' has no 'height' and 'width'.*image_to_data",
+    ),
+    (
+        lambda: demosaic()(Data(**GRID, mask=GRID.x)),
+        "'data.mask' must be boolean",
+    ),
+    (
+        lambda: demosaic()(mosaic(IMAGE.double())),
+        r'must have the type of the model, torch.float32 \(got torch.float64',
+    ),
+    (
+        lambda: demosaic().half()(mosaic(IMAGE)),
+        "'model' must not be of type torch.float16.*torch.bfloat16",
+    ),
+    (
+        lambda: demosaic()(mosaic(IMAGE, 'X-Trans')),
+        "'mask' must be that of a Bayer pattern.*GraphDemosaic",
+    ),
+    (
+        lambda: demosaic().restore(IMAGE, BAYER),
+        r"'image' must be.*of shape \[batch, 3.*\.unsqueeze\(0\)",
+    ),
+    (
+        lambda: demosaic().restore(IMAGES, IMAGE),
+        r"'mask' must be.*of shape \[batch, 3.*\.unsqueeze\(0\)",
+    ),
+    (
+        lambda: demosaic().restore(IMAGES[:, :1], MASKS),
+        r"'image' must have shape \[batch, 3, .*\(got \[1, 1, 4, 4\]\)",
+    ),
+    (
+        lambda: demosaic().restore((255 * IMAGES).byte(), MASKS),
+        "'image' must be floating point.*uint8.*255",
+    ),
+    (
+        lambda: demosaic().restore(IMAGES, IMAGES),
+        "'mask' must be boolean.*got torch.float32",
+    ),
+    (
+        lambda: demosaic().restore(IMAGES, MASKS[:, :, :2]),
+        r"'mask' must have shape \[1, 3, 4, 4\].*\[1, 3, 2, 4\]",
+    ),
+    (
+        lambda: demosaic().restore(
+            IMAGES.expand(2, -1, -1, -1), MASKS.expand(3, -1, -1, -1)
         ),
+        r"'mask' must have shape.*\[3, 3, 4, 4\]",
+    ),
+    (
+        lambda: demosaic().restore(IMAGES * NAN, MASKS),
+        "'image' must be finite where it is known",
+    ),
+    (
+        lambda: inpaint().restore(IMAGES, MASKS & False),
+        "'image' has no known entry in feature 0",
+    ),
+    (
+        lambda: demosaic().restore(IMAGES, MASKS, 0.1),
+        "'noise_std' was given.*fidelity='soft'",
+    ),
+    (
+        lambda: SelfEnsemble(demosaic()).restore(IMAGES, MASKS, 0.1),
+        "'noise_std' was given.*fidelity='soft'",
+    ),
+    *(
         (
-            lambda m=model: m(3)(image_to_data(IMAGE.double())),
-            r"'data.x' must have the type of the model, torch.float32 \(got",
-        ),
-        (lambda m=model: m(1)(data(x=X)), "'data' has no 'height'"),
-        (lambda m=model: m(1, 'points')(data(x=X)), "'data' has no positions"),
-        (
-            lambda m=model: m(1, 'points', neighbors=1)(data(x=X, pos=X)),
-            r"'data.pos' must have 2 coordinates \(got 1\).*'pos_channels'",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic')(GRID),
-            "'data' must be a mosaic.*'pyg_unroll.mosaic'",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic')(mosaic(IMAGE, 'X-Trans')),
-            "'data.mask' must be that of a Bayer pattern.*GraphDemosaic",
-        ),
-        (
-            lambda m=model: m(3, 'inpainting')(GRID),
-            r"'data' must have a 'mask'.*got None",
-        ),
-        (
-            lambda m=model: m(3).restore(IMAGE[None], BAYER[None]),
-            "domain='image'; whole images need domain='mosaic'",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(IMAGE, BAYER),
-            r"'image' must have shape \[batch, 3.*\.unsqueeze\(0\)",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(IMAGE[None], IMAGE[None]),
-            "'mask' must be boolean.*got torch.float32",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(
-                IMAGE[None], BAYER[None, :, :2]
-            ),
-            r"'mask' must be.*of shape \[1, 3, 4, 4\].*\[1, 3, 2, 4\]",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(
-                IMAGE[None], BAYER[None], 0.1
-            ),
-            "'noise_std' was given.*fidelity='soft'",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic', fidelity='soft').restore(
-                IMAGE[None], BAYER[None], -1.0
-            ),
-            r"'noise_std' must be finite and non-negative.*got -1\.0",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic', fidelity='soft').restore(
-                IMAGE[None], BAYER[None], 20.0
-            ),
-            r"'noise_std' must be in the unit of the image.*got 20\.0",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(
-                IMAGE[None].double(), BAYER[None]
-            ),
-            "'image' must have the type of the model.*float64",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(
-                (255 * IMAGE[None]).byte(), BAYER[None]
-            ),
-            "'image' must be floating point.*uint8.*255",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(
-                IMAGE.expand(2, -1, -1, -1), BAYER.expand(3, -1, -1, -1)
-            ),
-            r"'mask' must be.*of shape.*\[3, 3, 4, 4\]",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').half()(mosaic(IMAGE)),
-            "'model' must not be of type torch.float16.*torch.bfloat16",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').restore(
-                IMAGE[None] * NAN, BAYER[None]
-            ),
-            "'image' must be finite where it is known",
-        ),
-        (
-            lambda m=model: m(3, 'inpainting').restore(
-                IMAGE[None], BAYER[None] & False
-            ),
-            "'mask' has no known pixel",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic').estimates(
-                IMAGE[None], BAYER[None].flip(3)
-            ),
-            r"'image' must have an even size.*lacks 0 row\(s\) and 1 column",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic')(Data(mask=MASK)),
-            "'data' must be a mosaic with 'x' and 'mask'",
-        ),
-        (
-            lambda m=model: m(3, 'inpainting')(Data(mask=MASK)),
-            "'data.x' must be an image of shape.*'image_to_data'",
-        ),
-        (
-            lambda m=model: m(3, 'mosaic', fidelity='soft')(mosaic(IMAGE)),
-            "6 x 6 pixels.*set 'data.noise_std'",
-        ),
-        (
-            lambda m=model: m.from_pretrained('x'),
-            r"'name' must be one of \[.*got 'x'\).*load'",
-        ),
-        (lambda m=model: m.load(None), "'path' is not a readable"),
-        (
-            lambda m=model: m.load('nowhere/x'),
-            "'path' is not a readable.*nowhere",
-        ),
-        (lambda m=model: m(1).save('nowhere/x'), "'path' cannot be written"),
-    )
-] + [
+            lambda n=noise: soft().restore(IMAGES, MASKS, n),
+            r"'noise_std' must be finite and non-negative, one value, one for "
+            r'each of 1 image\(s\), or a map',
+        )
+        for noise in (-1.0, NAN, torch.ones(3), torch.ones(1, 1, 4, 5))
+    ),
+    (
+        lambda: soft().restore(IMAGES, MASKS, -0.1 * IMAGES[:, :1]),
+        "'noise_std' must be finite and non-negative",
+    ),
+    (
+        lambda: soft().restore(IMAGES, MASKS, 20.0),
+        r"'noise_std' must be in the unit of the image.*got 20\.0",
+    ),
+    (
+        lambda: soft()(mosaic(IMAGE)),
+        "6 x 6 pixels.*set 'data.noise_std'",
+    ),
+    (
+        lambda: demosaic().estimates(IMAGES, MASKS.flip(3)),
+        r"'image' must have an even size.*lacks 0 row\(s\) and 1 column",
+    ),
+    (
+        lambda: inpaint().estimates(IMAGES[..., :3], MASKS[..., :3]),
+        r"'image' must have an even size.*\[1, 3, 4, 3\]",
+    ),
+    (lambda: Demosaic(neighbors=5), r"'neighbors' must be one of.*got 5\)"),
+    (lambda: Tiled(demosaic(), 0), POSITIVE.format('max_pixels', 0)),
+    (lambda: GuidedBlock(channels=0), POSITIVE.format('channels', 0)),
+    (lambda: GuidedBlock(hidden_channels=0), POSITIVE.format('hidden_.*', 0)),
+    (lambda: GuidedBlock(feature_channels=0), POSITIVE.format('feature_.*', 0)),
+    (lambda: GuidedBlock(heads=0), POSITIVE.format('heads', 0)),
+    (lambda: GuidedBlock(num_layers=3), r"'num_layers' must be even.*got 3\)"),
+    (lambda: GuidedBlock(prior='tv'), "'prior' must be one of.*'tv'"),
+    (lambda: GuidedBlock(fidelity='x'), "'fidelity' must be one of.*'x'"),
+    (
+        lambda: GuidedBlock(steps=(3, 2)),
+        r"'steps' must be 1 number.*prior='glr', such as \(5,\).*\(3, 2\)",
+    ),
+    (lambda: GuidedBlock(steps=5), r"'steps' must be a sequence.*got 5\)"),
+    (lambda: GuidedBlock(steps=(0,)), POSITIVE.format('steps', 0)),
+    (
+        lambda: GuidedBlock(weight_floor=-1),
+        "'weight_floor' must be a finite, non-negative number",
+    ),
+    (lambda: DifferenceBlock(heads=0), POSITIVE.format('heads', 0)),
+    (lambda: DifferenceBlock(prior='tv'), "'prior' must be one of.*'tv'"),
     (lambda: GraphDemosaic('tv'), r"'prior' must be one of.*got 'tv'"),
-    (lambda: GraphDemosaic(max_pixels=0), POSITIVE.format('max_pixels', 0)),
     (lambda: GraphDemosaic()(IMAGE), DATA),
-    (lambda: GraphDemosaic()(GRID), "'data' must be a mosaic"),
+    (lambda: GraphDemosaic()(GRID), "'data' must have a 'mask'"),
+    (
+        lambda: GraphDemosaic().restore(IMAGES, MASKS, 0.1),
+        "'noise_std' was given.*'GraphDemosaic' holds",
+    ),
     (
         lambda: GraphDemosaic()(mosaic(IMAGE.half())),
-        "'data.x' must not be of type torch.float16.*torch.bfloat16",
+        "'image' must not be of type torch.float16.*torch.bfloat16",
     ),
     (
-        lambda: GraphDemosaic()(
-            Data(x=(255 * GRID.x).byte(), mask=mosaic(IMAGE).mask)
-        ),
-        r"'data.x' must be floating point.*uint8.*'data.x.float\(\) / 255'",
+        lambda: GraphDemosaic().restore((255 * IMAGES).byte(), MASKS),
+        r"'image' must be floating point.*uint8.*'image.float\(\) / 255'",
+    ),
+    (
+        lambda: GraphDemosaic()(mosaic(IMAGE * 1.0).update({'mask': GRID.x})),
+        "'data.mask' must be boolean",
     ),
 ]
 
@@ -655,22 +528,10 @@ ESTIMATORS = [
     (lambda: GraphInterpolator(2.5), POSITIVE.format('neighbors', 2.5)),
     (lambda: GraphInterpolator().predict(), "call 'fit' first"),
     (lambda: GraphInterpolator().fit(X), DATA),
-    (lambda: GraphInterpolator().fit(data(pos=X)), "'data.x' must be a signal"),
-    (
-        lambda: GraphInterpolator().fit(data(x=[0.0, 1.0], pos=X)),
-        r"'data.x' must be a tensor .* \(got 'list'\)",
-    ),
-    (
-        lambda: GraphInterpolator().fit(on_path(mask=[True] * 3)),
-        f"'data.mask' {TENSOR}",
-    ),
+    (lambda: GraphInterpolator().fit(data(pos=X)), "'data.x' must be a tensor"),
     (
         lambda: GraphInterpolator().fit(on_path(mask=X)),
         "'data.mask' must be boolean.*float32",
-    ),
-    (
-        lambda: GraphInterpolator().fit(on_path(mask=MASK[:2])),
-        r"'data.mask' must have shape \[3\].*got \[2\]",
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X / 0, pos=X, mask=MASK)),
@@ -678,15 +539,15 @@ ESTIMATORS = [
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X * NAN, pos=X)),
-        "'data.x' has no known entry in feature 0",
+        "'data.x' has no known entry",
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X, mask=MASK)),
-        "'data' has neither 'edge_index' nor 'pos'",
+        "'data' must have 'edge_index', or 'pos' of more.*got neither",
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X, pos=X[:2], mask=MASK)),
-        r"'data.pos' must have shape \[3, features\].*got \[2, 1\]",
+        r"'data.pos' must be real, of shape \[3, features\].*of \[2, 1\]",
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X, pos=X * NAN, mask=MASK)),
@@ -720,20 +581,20 @@ ESTIMATORS = [
         "'truth' has no feature with missing entries",
     ),
     (
-        lambda: fitted().predict(data(x=torch.rand(9, 2), pos=X)),
-        r"'data.x' must have the 1 feature\(s\) of 'fit' \(got \[9, 2\]\)",
+        lambda: fitted().predict(
+            data(x=torch.rand(9, 2), pos=torch.rand(9, 2))
+        ),
+        r"'data.x' must have the 1 feature\(s\) of 'fit' \(got 2\)",
     ),
     (lambda: fitted().metric(), 'no metric was learned'),
 ]
 
 CATALOGUE = {
-    'topology': TOPOLOGIES,
     'layer': LAYERS,
     'solver': SOLVERS,
     'operator': OPERATORS,
     'transform': TRANSFORMS,
-    'image': IMAGES,
-    'model': MODELS,
+    'restorer': RESTORERS,
     'estimator': ESTIMATORS,
 }
 

@@ -1,4 +1,5 @@
 import gc
+import weakref
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.utils import to_undirected
 
-from pyg_unroll import GLRConv, Topology
-from pyg_unroll.layouts import _CACHE, resolve_graph
+from pyg_unroll import GLRConv, GridGraph, Topology, image_to_data
+from pyg_unroll.graph import resolve_graph
 from pyg_unroll.testing import assert_laplacian, assert_same
 from tests.oracles import random_graph
 
@@ -34,7 +35,7 @@ def test_topology():
     assert topology.edge_id.tolist() == [0, 0, 1, 1]
     assert topology.sign.tolist() == [1, -1, 1, -1]
     assert topology.entry.tolist() == [[1, 2], [3, 0]]
-    assert all(x.dtype != torch.int64 for x in topology.arrays[:6])
+    assert all(x.dtype != torch.int64 for x in topology.pack()[0][:-1])
 
 
 def test_edge_index_roundtrip(device):
@@ -46,7 +47,11 @@ def test_edge_index_roundtrip(device):
         topology.rowptr.diff()
     )
     for r, c, e, s in zip(
-        *(x.tolist() for x in (row, *topology.arrays[3:6])), strict=True
+        row.tolist(),
+        topology.col.tolist(),
+        topology.edge_id.tolist(),
+        topology.sign.tolist(),
+        strict=True,
     ):
         ends = int(topology.src[e]), int(topology.dst[e])
         assert ends == ((r, c) if s > 0 else (c, r))
@@ -73,15 +78,13 @@ def test_int32_edge_index():
     expected = Topology.from_edge_index(edge_index, num_nodes)
     assert expected.dst.tolist() == [1, 5, 67297]
     topology = Topology.from_edge_index(edge_index.int(), num_nodes)
-    for one, other in zip(
-        topology.arrays[:6], expected.arrays[:6], strict=True
-    ):
+    for one, other in zip(topology.pack()[0], expected.pack()[0], strict=True):
         assert torch.equal(one, other)
     assert torch.equal(topology.edge_index, edge_index)
     pairs = torch.tensor([[0, 42949], [1, 67297]])
     expected = Topology.from_pairs(*pairs, num_nodes)
     again = Topology.from_pairs(*pairs.int(), num_nodes)
-    for one, other in zip(again.arrays[:6], expected.arrays[:6], strict=True):
+    for one, other in zip(again.pack()[0], expected.pack()[0], strict=True):
         assert torch.equal(one, other)
 
 
@@ -174,6 +177,17 @@ def test_weights_of_wrong_shape():
     topology = Topology.from_edge_index(path(), 4)
     with pytest.raises(ValueError, match=r'shape \[3\]'):
         resolve(topology, torch.ones(6))
+    with pytest.raises(ValueError, match=r"'weight' must have 3 rows.*\[6\]"):
+        topology.directed_weight(torch.ones(6))
+
+
+def test_weights_of_wrong_type():
+    topology = Topology.from_edge_index(path(), 4)
+    for read in (topology.undirected_weight, lambda w: resolve(path(), w)):
+        with pytest.raises(ValueError, match="'edge_weight' must be a tensor"):
+            read([1.0] * 6)
+        with pytest.raises(ValueError, match=r'must be real.*complex64'):
+            read(torch.ones(6).cfloat())
 
 
 def test_wrong_number_of_nodes():
@@ -185,9 +199,20 @@ def test_wrong_number_of_nodes():
         resolve(sparse, num_nodes=5)
 
 
-def test_wrong_type():
-    with pytest.raises(ValueError, match="got 'list'"):
-        resolve([[0, 1], [1, 0]])
+@pytest.mark.parametrize('graph', [[[0, 1], [1, 0]], path().numpy(), None])
+def test_wrong_type(graph):
+    name = type(graph).__name__
+    with pytest.raises(ValueError, match=f"'edge_index' must.*got '{name}'"):
+        resolve(graph)
+    with pytest.raises(ValueError, match=f"'edge_index' must.*got '{name}'"):
+        Topology.from_edge_index(graph, 4)
+
+
+@pytest.mark.parametrize('num_nodes', [3.0, -1, None])
+def test_no_number_of_nodes(num_nodes):
+    match = rf"'num_nodes' must be a non-negative integer \(got {num_nodes}\)"
+    with pytest.raises(ValueError, match=match):
+        Topology.from_edge_index(path()[:, :0], num_nodes)
 
 
 def test_layouts():
@@ -245,12 +270,61 @@ def test_cache():
 
 def test_cache_forgets():
     edge_index = path()
-    resolve(edge_index)
-    assert edge_index in _CACHE
-    size = len(_CACHE)
+    topology = weakref.ref(resolve(edge_index)[0])
+    gc.collect()
+    assert topology() is not None
     del edge_index
     gc.collect()
-    assert len(_CACHE) < size
+    assert topology() is None
+
+
+def test_cache_sees_writes_past_pytorch():
+    # NumPy writes into the memory of a tensor, which does not count them.
+    edge_index = path()
+    before = resolve(edge_index)[0]
+    edge_index.numpy()[:] = 3 - edge_index.numpy()[:, ::-1].copy()
+    edge_index.numpy()[:, [0, 1]] = [[0, 3], [3, 0]]
+    topology = resolve(edge_index)[0]
+    assert topology is not before
+    assert torch.equal(topology.edge_index, edge_index)
+    assert resolve(edge_index)[0] is topology
+    edge_index.numpy()[0, 0] = edge_index.numpy()[1, 0]
+    with pytest.raises(ValueError, match='self-loop'):
+        resolve(edge_index)
+
+
+def test_cache_sees_writes_into_edges_of_transforms():
+    data = GridGraph(4)(image_to_data(torch.rand(1, 2, 3)))
+    index = data.edge_index
+    row = torch.arange(6.0).view(6, 1)
+    conv = GLRConv(2)
+    before = conv(row, index)
+    renamed = 5 - index
+    index.numpy()[:] = renamed.numpy()
+    index.numpy()[:, [0, 1]] = index.numpy()[:, [1, 0]]
+    out = conv(row, index)
+    assert torch.equal(out, conv(row, index.clone()))
+    index.numpy()[index.numpy() == 0] = 99
+    with pytest.raises(ValueError, match='out of range'):
+        conv(row, index)
+    assert not out.isnan().any() and not before.isnan().any()
+
+
+@pytest.mark.filterwarnings('ignore:Sparse')
+def test_cache_sees_writes_into_sparse_matrices():
+    edge_index = path(5)
+    adj = torch.sparse_coo_tensor(
+        edge_index, torch.ones(8), (5, 5), check_invariants=True
+    )
+    for matrix, indices in (
+        (adj := adj.coalesce(), adj.indices()[0]),
+        (csr := adj.to_sparse_csr(), csr.col_indices()),
+    ):
+        before = resolve(matrix, num_nodes=5)[0]
+        assert resolve(matrix, num_nodes=5)[0] is before
+        indices.numpy()[0] = 4
+        with pytest.raises(ValueError, match='no reverse edge'):
+            resolve(matrix, num_nodes=5)
 
 
 def test_cache_does_not_skip_the_check():
@@ -276,11 +350,21 @@ def test_cache_under_inference_mode():
     assert weight.grad is not None
 
 
+@pytest.mark.parametrize('grid', [False, True])
+def test_pack(grid):
+    topology = Topology.from_edge_index(path(), 4)
+    if grid:
+        topology = GridGraph(8).topology(image_to_data(torch.rand(1, 5, 7)))
+    assert bool(topology.grid) == grid
+    again = Topology.unpack(*topology.pack())
+    assert vars(again) == vars(topology)
+
+
 def test_to(device):
     topology = Topology.from_edge_index(path(), 4)
     moved = topology.to(device)
     assert moved.device.type == device.type and moved.num_nodes == 4
-    for one, other in zip(moved.arrays[:6], topology.arrays[:6], strict=True):
+    for one, other in zip(moved.pack()[0], topology.pack()[0], strict=True):
         assert one.device.type == device.type
         assert torch.equal(one.cpu(), other)
     assert torch.equal(moved.edge_index.cpu(), topology.edge_index)

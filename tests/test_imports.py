@@ -10,31 +10,28 @@ import pyg_unroll
 
 ROOT = Path(pyg_unroll.__file__).parent
 
-# By part of the package, the parts that it may import from.
-CORE = {'checks', 'graph', 'layouts', 'ops'}
-MIDDLE = {'data', 'nn.conv', 'solvers', 'transforms'}
+# By part of the package, the parts that it may import from: arrows point one
+# way. Beside the others, `transforms` interpolate by `solvers`, and stacks of
+# `nn` learn their graphs by `transforms`.
+CORE = {'checks', 'graph', 'ops', 'inputs'}
 ARROWS = {
     'checks': set(),
     'graph': {'checks'},
-    'layouts': {'checks', 'graph'},
     'ops': {'checks', 'graph'},
-    'data': CORE,
-    'nn.conv': CORE,
+    'inputs': {'checks', 'graph', 'ops'},
     'solvers': CORE,
     'transforms': CORE | {'solvers'},
-    'nn.models': CORE | MIDDLE,
-    'estimators': CORE | MIDDLE,
-    'nn': {'nn.conv', 'nn.models'},
-    'explain': CORE | MIDDLE | {'nn', 'nn.models'},
+    'nn': CORE | {'solvers', 'transforms'},
+    'imaging': CORE | {'solvers', 'transforms', 'nn'},
+    'estimators': CORE | {'solvers', 'transforms', 'nn'},
+    'explain': CORE | {'solvers', 'transforms', 'nn', 'imaging', 'estimators'},
     'testing': CORE,
 }
 
 
 def part_of(module: str) -> str:
-    """`pyg_unroll.nn.conv.glr_conv` is of the part `nn.conv`."""
-    names = module.split('.')[1:]
-    is_inner = names[0] == 'nn' and names[1:2] in (['conv'], ['models'])
-    return '.'.join(names[: 2 if is_inner else 1])
+    """`pyg_unroll.nn.glr_conv` is of the part `nn`."""
+    return module.split('.')[1]
 
 
 def imported(source: str) -> Iterator[str]:
@@ -67,16 +64,29 @@ def test_arrows():
     assert not wrong
 
 
+def test_arrows_are_those_of_the_package():
+    parts = {path.stem for path in ROOT.iterdir() if path.suffix == '.py'}
+    parts |= {path.parent.name for path in ROOT.glob('*/__init__.py')}
+    assert parts - {'__init__'} == set(ARROWS)
+    # No two parts import each other, however many lie between.
+    order = list(ARROWS)
+    for part, others in ARROWS.items():
+        assert all(order.index(other) < order.index(part) for other in others)
+
+
 def test_arrows_see_wrong_imports():
     for source, wrong in (
-        ('from pyg_unroll.nn.conv.glr_conv import GLRConv', 'nn.conv'),
-        ('from pyg_unroll.nn import models', 'nn.models'),
+        ('from pyg_unroll.nn.glr_conv import GLRConv', 'nn'),
+        ('from pyg_unroll.inputs import read_signal', 'inputs'),
         ('from pyg_unroll import solvers', 'solvers'),
         ('def f():\n    import pyg_unroll.testing', 'testing'),
         ('from pyg_unroll import GLRConv', 'GLRConv'),
     ):
         assert against_arrows('ops', source) == {wrong}
     assert not against_arrows('ops', 'from pyg_unroll.graph import Topology')
+    nn = 'from pyg_unroll.imaging import images'
+    assert against_arrows('nn', nn) == {'imaging'}
+    assert against_arrows('estimators', nn) == {'imaging'}
 
 
 def test_light_import():

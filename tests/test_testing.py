@@ -110,6 +110,13 @@ def test_compiles(wrap):
     with pytest.raises(AssertionError):
         assert_compiles(lambda x: wrap(Doubled.apply(x)), x, **compiles)
 
+    def detaches(x):
+        out = x.sin()
+        return wrap(out.detach() if torch.compiler.is_compiling() else out)
+
+    with pytest.raises(AssertionError, match='requires_grad'):
+        assert_compiles(detaches, x, **compiles)
+
 
 def test_exports():
     class Differs(torch.nn.Module):

@@ -1,7 +1,7 @@
-"""What version 0.1.0 wrote, read with the present code.
+"""Weights of version 0.1.0, read with the present code.
 
-The files of `version_0_1_0` hold models as its :meth:`save` wrote them, the
-state of layers, and what all of them computed.
+The files of `version_0_1_0` hold the state of layers and stacks, and the
+outputs of all of them.
 """
 
 from pathlib import Path
@@ -11,21 +11,48 @@ import torch
 from safetensors.torch import load_file
 from torch_geometric.data import Data
 
-import pyg_unroll
-from pyg_unroll.nn.models import unrolled_gtv
+from pyg_unroll import (
+    GLRConv,
+    GraphDemosaic,
+    GridGraph,
+    GTVConv,
+    KNNGraph,
+    MahalanobisGraph,
+    UnrolledGLR,
+    UnrolledGTV,
+    data_to_image,
+    mosaic,
+)
+from pyg_unroll.imaging import CNNFeatures
+from pyg_unroll.nn import MLPFeatures
 
 FOLDER = Path(__file__).parent / 'version_0_1_0'
 LAYERS = {
-    'GLRConv': {'num_steps': 3, 'heads': 2},
-    'GTVConv': {'num_iters': 2, 'num_steps': 2, 'heads': 2},
-    'GraphDemosaic': {},
-    'MahalanobisGraph': {'in_channels': 2, 'heads': 2},
+    'GLRConv': lambda: GLRConv(3, heads=2),
+    'GTVConv': lambda: GTVConv(2, 2, heads=2),
+    'MahalanobisGraph': lambda: MahalanobisGraph(2, heads=2),
+}
+STACKS = {
+    'UnrolledGLR': (UnrolledGLR, {'num_steps': 2}),
+    # Weights had no floor then.
+    'UnrolledGTV': (
+        UnrolledGTV,
+        {'num_iters': 4, 'num_steps': 2, 'weight_floor': 0.0},
+    ),
 }
 
 
 @pytest.fixture(scope='module')
 def written():
     return load_file(FOLDER / 'layers.safetensors')
+
+
+def state_of(name, written):
+    return {
+        key.partition('/')[2]: value
+        for key, value in written.items()
+        if key.startswith(f'{name}/')
+    }
 
 
 def make_data():
@@ -45,12 +72,7 @@ def make_data():
 
 @pytest.mark.parametrize('name', LAYERS)
 def test_layers(name, written):
-    layer = getattr(pyg_unroll, name)(**LAYERS[name])
-    state = {
-        key.partition('/')[2]: value
-        for key, value in written.items()
-        if key.startswith(f'{name}/')
-    }
+    layer, state = LAYERS[name](), state_of(name, written)
     output = state.pop('output', None)
     layer.load_state_dict(state, strict=True)
     if output is not None:
@@ -59,13 +81,41 @@ def test_layers(name, written):
         torch.testing.assert_close(out, output)
 
 
-@pytest.mark.parametrize('name', ['UnrolledGLR', 'UnrolledGTV'])
+def test_graph_demosaic(written):
+    # All but the ratio are parts of its step now, whose metrics are those of
+    # luma and chroma in units of an edge.
+    state = {
+        name if name == 'chroma_ratio' else f'step.{name}': value
+        for name, value in state_of('GraphDemosaic', written).items()
+    }
+    state['step.smooth_metric.weight'] *= torch.tensor([0.15, 0.07, 0.07])
+    state['step.fill_metric.weight'] *= 0.3
+    model = GraphDemosaic()
+    model.load_state_dict(state, strict=True)
+    image = (torch.arange(3 * 8 * 10.0).view(3, 8, 10) / 9).sin() / 4 + 0.5
+    data = mosaic(image)
+    with torch.no_grad():
+        out = data_to_image(data, model(data))
+    # As of version 0.2.0.
+    red = [0.4669068, 0.4354343, 0.3781439, 0.3452160, 0.3129734, 0.3152476]
+    blue = [0.5837235, 0.6299686, 0.5558485, 0.5797046, 0.5269513, 0.5255203]
+    expected = torch.tensor([red, blue])
+    torch.testing.assert_close(out[::2, 3, 2:8], expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', STACKS)
 @pytest.mark.parametrize('domain', ['image', 'points'])
-def test_models(name, domain, written, monkeypatch):
-    # What has been added to weights since.
-    monkeypatch.setattr(unrolled_gtv, '_WEIGHT_FLOOR', 0.0)
+def test_stacks(name, domain, written):
+    cls, options = STACKS[name]
+    # Three features, and a guide of two channels.
+    if domain == 'image':
+        features, graph = CNNFeatures(2, 5, 4), GridGraph(4)
+    else:
+        features, graph = MLPFeatures(2, 5, 4, pos_channels=2), KNNGraph(4)
+    model = cls(2, features, graph, guide=True, **options)
     file = f'{name}-{domain}'
-    model = getattr(pyg_unroll, name).load(FOLDER / f'{file}.safetensors')
+    state = load_file(FOLDER / f'{file}.safetensors')
+    model.load_state_dict(state, strict=True)
     data = make_data()
     del data.edge_index
     if domain == 'image':

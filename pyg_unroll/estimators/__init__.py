@@ -1,4 +1,4 @@
-"""Estimators: fit and predict, without settings."""
+"""Estimators: fit and predict, all settings learned from the data."""
 
 from pyg_unroll.estimators.graph_interpolator import GraphInterpolator
 from pyg_unroll.estimators.temporal_interpolator import TemporalInterpolator

@@ -1,60 +1,56 @@
-"""Missing signals on graphs and points, without settings."""
+"""Interpolation of missing signals on graphs and points."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Self
+from collections import defaultdict
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
 from pyg_unroll.checks import (
+    Checks,
     check_between,
-    check_choice,
     check_count,
-    check_data,
+    check_parameters,
     check_positive,
     check_tensor,
+    one_of,
 )
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
-from pyg_unroll.estimators.nodes import Nodes
-from pyg_unroll.estimators.observations import read_signal
-from pyg_unroll.estimators.problem import InterpolationProblem
-from pyg_unroll.estimators.scoring import mean_r_squared
+from pyg_unroll.estimators.inputs import Sites
 
 
 class GraphInterpolator:
-    r"""Fills in missing signals on a graph or on points, and says how sure it
-    is.
+    r"""Interpolates missing signals on a graph or on points, with prediction
+    intervals.
 
-    Signals of several candidates are blended: smoothness on the given graph,
-    with its weights as they are, sharpened or without them, and on that of
-    nearest neighbours, of first order (:math:`\mathbf{x}^{\top} \mathbf{L}
+    Predictions of several candidates are blended: smoothness on the given
+    graph, with its weights as they are, sharpened or without them, and on that
+    of nearest neighbours, of first order (:math:`\mathbf{x}^{\top} \mathbf{L}
     \mathbf{x}`, as :class:`~pyg_unroll.nn.GLRConv`), normalised by degrees, and
     of second order; and, of points, kriging with a learned Mahalanobis metric
-    of position and covariates. How strong each prior is, the metric, and the
+    of position and covariates. The strength of each prior, the metric and the
     blend are learned from known nodes alone: by predicting each from the others
     (cross-validated stacking, Breiman, 1996), or by likelihood. All systems are
     sparse.
 
     Points without edges that have the same position and covariates are one
-    place, at which the mean of those that are known is.
-
-    Several signals are rotated to their principal components, which are
-    interpolated one by one.
+    site, whose observation is the mean over its known points. Several signals
+    are rotated to their principal components, which are interpolated one by
+    one; features that are known at different nodes are fitted separately.
 
     Args:
         neighbors (int, optional): Neighbours of each point.
             (default: :obj:`8`)
-        samples (bool, optional): Whether features are samples of one signal,
-            such as time steps of a sensor: they then share a unit.
+        samples (bool, optional): Take features as samples of one signal, such
+            as time steps of a sensor: they then share a unit.
             (default: :obj:`False`)
-        covariates (str, optional): Attribute of the data with what else is
-            known of all nodes, :math:`(N)` or :math:`(N, D)`; used with
-            positions. (default: :obj:`'covariates'`)
-        kriging (bool, optional): Whether to use kriging, too.
-            (default: :obj:`True`)
+        covariates (str, optional): Attribute of the data with covariates of
+            all nodes, :math:`(N)` or :math:`(N, D)`; used with positions.
+            (default: :obj:`'covariates'`)
+        kriging (bool, optional): Use kriging, too. (default: :obj:`True`)
         seed (int, optional): Seed of folds and kriging. (default: :obj:`0`)
 
     Shapes:
@@ -66,8 +62,6 @@ class GraphInterpolator:
           :math:`(N, P)`, or both
         - **output:** signals :math:`(N, F)`, known entries unchanged
 
-    Features that are known at different nodes are fitted separately.
-
     Example:
         >>> import torch
         >>> from torch_geometric.data import Data
@@ -78,6 +72,13 @@ class GraphInterpolator:
         True
     """
 
+    _checks: ClassVar[Checks] = {
+        'neighbors': check_positive,
+        'samples': one_of(False, True),
+        'kriging': one_of(False, True),
+        'seed': check_count,
+    }
+
     def __init__(
         self,
         neighbors: int = 8,
@@ -86,18 +87,14 @@ class GraphInterpolator:
         kriging: bool = True,
         seed: int = 0,
     ) -> None:
-        check_positive('neighbors', neighbors)
-        check_choice('samples', samples, (False, True))
-        check_choice('kriging', kriging, (False, True))
-        check_count('seed', seed)
+        check_parameters(self._checks, locals())
         self.neighbors = neighbors
         self.samples = samples
         self.covariates = covariates
         self.kriging = kriging
         self.seed = seed
         self._fits: list[FeatureFit] = []
-        self._data: Data | None = None
-        self._nodes: Nodes | None = None
+        self._fitted: Sites | None = None
 
     @torch.inference_mode(False)  # the metric is learned by gradients
     def fit(self, data: Data) -> Self:
@@ -111,35 +108,31 @@ class GraphInterpolator:
                 there is neither a graph nor positions, or nothing is known of
                 a feature.
         """
-        check_data(data)
-        x, mask = read_signal(data)
-        nodes = Nodes.read(data, self.covariates, self.neighbors)
-        patterns, which = torch.unique(mask, dim=1, return_inverse=True)
-        # What is changed later is not of the fit.
-        self._fits, self._data, self._nodes = [], data.clone(), nodes
-        for pattern in range(patterns.size(1)):
-            features = (which == pattern).nonzero().squeeze(1)
-            part, known = x[:, features], patterns[:, pattern]
-            problem, values = nodes.problem(part, known)
-            fit = FeatureFit.make(
-                *(problem, values, features),
-                *(self.samples, self.kriging, self.seed),
+        sites = Sites.read(data, self.covariates, self.neighbors)
+        patterns, which = sites.mask.unique(dim=1, return_inverse=True)
+        self._fits = [
+            FeatureFit.make(
+                sites,
+                (which == k).nonzero().squeeze(1),
+                self.samples,
+                self.kriging,
+                self.seed,
             )
-            fit.twins = nodes.twins(part, known)
-            self._fits.append(fit)
+            for k in range(patterns.size(1))
+        ]
+        self._fitted = sites
         return self
 
     def predict(self, data: Data | None = None) -> Tensor:
-        """Fills in what is missing.
+        """Predicts missing entries.
 
-        To predict at new places, give them to :meth:`fit`, too, as nodes
+        To predict at new points, give them to :meth:`fit`, too, as nodes
         whose signal is missing.
 
         Args:
             data (Data, optional): The same features on another graph or on
-                other points, some of them known, to which what was learned
-                is applied; those of :meth:`fit` if :obj:`None`.
-                (default: :obj:`None`)
+                other points, some of them known, to which the fit is applied;
+                those of :meth:`fit` if :obj:`None`. (default: :obj:`None`)
 
         Returns:
             Signals :math:`(N, F)` in the type of :obj:`data.x`.
@@ -150,18 +143,17 @@ class GraphInterpolator:
         Warns:
             ConvergenceWarning: If a system was not solved to its tolerance.
         """
-        data = self._check(data)
-        x, mask = read_signal(data)
-        out = torch.empty_like(x)
-        for fit, problem, values, place in self._problems(data, x, mask):
-            out[:, fit.features] = fit.predict(problem, values)[place]
-        out = torch.where(mask, x, out)
-        return out.to(data.x)
+        sites = self._read(data)
+        out = torch.empty_like(sites.x)
+        for fit in self._fits:
+            out[:, fit.features] = fit.predict(sites)
+        return torch.where(sites.mask, sites.x, out).to(sites.like)
 
     def predict_interval(
         self, data: Data | None = None, coverage: float = 0.9
     ) -> tuple[Tensor, Tensor]:
-        r"""Intervals that hold missing values with a given probability.
+        r"""Prediction intervals that hold missing values with a given
+        probability.
 
         Their width follows the posterior deviation of the likeliest candidate
         (exact on small graphs, Hutchinson's estimate on large ones), scaled
@@ -182,13 +174,11 @@ class GraphInterpolator:
                 :obj:`coverage` is not between 0 and 1.
         """
         check_between('coverage', coverage, high=1.0)
-        data = self._check(data)
-        x, mask = read_signal(data)
-        width = torch.empty_like(x)
-        for fit, problem, values, place in self._problems(data, x, mask):
-            half = fit.half_width(problem, values, coverage)
-            width[:, fit.features] = half[place]
-        width = torch.where(mask, 0, width).to(data.x)
+        sites = self._read(data)
+        width = torch.empty_like(sites.x)
+        for fit in self._fits:
+            width[:, fit.features] = fit.half_width(sites, coverage)
+        width = torch.where(sites.mask, 0, width).to(sites.like)
         middle = self.predict(data)
         return middle - width, middle + width
 
@@ -202,14 +192,13 @@ class GraphInterpolator:
                 (default: :obj:`None`)
 
         Returns:
-            Mean over the features that have something to score.
+            Mean over the features that have missing entries to score.
 
         Raises:
             ValueError: If it was not fitted, shapes do not fit, or there is
                 nothing to score.
         """
-        data = self._check(data)
-        _, mask = read_signal(data)
+        mask = self._read(data).mask
         check_tensor('truth', truth, str(list(mask.shape)))
         truth = truth.detach().cpu().double().view(truth.size(0), -1)
         if truth.shape != mask.shape:
@@ -218,27 +207,37 @@ class GraphInterpolator:
                 f'{list(truth.shape)})'
             )
         out = self.predict(data).cpu().double()
-        return mean_r_squared(out, truth, ~mask & ~truth.isnan())
+        scored = ~mask & ~truth.isnan()
+        scores = []
+        for guess, value, rows in zip(out.T, truth.T, scored.T, strict=True):
+            guess, value = guess[rows], value[rows]
+            total = (value - value.mean()).square().sum()
+            if len(value) > 1 and total > 0:
+                error = (guess - value).square().sum()
+                scores.append(float(1 - error / total))
+        if not scores:
+            raise ValueError(
+                "'truth' has no feature with missing entries that differ: "
+                'there is nothing to score'
+            )
+        return sum(scores) / len(scores)
 
     @property
     def report(self) -> dict[str, float]:
-        """The blend, as mean weights of candidates by name, which are not
+        """Mean weights of the blended candidates by name; they are not
         negative and need not sum to one.
         """
         blends = [blend for fit in self._fits for blend in fit.blends]
-        total: dict[str, float] = {}
+        total: dict[str, float] = defaultdict(float)
         for blend in blends:
-            for candidate, weight in zip(
-                blend.candidates, blend.weights.tolist(), strict=True
-            ):
-                total.setdefault(candidate.name, 0.0)
+            for weight, candidate in blend.terms:
                 total[candidate.name] += weight / len(blends)
-        return total
+        return dict(total)
 
     def metric(self, feature: int = 0) -> Tensor:
         r"""The learned metric :math:`\mathbf{M} = \mathbf{R}^{\top}
         \mathbf{R}` of position and covariates, in their units, of the kriging
-        candidate that has most weight, :math:`(D, D)`.
+        candidate of the largest weight, :math:`(D, D)`.
 
         Args:
             feature (int, optional): Feature of the signal; the metric is that
@@ -249,14 +248,14 @@ class GraphInterpolator:
             ValueError: If it was not fitted, there is no such feature, or no
                 metric was learned.
         """
-        self._check(None)
+        *_, num_covariates = self._read(None).sizes
         fits = {f: fit for fit in self._fits for f in fit.features.tolist()}
         if feature not in fits:
             raise ValueError(
                 f"'feature' must be an integer in [0, {len(fits)}), the "
                 f"features of 'data.x' (got {feature!r})"
             )
-        metric = fits[feature].blends[0].metric(self._has_covariates)
+        metric = fits[feature].blends[0].metric(num_covariates > 0)
         if metric is None:
             raise ValueError(
                 'no metric was learned: that takes positions and at least '
@@ -264,41 +263,15 @@ class GraphInterpolator:
             )
         return metric
 
-    @property
-    def _has_covariates(self) -> bool:
-        assert self._data is not None
-        return self._data.get(self.covariates) is not None
-
-    def _check(self, data: Data | None) -> Data:
-        if self._data is None:
+    def _read(self, data: Data | None) -> Sites:
+        """The sites of other data, or those of the fit."""
+        if self._fitted is None:
             raise ValueError("call 'fit' first")
-        data = self._data if data is None else data
-        check_data(data)
-        x = data.get('x')
-        count = sum(fit.features.numel() for fit in self._fits)
-        if not isinstance(x, Tensor) or x[:1].numel() != count:
-            raise ValueError(
-                f"'data.x' must have the {count} feature(s) of 'fit' (got "
-                f'{list(x.shape) if isinstance(x, Tensor) else x})'
-            )
-        return data
-
-    def _problems(
-        self, data: Data, x: Tensor, mask: Tensor
-    ) -> Iterator[tuple[FeatureFit, InterpolationProblem, Tensor, Tensor]]:
-        """For each fit its places, their signals, and the place of nodes."""
-        nodes = Nodes.read(data, self.covariates, self.neighbors)
-        assert self._nodes is not None
-        nodes.match(self._nodes)
-        for fit in self._fits:
-            known = mask[:, fit.features]
-            if not bool((known == known[:, :1]).all()):
-                raise ValueError(
-                    "'data.mask' must be the same for features that were "
-                    f'known at the same nodes in fit ({fit.features.tolist()})'
-                )
-            problem, values = nodes.problem(x[:, fit.features], known[:, 0])
-            yield fit, problem, values, nodes.place
+        if data is None:
+            return self._fitted
+        sites = Sites.read(data, self.covariates, self.neighbors)
+        sites.match(self._fitted)
+        return sites
 
     def __repr__(self) -> str:
         return (

@@ -1,21 +1,25 @@
-"""Gaussian processes on points, sparse: each point given its near ones."""
+"""Candidates by ordinary kriging from nearest neighbours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyg_unroll.estimators.inputs import Sites
+
 SMOOTHNESS = (0.5, 1.5, 2.5)
 
-# Neighbours that a point is predicted from, and while fitting.
+# Neighbours of a prediction, and of the likelihood.
 _NEIGHBORS = 40
 _FIT_NEIGHBORS = 12
-# Points whose likelihood is maximised: enough for a few parameters.
+# Points of the likelihood: enough for a few parameters.
 _FIT_POINTS = 400
 _CHUNK = 2000
 _JITTER = 1e-8
@@ -25,94 +29,108 @@ _JITTER = 1e-8
 class LocalKriging:
     r"""Ordinary kriging from the nearest neighbours, with a learned metric.
 
-    The covariance of two points is a Matérn function of their Mahalanobis
-    distance :math:`\|\mathbf{R} (\mathbf{f}_i - \mathbf{f}_j)\|`, plus noise
-    of relative variance :math:`\eta`. Scale, :math:`\mathbf{R}` and
-    :math:`\eta` maximise the likelihood of known points, each given the
-    nearest of those before it in a random order (Vecchia, 1988; `Datta et
-    al., 2016 <https://doi.org/10.1080/01621459.2015.1044091>`_): the sparse
-    twin of a Gaussian process, whose cost grows linearly.
+    The covariance of two points is a Matérn function of smoothness
+    :math:`\nu` of their Mahalanobis distance :math:`\|\mathbf{R}
+    (\mathbf{f}_i - \mathbf{f}_j)\|`, plus noise of relative variance
+    :math:`\eta`. Scale, :math:`\mathbf{R}` and :math:`\eta` maximise the
+    likelihood of known points, each given the nearest of those before it in a
+    random order (Vecchia, 1988; `Datta et al., 2016
+    <https://doi.org/10.1080/01621459.2015.1044091>`_): a sparse Gaussian
+    process, whose cost grows linearly.
 
-    Args:
-        smoothness (float): :math:`\nu` of the Matérn function, one of
-            :obj:`0.5`, :obj:`1.5` and :obj:`2.5`.
-        num_coordinates (int): How many of the features are coordinates,
-            of one unit; the others are covariates.
-        seed (int): Seed of the order of points.
-
-    Attributes:
-        factor (torch.Tensor): :math:`\mathbf{R}`, :math:`(D, D)`.
-        noise (float): :math:`\eta`.
+    Features are positions or, with :obj:`covariates`, these, too.
     """
 
     smoothness: float
-    num_coordinates: int
+    covariates: bool = False
     seed: int = 0
     factor: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: float = 0.0
 
-    def fit(self, features: Tensor, y: Tensor) -> LocalKriging:
-        r"""Fits metric and noise.
+    @property
+    def name(self) -> str:
+        """Name in reports: features and smoothness."""
+        kind = 'position and covariates' if self.covariates else 'position'
+        return f'kriging by {kind}, Matérn {self.smoothness:g}'
 
-        Args:
-            features (torch.Tensor): Features of known points, float64
-                :math:`(N, D)`.
-            y (torch.Tensor): Their values, centred, float64 :math:`(N, F)`.
+    def tune(
+        self, sites: Sites, known: Tensor, y: Tensor, folds: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Fits metric and noise; returns held-out predictions `[K, F]` and
+        their deviations `[K]`.
         """
-        base = self._base(features)
+        points, values = self._features(sites)[known], y[known]
+        self.fit(points, values, sites.coordinates.size(1))
+        mean, variance = torch.zeros_like(values), values.new_zeros(len(values))
+        for fold in range(int(folds.max()) + 1):
+            left, out = folds != fold, folds == fold
+            mean[out], variance[out] = self.krige(
+                points[left], values[left], points[out]
+            )
+        return mean, variance.sqrt()
+
+    def predict(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+        """Predicts all sites, `[M, F]`."""
+        points = self._features(sites)
+        return self.krige(points[known], y[known], points)[0]
+
+    def deviation(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+        """Posterior deviations of all sites but for a factor, `[M]`."""
+        points = self._features(sites)
+        return self.krige(points[known], y[known], points)[1].sqrt()
+
+    def _features(self, sites: Sites) -> Tensor:
+        return sites.features if self.covariates else sites.coordinates
+
+    def fit(
+        self, features: Tensor, y: Tensor, num_coordinates: int
+    ) -> LocalKriging:
+        """Fits metric and noise to centred values `[N, F]` of points of
+        features `[N, D]`, of which the first are coordinates.
+        """
+        base = _units(features, num_coordinates)
         scaled = features * base
         y = y / y.square().mean().sqrt().clamp(min=1e-30)
-        best = torch.zeros(0)
-        for part in range(2):
-            # The metric decides who is near: choose neighbours once more.
-            near = scaled if part == 0 else scaled @ self._factor(best).T
-            sets = _vecchia_sets(near, self.seed + part)
-
-            def loss(
-                theta: Tensor, sets: tuple[Tensor, Tensor] = sets
-            ) -> Tensor:
-                return self._loss(theta, scaled, y, *sets)
-
-            if part == 0:
-                with torch.no_grad():
-                    best = min(self._starts(features.size(1)), key=loss)
-            best = _minimise(loss, best, steps=20 if part == 0 else 10)
-        self.factor = self._factor(best) * base
+        loss = partial(self._loss, scaled, y, *_vecchia_sets(scaled, self.seed))
+        with torch.no_grad():
+            starts = _starts(features.size(1), num_coordinates)
+            best = _minimise(loss, min(starts, key=loss), steps=20)
+        # Neighbours depend on the metric: they are chosen once more.
+        near = scaled @ metric_factor(best).T
+        loss = partial(
+            self._loss, scaled, y, *_vecchia_sets(near, self.seed + 1)
+        )
+        best = _minimise(loss, best, steps=10)
+        self.factor = metric_factor(best) * base
         self.noise = math.exp(float(best[-1].clamp(-16, 4)))
         return self
 
-    def predict(
+    def krige(
         self, features: Tensor, y: Tensor, query: Tensor
     ) -> tuple[Tensor, Tensor]:
-        r"""Predicts points from known ones.
-
-        Args:
-            features (torch.Tensor): Features of known points :math:`(N, D)`.
-            y (torch.Tensor): Their values :math:`(N, F)`.
-            query (torch.Tensor): Features of other points :math:`(M, D)`.
+        """Predicts points `[M, D]` from values `[N, F]` of others `[N, D]`.
 
         Returns:
-            Means :math:`(M, F)` and variances of an observation, relative to
-            the variance of the process, :math:`(M)`.
+            Means `[M, F]`, and variances of an observation relative to the
+            variance of the process `[M]`.
         """
         known, wanted = features @ self.factor.T, query @ self.factor.T
         near = _nearest(known, wanted, _NEIGHBORS)
         means, variances = [], []
-        for part, place in zip(
+        for part, points in zip(
             near.split(_CHUNK), wanted.split(_CHUNK), strict=True
         ):
-            weight, variance = self._weights(known[part], place)
-            # Ordinary kriging: the mean is unknown, weights sum to one.
+            weight, variance = self._weights(known[part], points)
             means.append(torch.einsum('nk,nkf->nf', weight, y[part]))
             variances.append(variance)
-        if not means:
-            return y.new_empty((0, y.size(1))), y.new_empty(0)
         return torch.cat(means), torch.cat(variances)
 
-    def _weights(self, near: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[M, K]` of ordinary kriging, and variances `[M]`."""
-        among = self._covariance(_squared(near, near))
-        cross = self._correlation(_squared(place.unsqueeze(1), near))
+    def _weights(self, near: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights `[M, K]` of ordinary kriging, which sum to one as the mean
+        is unknown, and variances `[M]`.
+        """
+        among = self._covariance(_squared(near, near), self.noise)
+        cross = self._correlation(_squared(points.unsqueeze(1), near))
         sides = torch.stack([cross.squeeze(1), torch.ones_like(near[..., 0])])
         solved, ones = torch.linalg.solve(among, sides.movedim(0, -1)).unbind(
             -1
@@ -134,20 +152,22 @@ class LocalKriging:
             factor = 1 + r + r.square() / 3
         return factor * torch.exp(-r)
 
-    def _covariance(
-        self, squared: Tensor, noise: Tensor | float | None = None
-    ) -> Tensor:
+    def _covariance(self, squared: Tensor, noise: Tensor | float) -> Tensor:
         """Covariances among observations: noise on the diagonal."""
         eye = torch.eye(squared.size(-1), dtype=squared.dtype)
-        diagonal = 1 + (self.noise if noise is None else noise) + _JITTER
+        diagonal = 1 + noise + _JITTER
         return torch.lerp(self._correlation(squared), diagonal * eye, eye)
 
     def _loss(
-        self, theta: Tensor, scaled: Tensor, y: Tensor, *sets: Tensor
+        self,
+        scaled: Tensor,
+        y: Tensor,
+        target: Tensor,
+        near: Tensor,
+        theta: Tensor,
     ) -> Tensor:
-        """Negative logarithmic likelihood per point, scale maximised."""
-        target, near = sets
-        points = scaled @ self._factor(theta).T
+        """Negative log-likelihood per point, maximised over the scale."""
+        points = scaled @ metric_factor(theta).T
         noise = theta[-1].clamp(-16, 4).exp()
         others = points[near]
         among = self._covariance(_squared(others, others), noise)
@@ -160,58 +180,55 @@ class LocalKriging:
         scale = (error.square() / variance.unsqueeze(1)).mean(0)
         if scale.numel() > 8:  # samples of one signal
             scale = scale.mean().unsqueeze(0)
-        # A weak prior keeps what the data say nothing of where it is.
+        # A weak prior holds scales that the data do not determine.
         size = scaled.size(1)
         prior = 1e-4 * (theta[:size] - 2).square().sum()
-        return (
-            0.5 * variance.log().mean()
-            + 0.5 * (scale + 1e-12).log().mean()
-            + prior
-        )
+        fit = 0.5 * variance.log().mean() + 0.5 * (scale + 1e-12).log().mean()
+        return fit + prior
 
-    def _base(self, features: Tensor) -> Tensor:
-        """Units of the features: the extent of space, covariates' spread."""
-        base = torch.ones(features.size(1), dtype=features.dtype)
-        count = self.num_coordinates
-        if count:
-            ordered = features[:, :count].sort(0).values
-            extent = (ordered[-1] - ordered[0]).max()
-            # One point far away must not make one of all others.
-            quarter = len(ordered) // 4
-            middle = (ordered[-1 - quarter] - ordered[quarter]).max()
-            if middle > 0:
-                extent = torch.minimum(extent, 10 * middle)
-            base[:count] = 1 / extent.clamp(min=1e-30)
-        if count < features.size(1):
-            extra = features[:, count:]
-            spread = extra.std(0, correction=0)
-            # What is the same at all known points tells nothing of others.
-            varies = spread > 1e-9 * extra.abs().amax(0)
-            base[count:] = torch.where(varies, 1 / (3 * spread), 0)
-        return base
 
-    def _starts(self, size: int) -> list[Tensor]:
-        extra = size * (size - 1) // 2
-        count = self.num_coordinates
-        starts = []
-        for scale in (0.5, 2.0, 3.5):
-            for noise in (-7.0, -2.5, 0.0):
-                theta = torch.zeros(size + extra + 1, dtype=torch.float64)
-                theta[:count], theta[count:size] = scale, -1.0
-                theta[-1] = noise
-                starts.append(theta)
-        return starts
+def metric_factor(theta: Tensor) -> Tensor:
+    """Triangular `R` of logarithms of its diagonal, then the other entries
+    relative to it; the noise is last.
+    """
+    size = int((math.isqrt(8 * theta.numel() - 7) - 1) // 2)
+    # Any scale is likely of white noise: clamped, none overflows.
+    scale = theta[:size].clamp(-16, 16).exp()
+    lower = torch.tril_indices(size, size, -1)
+    rest = torch.zeros(size, size, dtype=theta.dtype).index_put(
+        (lower[0], lower[1]), theta[size:-1]
+    )
+    return scale.unsqueeze(1) * rest + torch.diag(scale)
 
-    def _factor(self, theta: Tensor) -> Tensor:
-        """Triangular R: logarithms of its diagonal, then relative rest."""
-        size = int((math.isqrt(8 * theta.numel() - 7) - 1) // 2)
-        # Of a signal without structure, any scale is likely: none overflows.
-        scale = theta[:size].clamp(-16, 16).exp()
-        lower = torch.tril_indices(size, size, -1)
-        rest = torch.zeros(size, size, dtype=theta.dtype).index_put(
-            (lower[0], lower[1]), theta[size:-1]
-        )
-        return scale.unsqueeze(1) * rest + torch.diag(scale)
+
+def _units(features: Tensor, num_coordinates: int) -> Tensor:
+    """Inverse units: the extent of coordinates, the spread of covariates."""
+    base = features.new_zeros(features.size(1))
+    space, extra = features.tensor_split([num_coordinates], 1)
+    ordered = space.sort(0).values
+    extent = (ordered[-1] - ordered[0]).max()
+    # Bounded by the interquartile range, for outliers.
+    quarter = len(ordered) // 4
+    middle = (ordered[-1 - quarter] - ordered[quarter]).max()
+    if middle > 0:
+        extent = torch.minimum(extent, 10 * middle)
+    base[:num_coordinates] = 1 / extent.clamp(min=1e-30)
+    if extra.size(1):
+        spread = extra.std(0, correction=0)
+        # A covariate that is constant at known points has no known effect.
+        varies = spread > 1e-9 * extra.abs().amax(0)
+        base[num_coordinates:] = torch.where(varies, 1 / (3 * spread), 0)
+    return base
+
+
+def _starts(size: int, num_coordinates: int) -> list[Tensor]:
+    """Initial parameters for `metric_factor`."""
+    starts = []
+    for scale, noise in product((0.5, 2.0, 3.5), (-7.0, -2.5, 0.0)):
+        theta = torch.zeros(size * (size + 1) // 2 + 1, dtype=torch.float64)
+        theta[:size], theta[:num_coordinates], theta[-1] = -1.0, scale, noise
+        starts.append(theta)
+    return starts
 
 
 def _squared(a: Tensor, b: Tensor) -> Tensor:
@@ -230,9 +247,9 @@ def _nearest(points: Tensor, query: Tensor, count: int) -> Tensor:
 
 
 def _vecchia_sets(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """Points, and the nearest of those before each in a random order.
+    """Points, and near ones before each in a random order.
 
-    Nearest among the first half of them or more: a tree per doubling.
+    A tree per doubling: the nearest among at least half of those before.
     """
     total = points.size(0)
     chance = np.random.default_rng(seed)

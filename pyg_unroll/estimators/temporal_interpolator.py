@@ -1,36 +1,46 @@
-"""Missing readings of sensors over time, without settings."""
+"""Interpolation of missing sensor readings over time."""
 
 from __future__ import annotations
 
-from typing import Self
+from functools import cache
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_count, check_data, check_positive
-from pyg_unroll.estimators.observations import read_signal
+from pyg_unroll.checks import (
+    Checks,
+    check_count,
+    check_parameters,
+    check_positive,
+)
+from pyg_unroll.estimators.inputs import (
+    nearest_neighbors,
+    read_columns,
+    read_observations,
+)
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.ops import divergence
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
-from pyg_unroll.transforms import KNNGraph, TemporalProduct, from_product
+from pyg_unroll.transforms import TemporalProduct, from_product
 
 TIME_WEIGHTS = tuple(4.0**k for k in range(6))
 NOISE = (0.0, 0.1, 0.3, 1.0)
-# Readings to choose among these by, a tenth of what is known.
+# Held-out readings below which none of these is chosen.
 LEAST_HELD = 10
-# Times that two sensors must share for their difference to be believed.
+# Common times below which the variance of a difference is not estimated.
 LEAST_SHARED = 10
-# Variance of a difference, relative to that of the readings, below which two
-# sensors differ by a constant.
+# Variance of a difference, relative to that of the readings, below which it
+# is rounding.
 _SAME = 1e-6
 
 
 class TemporalInterpolator:
-    r"""Fills in missing readings of sensors from their neighbours and from
-    the times before and after.
+    r"""Interpolates missing readings of sensors from their neighbours and
+    from the times before and after.
 
     Readings less their sensor's level are smooth on the product of the sensor
     graph and time (:class:`~pyg_unroll.transforms.TemporalProduct`):
@@ -43,18 +53,21 @@ class TemporalInterpolator:
     The weight of an edge between sensors is the inverse variance of their
     difference at times when both are known, the maximum-likelihood estimate.
     The weight :math:`\omega` of time and the noise :math:`\omega \mu` (zero
-    holds the readings) predict a tenth of what is known best from the rest.
+    holds the readings) are those that predict a held-out tenth of the known
+    readings best.
 
     Args:
         neighbors (int, optional): Neighbours of each sensor if the data has
             positions only. (default: :obj:`8`)
-        seed (int, optional): Seed of what is held out. (default: :obj:`0`)
+        seed (int, optional): Seed of the held-out readings.
+            (default: :obj:`0`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` with :obj:`x`
           :math:`(N, T)`, :obj:`mask`, True where known, :math:`(N, T)` (where
           :obj:`x` is not NaN if absent), and an undirected :obj:`edge_index`
-          or :obj:`pos` :math:`(N, P)`; weights of edges are not used
+          (empty if sensors have no neighbours) or :obj:`pos` :math:`(N, P)`;
+          weights of edges are not used
         - **output:** readings :math:`(N, T)`, known ones unchanged
 
     Example:
@@ -68,16 +81,20 @@ class TemporalInterpolator:
         True
     """
 
+    _checks: ClassVar[Checks] = {
+        'neighbors': check_positive,
+        'seed': check_count,
+    }
+
     def __init__(self, neighbors: int = 8, seed: int = 0) -> None:
-        check_positive('neighbors', neighbors)
-        check_count('seed', seed)
+        check_parameters(self._checks, locals())
         self.neighbors = neighbors
         self.seed = seed
         self.report: dict[str, float] = {}
-        self._data: Data | None = None
+        self._fitted: tuple[Tensor, Tensor, Topology, Tensor] | None = None
 
     def fit(self, data: Data) -> Self:
-        """Chooses the weights from what is known.
+        """Chooses the weights by the known readings.
 
         Afterwards, :obj:`report` holds the weight of time, the noise, and
         the error of held-out readings (RMSE, NaN if too few are known).
@@ -89,38 +106,32 @@ class TemporalInterpolator:
             ValueError: If shapes or types do not fit, values are not finite,
                 nothing is known, or there is neither a graph nor positions.
         """
-        x, mask = self._read(data)
-        topology = self._edges(data)
+        x, mask, topology, _ = fitted = self._read(data)
         generator = torch.Generator().manual_seed(self.seed)
         known = mask.flatten().nonzero().squeeze(1)
         order = torch.randperm(known.numel(), generator=generator)
         held = known[order[: known.numel() // 10]]
-        tried: dict[tuple[float, float], float] = {}
-        best = TIME_WEIGHTS[3], 0.0
+        seen = mask.flatten().index_fill(0, held, False).view_as(mask)
+
+        @cache
+        def error(time_weight: float, noise: float) -> float:
+            out = _fill(x, seen, topology, time_weight, noise, tol=1e-3)
+            change = (out - x).flatten()[held]
+            return float(change.square().mean().sqrt())
+
+        weight, noise, best = TIME_WEIGHTS[3], 0.0, float('nan')
         if held.numel() >= LEAST_HELD:
-            seen = mask.flatten().index_fill(0, held, False).view_as(mask)
-
-            def error(setting: tuple[float, float]) -> float:
-                if setting not in tried:
-                    out = _fill(x, seen, topology, *setting, tol=1e-3)
-                    change = (out - x).flatten()[held]
-                    tried[setting] = float(change.square().mean().sqrt())
-                return tried[setting]
-
-            best = min(((w, NOISE[1]) for w in TIME_WEIGHTS), key=error)
-            best = min(((best[0], noise) for noise in NOISE), key=error)
-            near = [(best[0] * factor, best[1]) for factor in (0.5, 1, 2)]
-            best = min(near, key=error)
-        self.report = {
-            'time_weight': best[0],
-            'noise': best[1],
-            'error': tried.get(best, float('nan')),
-        }
-        self._data = data.clone()
+            weight = min(TIME_WEIGHTS, key=lambda w: error(w, NOISE[1]))
+            noise = min(NOISE, key=lambda n: error(weight, n))
+            near = (0.5 * weight, weight, 2 * weight)
+            weight = min(near, key=lambda w: error(w, noise))
+            best = error(weight, noise)
+        self.report = {'time_weight': weight, 'noise': noise, 'error': best}
+        self._fitted = fitted
         return self
 
     def predict(self, data: Data | None = None) -> Tensor:
-        """Fills in what is missing.
+        """Predicts missing readings.
 
         Args:
             data (Data, optional): Other sensors or times; those of
@@ -135,50 +146,26 @@ class TemporalInterpolator:
         Warns:
             ConvergenceWarning: If the system was not solved to its tolerance.
         """
-        if self._data is None:
+        if self._fitted is None:
             raise ValueError("call 'fit' first")
-        data = self._data if data is None else data
-        x, mask = self._read(data)
-        out = _fill(
-            *(x, mask, self._edges(data)),
-            *(self.report['time_weight'], self.report['noise']),
-            tol=1e-6,
-        )
-        return torch.where(mask, x, out).to(data.x)
+        fitted = self._fitted if data is None else self._read(data)
+        x, mask, topology, like = fitted
+        settings = self.report['time_weight'], self.report['noise']
+        out = _fill(x, mask, topology, *settings, tol=1e-6)
+        return torch.where(mask, x, out).to(like)
 
-    def _read(self, data: Data) -> tuple[Tensor, Tensor]:
-        check_data(data)
-        x = data.get('x')
-        if not isinstance(x, Tensor) or x.dim() != 2:
-            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"'data.x' must have shape [num_sensors, time_steps] (got "
-                f'{got}); take several signals one by one'
-            )
-        x, mask = read_signal(data, allow_empty=True)
-        if not bool(mask.any()):
-            raise ValueError(
-                "'data.x' has no known entry: there is nothing to interpolate "
-                'from'
-            )
-        return x, mask
-
-    def _edges(self, data: Data) -> Topology:
-        edges = edges_of(data)
-        count = data.x.size(0)
-        if edges is not None:
-            return resolve_graph(edges, None, count, torch.float64)[0].cpu()
-        if data.get('pos') is None:
-            raise ValueError(
-                "'data' has neither 'edge_index' nor 'pos' of the sensors; set "
-                "one of them, or an empty 'edge_index' for sensors on their "
-                'own'
-            )
-        if count == 1:
-            nothing = torch.empty(0, dtype=torch.long)
-            return Topology.from_pairs(nothing, nothing, 1)
-        near = KNNGraph(min(self.neighbors, count - 1))
-        return near.topology(Data(pos=data.pos.cpu()))
+    def _read(self, data: Data) -> tuple[Tensor, Tensor, Topology, Tensor]:
+        """Readings, mask, sensor graph, and an empty tensor like the input."""
+        x, mask = read_observations(data, series=True)
+        count, edges = len(x), edges_of(data)
+        if edges is None and count == 1:
+            edges = torch.empty((2, 0), dtype=torch.long)
+        if edges is None:
+            pos = read_columns(data, 'pos', count)
+            topology = nearest_neighbors(pos, self.neighbors)
+        else:
+            topology, _ = resolve_graph(edges, None, count, torch.float64)
+        return x, mask, topology.cpu(), data.x.new_empty(0)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(neighbors={self.neighbors})'
@@ -192,7 +179,7 @@ def _fill(
     noise: float,
     tol: float,
 ) -> Tensor:
-    """All readings, known ones smoothed where there is noise, `[N, T]`."""
+    """All readings `[N, T]`, known ones smoothed if there is noise."""
     if bool(mask.all()):
         return x
     level, weight = _sensors(x, mask, topology)
@@ -217,8 +204,8 @@ def _fill(
 def _sensors(
     x: Tensor, mask: Tensor, topology: Topology
 ) -> tuple[Tensor, Tensor]:
-    """Level of each sensor `[N, 1]`, and weight of each edge, the inverse
-    variance of the difference of its sensors, one on average, `[E]`.
+    """Levels of sensors `[N, 1]`, and weights of edges `[E]`: the inverse
+    variance of the difference of two sensors, one on average.
     """
     src, dst = topology.src.long(), topology.dst.long()
     both = mask[src] & mask[dst]
@@ -227,7 +214,6 @@ def _sensors(
     mean = change.sum(1) / count.clamp(min=1)
     change = torch.where(both, change - mean.unsqueeze(1), 0)
     square = change.square().sum(1) / count.clamp(min=1)
-    # Below, sensors differ by constants, and the rest is rounding.
     known = mask.sum(1, keepdim=True)
     own = torch.where(mask, x, 0).sum(1, keepdim=True)
     moves = torch.where(mask, x - own / known.clamp(min=1), 0)
@@ -239,9 +225,8 @@ def _sensors(
         square = torch.where(count >= LEAST_SHARED, square, usual)
         weight = 1 / square.clamp(min=float(usual) / 100)
         weight = weight / weight.mean()
-    # Levels of neighbours differ as their readings at the same times do, and
-    # are, with little weight, the sensors' own means: those would depend on
-    # the hours that are missing.
+    # Least squares for the differences of neighbours at common times, which
+    # do not depend on the missing hours; a sensor's own mean counts little.
     trust = (weight * count).unsqueeze(1)
     system = LaplacianSystem.build(
         topology, trust, 1e-3 * known.double().unsqueeze(2)

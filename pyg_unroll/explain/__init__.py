@@ -3,20 +3,19 @@
 Not imported by :obj:`import pyg_unroll`; plots need the extra :obj:`viz`.
 """
 
-from pyg_unroll.explain.layer_trace import LayerTrace
-from pyg_unroll.explain.learned_graphs import learned_graphs
-from pyg_unroll.explain.learned_metric import LearnedMetric, learned_metrics
-from pyg_unroll.explain.neighbourhood import (
+from pyg_unroll.explain.graphs import (
     LayerNeighbourhood,
     Neighbourhood,
+    learned_graphs,
     neighbourhood,
 )
+from pyg_unroll.explain.learned_metric import LearnedMetric, learned_metrics
 from pyg_unroll.explain.parameter_table import ParameterTable, parameter_table
 from pyg_unroll.explain.spectral_response import (
     SpectralResponse,
     spectral_response,
 )
-from pyg_unroll.explain.trace import Trace, trace
+from pyg_unroll.explain.trace import LayerTrace, Trace, trace
 
 __all__ = [
     'LayerNeighbourhood',

@@ -1,8 +1,7 @@
-"""Calls of solver layers, recorded while a model runs, and their steps."""
+"""Calls of solver layers, recorded while a model runs."""
 
 from __future__ import annotations
 
-import copy
 import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,51 +9,32 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
+from pyg_unroll.checks import check_data
 from pyg_unroll.graph import Topology, edges_of
+from pyg_unroll.imaging import GraphDemosaic, SelfEnsemble, data_to_image
+from pyg_unroll.imaging.restorer import Restorer
+from pyg_unroll.imaging.tiles import mirrored_frame
+from pyg_unroll.imaging.wrappers import Wrapper
+from pyg_unroll.inputs import Observations, read_signal
 from pyg_unroll.nn import GLRConv, GTVConv
-from pyg_unroll.nn.conv.smoothness_conv import SmoothnessConv
-from pyg_unroll.nn.models.image_restoration import ImageRestoration
-from pyg_unroll.ops.signal import MaskedSignal
+from pyg_unroll.nn.smoothness_conv import Iterate
 
-
-@dataclass(frozen=True, eq=False)
-class Step:
-    r"""The state of a layer after some of its steps.
-
-    Attributes:
-        heads (torch.Tensor): Signal of each head :math:`(N, F, H)`.
-        combined (torch.Tensor): Their average :math:`(N, F)`, which the layer
-            would return here.
-        dual (torch.Tensor or None): Dual variable of
-            :class:`~pyg_unroll.nn.GTVConv`, :math:`(E, F, H)`.
-    """
-
-    heads: Tensor
-    combined: Tensor
-    dual: Tensor | None
+# Arguments of a layer that data may hold.
+_READ = ('edge_weight', 'mask', 'confidence')
 
 
 @dataclass(frozen=True, eq=False)
 class LayerCall:
-    r"""One call of a solver layer.
-
-    Attributes:
-        name (str): Name of the layer in the model.
-        layer (GLRConv or GTVConv): The layer.
-        arguments (dict): Its arguments, by name.
-        output (torch.Tensor): Its result.
-        signal (MaskedSignal): What it read of the arguments.
-        topology (Topology): Its graph.
-        weight (torch.Tensor): Its edge weights :math:`(E, H)`.
+    """One call of a solver layer: its arguments by name, and its observations,
+    graph and edge weights :math:`(E, H)`.
     """
 
     name: str
     layer: GLRConv | GTVConv
     arguments: dict[str, Any]
-    output: Tensor
-    signal: MaskedSignal
+    signal: Observations
     topology: Topology
     weight: Tensor
 
@@ -64,81 +44,22 @@ class LayerCall:
         return self.layer.head_logits.detach().double().softmax(0)
 
     @torch.no_grad()
-    def steps(self) -> Iterator[Step]:
-        """The start and what the layer has after each step.
-
-        The layer itself is run again, with its first coefficients only, hence
-        the last step is its result to the bit.
+    def iterates(self) -> Iterator[Iterate]:
+        """Runs the layer again; yields its start and the iterate after each
+        step, without an axis of samples.
         """
-        layer, signal = self.layer, self.signal
-        start = layer._start(signal, self.arguments.get('warm_start'))
-        dual = self.arguments.get('state')
-        if isinstance(layer, GTVConv):
-            shape = self.topology.num_edges, start.size(1), layer.heads
-            dual = start.new_zeros(shape) if dual is None else dual.view(shape)
-        combined = layer._combine(start, signal).view(start.shape[:2])
-        yield Step(start, combined, dual)
-        total = layer.alpha.size(0)
-        for number in range(1, total + 1):
-            yield self._run(number)
-
-    def _run(self, number: int) -> Step:
-        part = _first_steps(self.layer, number)
-        kept: list[Tensor] = []
-        combine = part._combine
-
-        def keep(out: Tensor, signal: MaskedSignal) -> Tensor:
-            kept.append(out)
-            return combine(out, signal)
-
-        part._combine = keep  # type: ignore[method-assign]
-        arguments, dual = self.arguments, None
-        if isinstance(part, GTVConv):
-            out, dual = part(**{**arguments, 'return_state': True})
-            dual = dual.view(self.topology.num_edges, -1, part.heads)
-        else:
-            out = part(**arguments)
-        heads = kept[0]
-        if self.signal.free is not None:  # as held entries come out
-            heads = torch.where(self.signal.free, heads, self.signal.x)
-        return Step(heads, out.view(heads.shape[:2]), dual)
-
-
-def _first_steps(layer: GLRConv | GTVConv, number: int) -> GLRConv | GTVConv:
-    """A copy of the layer that stops after some steps or iterations."""
-    part = copy.deepcopy(layer)
-    part.validate_args = False
-    if isinstance(part, GTVConv):
-        part.num_iters = number
-        names = ('log_rho', 'relaxation_logit', 'alpha', 'beta')
-        lengths = dict.fromkeys(names, number)
-    else:
-        part.num_steps = number
-        lengths = {'alpha': number, 'beta': number - 1}
-    for name, length in lengths.items():
-        value = getattr(part, name)[:length]
-        setattr(part, name, torch.nn.Parameter(value))
-    return part
+        for iterate in self.layer.iterates(**self.arguments):
+            if self.signal.layout.count is not None:
+                x, heads, state = iterate
+                state = None if state is None else state[0]
+                iterate = Iterate(x[0], heads[0], state)
+            yield iterate
 
 
 @torch.no_grad()
 def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
-    r"""Runs a model and records the calls of its solver layers.
-
-    Args:
-        model (torch.nn.Module): A model that is called as
-            :obj:`model(data)`, with layers :class:`~pyg_unroll.nn.GLRConv`
-            or :class:`~pyg_unroll.nn.GTVConv`, or one of these; it is then
-            given :obj:`x`, :obj:`edge_index`, and the data's
-            :obj:`edge_weight`, :obj:`mask` and :obj:`confidence`, if any.
-        data (Data): What to run it on.
-
-    Returns:
-        The calls, in their order.
-
-    Raises:
-        ValueError: If the model has no such layer, works on several samples
-            at once, or in tiles.
+    """Runs a model, or a single layer on what data holds of its arguments,
+    and records the calls of its solver layers, in their order.
     """
     layers = {
         module: name
@@ -150,6 +71,9 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
             f"'model' has no layer 'GLRConv' or 'GTVConv' (got "
             f"'{type(model).__name__}')"
         )
+    is_restorer = _restorer_of(model) is not None
+    if is_restorer:
+        check_one_graph(data)
     calls: list[LayerCall] = []
 
     def hook(
@@ -159,14 +83,14 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
         output: Any,
     ) -> None:
         bound = inspect.signature(layer.forward).bind(*args, **kwargs)
-        calls.append(_read_call(layers[layer], layer, bound.arguments, output))
-        if isinstance(model, ImageRestoration) and len(calls) > len(layers):
+        call = _read_call(layers[layer], layer, bound.arguments)
+        total = call.topology.num_nodes
+        if is_restorer and total != node_places(model, data)[1]:
             raise ValueError(
-                "'data' must be one view of one image of one tile: give the "
-                'images of a batch one by one, crop large ones, or raise '
-                f"'model.max_pixels' (got {model.max_pixels}), and set "
-                f"'model.num_views = 1' (got {model.num_views})"
+                "'data' must be one image of one tile; crop it, or wrap the "
+                "restorer in 'Tiled' with more 'max_pixels'"
             )
+        calls.append(call)
 
     handles = [
         layer.register_forward_hook(hook, with_kwargs=True) for layer in layers
@@ -181,8 +105,46 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
     return calls
 
 
+def check_one_graph(data: Data) -> None:
+    """Raises a `ValueError` for a batch."""
+    check_data(data)
+    if isinstance(data, Batch):
+        raise ValueError(
+            "'data' must be one graph (got a batch); take them one by one, by "
+            "'data.to_data_list()'"
+        )
+
+
+def node_places(model: torch.nn.Module, data: Data) -> tuple[Tensor, int]:
+    """The places of the nodes of data in the graphs of a model's layers, and
+    the number of nodes of these graphs, if they are of all data.
+    """
+    place = torch.arange(data.x.size(0), device=data.x.device)
+    restorer = _restorer_of(model)
+    if restorer is None:
+        return place, len(place)
+    # Restorers see the image with a mirrored margin.
+    known = read_signal(data.x, data.mask, name='data.x').observed
+    mask = data_to_image(data, known).unsqueeze(0)
+    size, phase = mask.shape[-2:], restorer.phase(mask)
+    (row, col), (height, width) = mirrored_frame(size, restorer.margin, phase)
+    place = (place // size[1] - row) * width + place % size[1] - col
+    return place, height * width
+
+
+def _restorer_of(model: torch.nn.Module) -> Restorer | GraphDemosaic | None:
+    while isinstance(model, Wrapper):
+        if isinstance(model, SelfEnsemble):
+            raise ValueError(
+                "'model' must look at one view of an image (got "
+                "'SelfEnsemble'); explain its 'restorer'"
+            )
+        model = model.restorer
+    return model if isinstance(model, Restorer | GraphDemosaic) else None
+
+
 def _run_model(model: torch.nn.Module, data: Data) -> None:
-    if not isinstance(model, SmoothnessConv):
+    if not isinstance(model, GLRConv | GTVConv):
         model(data)
         return
     edges = edges_of(data)
@@ -191,25 +153,19 @@ def _run_model(model: torch.nn.Module, data: Data) -> None:
             "'data' must have 'x' and 'edge_index' for a single layer; apply "
             "'GridGraph' or 'KNNGraph' first"
         )
-    names = ('edge_weight', 'mask', 'confidence')
-    model(data.x, edges, **{name: data.get(name) for name in names})
+    model(data.x, edges, **{name: data.get(name) for name in _READ})
 
 
 def _read_call(
-    name: str,
-    layer: GLRConv | GTVConv,
-    arguments: dict[str, Any],
-    output: Any,
+    name: str, layer: GLRConv | GTVConv, arguments: dict[str, Any]
 ) -> LayerCall:
-    output = output[0] if isinstance(output, tuple) else output
-    if output.dim() == 3 and output.size(0) != 1:
+    names = ('x', 'edge_index', *_READ)
+    read = layer.read(**{k: arguments[k] for k in names if k in arguments})
+    count = read[0].layout.count
+    if count not in (None, 1):
         raise ValueError(
-            f'layers are explained on one sample at a time (got '
-            f'{output.size(0)} samples); give the model one'
+            f'layers are explained on one sample at a time (got {count} '
+            f'samples); give the model one'
         )
-    names = ('x', 'edge_index', 'edge_weight', 'mask', 'confidence')
-    signal, topology, weight = layer._read(
-        *(arguments.get(name) for name in names)  # type: ignore[arg-type]
-    )
     arguments = {k: v for k, v in arguments.items() if k != 'return_state'}
-    return LayerCall(name, layer, arguments, output, signal, topology, weight)
+    return LayerCall(name, layer, arguments, *read)

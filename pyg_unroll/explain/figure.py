@@ -1,4 +1,4 @@
-"""What the plots share; matplotlib is imported at the first of them."""
+"""Axes of the plots; matplotlib is imported at the first of them."""
 
 from __future__ import annotations
 

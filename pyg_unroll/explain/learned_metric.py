@@ -20,7 +20,7 @@ class LearnedMetric:
         name (str): Name of the module in the model.
         matrix (torch.Tensor): The metrics :math:`(H, C, C)`.
         eigenvalues (torch.Tensor): Their eigenvalues, ascending
-            :math:`(H, C)`: how much a unit step along each axis counts.
+            :math:`(H, C)`: squared lengths of a unit step along each axis.
         axes (torch.Tensor): Their eigenvectors, as columns
             :math:`(H, C, C)`.
     """
@@ -31,7 +31,7 @@ class LearnedMetric:
     axes: Tensor
 
     def ellipse(self, head: int, num_points: int = 100) -> Tensor:
-        r"""The steps of unit distance, of two features.
+        r"""The steps of unit length, of a metric of two features.
 
         Args:
             head (int): The head.
@@ -56,12 +56,12 @@ class LearnedMetric:
         return (self.axes[head] @ (radius.unsqueeze(1) * circle)).T
 
     def plot(self, axes: Any = None) -> Any:
-        """Draws an ellipse of unit distance per head for two features, else
+        """Draws an ellipse of unit length per head for two features, else
         the matrices as heat maps.
 
         Args:
-            axes (sequence of matplotlib axes, optional): One per head.
-                (default: :obj:`None`)
+            axes (sequence of matplotlib axes, optional): One per head; new
+                ones if :obj:`None`. (default: :obj:`None`)
 
         Returns:
             The axes, an array with one row.

@@ -1,4 +1,4 @@
-"""Where a model's parameters are."""
+"""Parameters of a model by block and part, next to a transformer's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from pyg_unroll.nn.models.unrolled import UnrolledNet
+from pyg_unroll.checks import check_positive
+from pyg_unroll.imaging.restorer import Restorer
+from pyg_unroll.nn.unrolled import UnrolledStack
 from pyg_unroll.transforms import MahalanobisGraph
 
 
@@ -46,31 +48,41 @@ class ParameterTable:
         return '\n'.join(lines)
 
 
-def parameter_table(model: UnrolledNet) -> ParameterTable:
+def parameter_table(
+    model: torch.nn.Module, width: int | None = None
+) -> ParameterTable:
     r"""Counts a model's parameters by block and part, next to those of a
     transformer block of the same width.
 
     Graph learning (metric) and steps take the place of attention, the
     feature net that of the perceptron. The transformer block has
     :class:`torch.nn.MultiheadAttention` and a perceptron with four times the
-    width inside, of the width of the feature nets.
+    width inside.
 
     Args:
-        model (UnrolledGLR or UnrolledGTV): The model.
+        model (torch.nn.Module): :class:`~pyg_unroll.nn.UnrolledGLR`,
+            :class:`~pyg_unroll.nn.UnrolledGTV`,
+            :class:`~pyg_unroll.imaging.Demosaic` or
+            :class:`~pyg_unroll.imaging.Inpaint`.
+        width (int, optional): Width of the transformer block; the
+            :obj:`hidden_channels` of the first block's feature net if
+            :obj:`None`. (default: :obj:`None`)
 
     Returns:
         The numbers; :obj:`print` shows a table.
 
     Raises:
-        ValueError: If it is another module.
+        ValueError: If it is another module, or its feature net has no
+            :obj:`hidden_channels`.
     """
-    if not isinstance(model, UnrolledNet):
+    if not isinstance(model, UnrolledStack | Restorer):
         raise ValueError(
-            f"'model' must be an 'UnrolledGLR' or 'UnrolledGTV' (got "
-            f"'{type(model).__name__}')"
+            f"'model' must be an 'UnrolledGLR', 'UnrolledGTV', 'Demosaic' or "
+            f"'Inpaint' (got '{type(model).__name__}')"
         )
+    blocks: Any = model.blocks
     rows = []
-    for k, block in enumerate(model._blocks()):
+    for k, block in enumerate(blocks):
         metrics = [
             m for m in block.modules() if isinstance(m, MahalanobisGraph)
         ]
@@ -80,7 +92,15 @@ def parameter_table(model: UnrolledNet) -> ParameterTable:
             (f'block {k}', 'metric', metric),
             (f'block {k}', 'steps', _count(block) - net - metric),
         ]
-    width = int(model.config['hidden_channels'])
+    if width is None:
+        net = blocks[0].features
+        if not hasattr(net, 'hidden_channels'):
+            raise ValueError(
+                f"'width' must be given for a feature net without "
+                f"'hidden_channels' (got '{type(net).__name__}')"
+            )
+        width = int(net.hidden_channels)
+    check_positive('width', width)
     with torch.device('meta'):  # counted, not filled
         attention = torch.nn.MultiheadAttention(width, 1)
         perceptron = torch.nn.Sequential(

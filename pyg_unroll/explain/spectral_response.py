@@ -1,8 +1,9 @@
-"""The filter that the learned coefficients of a layer are."""
+"""Polynomial filters of the learned coefficients of a layer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -32,13 +33,13 @@ class SpectralResponse:
     -\mathbf{L}_{us} \mathbf{y}` and :math:`0 < \lambda \le 2` (with
     :obj:`order=2`, :math:`\mathbf{A}` is that block of :math:`\mathbf{L}
     \mathbf{D}_w^{-1} \mathbf{L}`, and :math:`\lambda \le 4`): :math:`s`
-    passes the smooth part of what known neighbours say. With noisy
+    passes the smooth part of the known neighbours' values. With noisy
     observations, :math:`\mathbf{A} = \mathbf{C} / \mu + \mathbf{L}`,
     :math:`\mathbf{D}` is its diagonal and :math:`\mathbf{b} = \mathbf{C}
     \mathbf{y} / \mu`; see :meth:`denoising`.
 
-    Of :class:`~pyg_unroll.nn.GTVConv`, these are the solves inside its
-    iterations: :math:`\mathbf{L}` is then that of :math:`w_{ij}^2`, and
+    Of :class:`~pyg_unroll.nn.GTVConv`, they are those of the solves inside
+    its iterations: :math:`\mathbf{L}` is then that of :math:`w_{ij}^2`, and
     :math:`\mu \rho / 2` takes the place of :math:`\mu`.
 
     Attributes:
@@ -77,8 +78,8 @@ class SpectralResponse:
         return solution
 
     def error(self, eigenvalues: Tensor) -> Tensor:
-        r"""The polynomial :math:`q`, of degree :math:`K`: what is left of the
-        start's distance from the exact solution.
+        r"""The polynomial :math:`q`, of degree :math:`K`: the share of the
+        start's error that remains.
 
         Args:
             eigenvalues (torch.Tensor): See :meth:`solution`.
@@ -91,8 +92,8 @@ class SpectralResponse:
     def denoising(
         self, eigenvalues: Tensor, degree: float = 1.0
     ) -> tuple[Tensor, Tensor]:
-        r"""What a layer without a mask does to the eigenvectors of the
-        Laplacian :math:`\mathbf{L}` itself, and what the exact solution does.
+        r"""Gains of a layer without a mask, and of the exact solution, on the
+        eigenvectors of the Laplacian :math:`\mathbf{L}` itself.
 
         .. math::
             h(\ell) = 1 - s \left( \frac{1 + \mu p}{1 + \mu d} \right)
@@ -101,8 +102,8 @@ class SpectralResponse:
         with :math:`p = \ell`, or :math:`\ell^2 / d` for :obj:`order=2`. It is
         exact where all degrees are :math:`d`; learned graphs with
         :obj:`'sym'` normalization come near, with :math:`d = 1`. Of
-        :class:`~pyg_unroll.nn.GTVConv` it is what becomes of differences
-        below the threshold.
+        :class:`~pyg_unroll.nn.GTVConv` it holds for differences below the
+        threshold.
 
         Args:
             eigenvalues (torch.Tensor): Eigenvalues :math:`\ell` of the
@@ -125,7 +126,7 @@ class SpectralResponse:
 
     def plot(self, axes: Any = None, denoising: bool = False) -> Any:
         r"""Draws the filter of each head next to the exact solution's, and
-        what is left of the start's error.
+        the share of the start's error that remains.
 
         Args:
             axes (sequence of matplotlib axes, optional): Two of them.
@@ -143,43 +144,41 @@ class SpectralResponse:
         left, right = axes[0]
         device = self.alpha.device
         grid = torch.linspace(0, 2.0**self.order, 201, device=device)
-        grid = grid[1:].view(-1, 1)
+        ells = grid = grid[1:, None]
         error = self.error(grid).abs()
         gain, exact = self.solution(grid), 1 / grid.expand_as(error)
         name, eigenvalue, of = 's', r'\lambda', 'D^{-1} A'
-        ells = grid
         if denoising:
-            ells = torch.linspace(0, 2, 201, device=device).view(-1, 1)
+            ells = torch.linspace(0, 2, 201, device=device)[:, None]
             gain, exact = self.denoising(ells)
             name, eigenvalue, of = 'h', r'\ell', 'L'
         solves, _, heads = gain.shape
-        across = ells.flatten().tolist()
-        for t in range(solves):
-            for head in range(heads):
-                label = f'head {head}'
-                if solves > 1:
-                    label += f', iteration {t + 1}'
-                style = {'color': f'C{head}', 'alpha': 1 - 0.7 * t / solves}
-                left.plot(
-                    across, gain[t, :, head].tolist(), label=label, **style
-                )
-                right.plot(
-                    grid.flatten().tolist(), error[t, :, head].tolist(), **style
-                )
-                left.plot(
-                    across,
-                    exact[t, :, head].tolist(),
-                    color='grey',
-                    linestyle='dashed',
-                    label=None if t or head else 'exact solution',
-                )
-        left.set_ylim(min(0, float(gain.min())), 1.15 * float(gain.max()))
-        left.set_xlabel(f'eigenvalue ${eigenvalue}$ of ${of}$')
-        left.set_title(f'gain ${name}({eigenvalue})$')
+        across, under = ells.flatten().tolist(), grid.flatten().tolist()
+        for t, head in product(range(solves), range(heads)):
+            label = f'head {head}'
+            if solves > 1:
+                label += f', iteration {t + 1}'
+            style = {'color': f'C{head}', 'alpha': 1 - 0.7 * t / solves}
+            left.plot(across, gain[t, :, head].tolist(), label=label, **style)
+            right.plot(under, error[t, :, head].tolist(), **style)
+            left.plot(
+                across,
+                exact[t, :, head].tolist(),
+                color='grey',
+                linestyle='dashed',
+                label=None if t or head else 'exact solution',
+            )
+        left.set(
+            ylim=(min(0, float(gain.min())), 1.15 * float(gain.max())),
+            xlabel=f'eigenvalue ${eigenvalue}$ of ${of}$',
+            title=f'gain ${name}({eigenvalue})$',
+        )
         left.legend(fontsize='small')
         right.set_ylim(0)
-        right.set_xlabel(r'eigenvalue $\lambda$ of $D^{-1} A$')
-        right.set_title(r"left of the start's error, $|q(\lambda)|$")
+        right.set(
+            xlabel=r'eigenvalue $\lambda$ of $D^{-1} A$',
+            title=r"share of the start's error, $|q(\lambda)|$",
+        )
         return axes
 
 

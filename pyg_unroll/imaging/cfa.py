@@ -114,43 +114,32 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
 
 
 def check_one_color(mask: Tensor) -> None:
-    """Raises a `ValueError` unless each pixel measures one of three colours.
-
-    Args:
-        mask (torch.Tensor): True where measured, boolean
-            :math:`(B, 3, H, W)`.
+    """Raises a `ValueError` unless each pixel of a mask `[B, 3, H, W]`
+    measures one colour.
     """
     bad = mask.sum(1, dtype=torch.uint8) != 1
-    if mask.size(1) != 3 or bool(bad.any()):
-        found = 'another number of colours'
-        if bool(bad.any()):
-            _, row, col = (int(k) for k in bad.nonzero()[0])
-            found = f'{mask[0, :, row, col].tolist()} at pixel ({row}, {col})'
+    if bool(bad.any()):
+        k, row, col = bad.nonzero()[0].tolist()
         raise ValueError(
             f"'mask' must be True for one of three colours at each pixel (got "
-            f"{found}); make it with 'pyg_unroll.mosaic', and fill in a dead "
-            f'pixel from others of its colour'
+            f'{mask[k, :, row, col].tolist()} at pixel ({row}, {col})); make '
+            f"it with 'pyg_unroll.mosaic', and fill in a dead pixel from "
+            f'others of its colour'
         )
 
 
 def bayer_phase(mask: Tensor) -> tuple[int, int]:
-    """Rows and columns to add before a Bayer pattern to make it RGGB.
-
-    Args:
-        mask (torch.Tensor): True where measured, :math:`(B, 3, H, W)`.
-
-    Raises:
-        ValueError: If it is no Bayer pattern, the same for all images.
+    """Rows and columns to add before a Bayer pattern to make it RGGB; a
+    `ValueError` unless a mask `[B, 3, H, W]` is one pattern for all images.
     """
     height, width = mask.shape[-2:]
     if mask.size(1) == 3 and min(height, width) >= 2:
-        # The first cell tells the pattern, up to which all is as it says.
-        red = mask[0, 0, :2, :2].flatten().tolist()
-        row, col = divmod(red.index(True), 2) if True in red else (0, 0)
-        pattern = {'00': 'RGGB', '01': 'GRBG', '10': 'GBRG', '11': 'BGGR'}
-        bayer = cfa_mask(pattern[f'{row}{col}'], height, width, mask.device)
+        # The place of red in the first cell tells the pattern.
+        red = int(mask[0, 0, :2, :2].flatten().byte().argmax())
+        pattern = ('RGGB', 'GRBG', 'GBRG', 'BGGR')[red]
+        bayer = cfa_mask(pattern, height, width, mask.device)
         if torch.equal(mask, bayer.expand_as(mask)):
-            return row, col
+            return red // 2, red % 2
     raise ValueError(
         f"'mask' must be that of a Bayer pattern, one of {_BAYER}, on at "
         f'least 2 x 2 pixels; for other colour filter arrays, there is '

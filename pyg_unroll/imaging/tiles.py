@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -21,23 +22,12 @@ def restore_in_tiles(
     noise_std: Tensor | float | None,
     max_pixels: int,
 ) -> Tensor:
-    r"""Restores mirrored images tile by tile.
+    """Restores mirrored images `[B, C, H, W]` tile by tile.
 
-    All tiles have one shape, so that what depends on it is made once, and
-    only what a tile needs is copied; small images of a batch share a tile.
-
-    Args:
-        restorer (Restorer): The restorer.
-        image (torch.Tensor): Images :math:`(B, C, H, W)`.
-        mask (torch.Tensor): True where known, :math:`(B, C, H, W)` or
-            :math:`(1, C, H, W)`.
-        noise_std (torch.Tensor or float or None): See the restorer.
-        max_pixels (int): Images up to this size, their mirrored margin
-            included, are not cut; tiles have at most three quarters of it, if
-            that is larger than their halo.
-
-    Returns:
-        Images :math:`(B, C, H, W)`, channels last in memory.
+    Images up to `max_pixels`, their margin included, are not cut, and small
+    ones of a batch share a tile. All tiles have one shape, so that what
+    depends on it is made once, of at most three quarters of that size, if
+    that is larger than their halo.
     """
     images = restorer.prepare(image, mask, noise_std)
     size = image.shape[-2:]
@@ -45,28 +35,21 @@ def restore_in_tiles(
         size, restorer.margin, restorer.phase(mask)
     )
     halo = restorer.receptive_field
-    tile_height, tile_width = _tile_size(height, width, max_pixels, halo)
+    tile = _tile_size(height, width, max_pixels, halo)
+    rows, cols = (
+        list(_windows(*sizes, halo))
+        for sizes in zip(size, first, (height, width), tile, strict=True)
+    )
     out = torch.empty_like(image, memory_format=torch.channels_last)
     step = max(max_pixels // (height * width), 1)
     for start in range(0, image.size(0), step):
         chosen = slice(start, start + step)
         some = [v if v.size(0) == 1 else v[chosen] for v in images]
-        for rows in _cut(height, tile_height, halo):
-            for cols in _cut(width, tile_width, halo):
-                row, col = first[0] + rows[0], first[1] + cols[0]
-                window = (
-                    slice(row, row + tile_height),
-                    slice(col, col + tile_width),
-                )
-                part = restorer.run(*(mirrored(v, *window) for v in some))
-                (to_row, from_row), (to_col, from_col) = (
-                    _inner(cut, start, length)
-                    for cut, start, length in zip(
-                        (rows, cols), first, size, strict=True
-                    )
-                )
-                inner = part[..., from_row, from_col]
-                out[chosen, :, to_row, to_col] = inner
+        for (row, to_row, from_row), (col, to_col, from_col) in product(
+            rows, cols
+        ):
+            part = restorer.run(*(mirrored(v, row, col) for v in some))
+            out[chosen, :, to_row, to_col] = part[..., from_row, from_col]
     return out
 
 
@@ -78,15 +61,6 @@ def mirrored_frame(
     return first, [
         (s + margin - f + 1) // 2 * 2 for s, f in zip(size, first, strict=True)
     ]
-
-
-def _inner(
-    cut: tuple[int, int, int], first: int, size: int
-) -> tuple[slice, slice]:
-    """Where a tile's result goes in the image, and where it is in the tile."""
-    start = first + cut[0]
-    begin, end = max(first + cut[1], 0), min(first + cut[2], size)
-    return slice(begin, end), slice(begin - start, end - start)
 
 
 def _tile_size(
@@ -121,15 +95,18 @@ def _equal_parts(size: int, count: int, halo: int) -> int:
     return -(-(size + 2 * halo * (count - 1)) // (2 * count)) * 2
 
 
-def _cut(size: int, tile: int, halo: int) -> list[tuple[int, int, int]]:
-    """Start of each tile, and first and last + 1 of what it is for."""
-    if tile >= size:
-        return [(0, 0, size)]
-    cuts = []
-    first = 0
-    while first < size:
-        start = min(max(first - halo, 0), size - tile)
-        last = size if start == size - tile else start + tile - halo
-        cuts.append((start, first, last))
-        first = last
-    return cuts
+def _windows(
+    size: int, first: int, length: int, tile: int, halo: int
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Tiles along one dimension of an image of some size, whose mirrored
+    frame starts at `first`: the window, the part of the image that it is for,
+    and the place of that part in the tile.
+    """
+    end = 0
+    while end < length:
+        begin, start = end, min(max(end - halo, 0), length - tile)
+        end = length if start == length - tile else start + tile - halo
+        start += first
+        low, high = max(first + begin, 0), min(first + end, size)
+        inner = slice(low - start, high - start)
+        yield slice(start, start + tile), slice(low, high), inner

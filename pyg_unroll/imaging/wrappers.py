@@ -13,7 +13,7 @@ from pyg_unroll.imaging.restorer import Restorer
 _VIEWS = (0, 7, 2, 5, 1, 3, 4, 6)
 
 
-class _Wrapper(Restorer):
+class Wrapper(Restorer):
     """A restorer that hands on to another what it does not change."""
 
     def __init__(self, restorer: Restorer) -> None:
@@ -22,26 +22,31 @@ class _Wrapper(Restorer):
 
     @property
     def receptive_field(self) -> int:
+        """See :class:`Restorer`."""
         return self.restorer.receptive_field
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
+        """See :class:`Restorer`."""
         return self.restorer.phase(mask)
 
     def noise_level(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> Tensor | None:
+        """See :class:`Restorer`."""
         return self.restorer.noise_level(image, mask, noise_std)
 
     def prepare(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
     ) -> tuple[Tensor, ...]:
+        """See :class:`Restorer`."""
         return self.restorer.prepare(image, mask, noise_std)
 
     def run(self, *images: Tensor) -> Tensor:
+        """See :class:`Restorer`."""
         return self.restorer.run(*images)
 
 
-class Tiled(_Wrapper):
+class Tiled(Wrapper):
     r"""Wraps a restorer, which works on images larger than some size tile by
     tile; the result is the same to rounding, as tiles overlap by the
     receptive field.
@@ -62,16 +67,23 @@ class Tiled(_Wrapper):
         - **output:** the same
 
     Raises:
-        ValueError: If :obj:`max_pixels` is not positive.
+        ValueError: If :obj:`max_pixels` is not positive, or the restorer
+            works on whole images.
     """
 
     def __init__(self, restorer: Restorer, max_pixels: int = 450_000) -> None:
         super().__init__(restorer)
         check_positive('max_pixels', max_pixels)
+        if isinstance(restorer, SelfEnsemble):
+            raise ValueError(
+                "'restorer' must not be a 'SelfEnsemble', which turns whole "
+                "images; wrap it around 'Tiled', as in "
+                "'SelfEnsemble(Tiled(restorer))'"
+            )
         self.max_pixels = max_pixels
 
 
-class SelfEnsemble(_Wrapper):
+class SelfEnsemble(Wrapper):
     r"""Wraps a restorer, whose results on mirrored and transposed copies of an
     image are turned back and averaged: a geometric self-ensemble (Timofte et
     al., "Seven Ways to Improve Example-Based Single Image Super Resolution",

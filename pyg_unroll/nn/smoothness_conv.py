@@ -69,12 +69,7 @@ class SmoothnessConv(MessagePassing):
     recognise it, and edge masks of its explainers act on the weights;
     messages are never materialised, hence :meth:`propagate` is not used.
 
-    Args:
-        heads (int): Number of graphs :math:`H` used in parallel.
-        fidelity (str): :obj:`'hard'` holds known entries, :obj:`'soft'`
-            weighs them against the prior.
-        mu (float): Initial weight of the prior where observations are noisy.
-        validate_args (bool): Check the values of the inputs, too.
+    Its arguments are those of :class:`~pyg_unroll.nn.GLRConv`.
     """
 
     _checks: ClassVar[Checks] = {
@@ -145,17 +140,15 @@ class SmoothnessConv(MessagePassing):
         out = self._combine(run.finish(), signal)
         return (out, run.state()) if return_state else out
 
-    def solve(
-        self, *args: Any, state: Tensor | None = None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Runs the layer from a state, with the arguments of :meth:`forward`.
+    def solve(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+        """Runs the layer with the arguments of :meth:`forward`.
 
         Returns:
             The estimate, and the state to pass on to the next layer, which is
             :obj:`None` for a layer without one.
         """
         out: tuple[Tensor, Tensor | None] = self(
-            *args, state=state, return_state=True, **kwargs
+            *args, **kwargs, return_state=True
         )
         return out
 

@@ -1,21 +1,96 @@
-"""The problem of graph total variation, for layer and solver."""
+r"""An iteration of ADMM on graph total variation, for layer and solver."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.operators import divergence, gradient
+from pyg_unroll.ops import operators
+from pyg_unroll.ops.backend import (
+    Operator,
+    differentiate,
+    empty_like,
+    kernels,
+    numbers,
+)
+from pyg_unroll.ops.reference import admm as reference
+from pyg_unroll.ops.reference.admm import shrink
 from pyg_unroll.ops.system import LaplacianSystem
 
 
-def shrink(z: Tensor, threshold: Tensor) -> Tensor:
-    """Soft threshold, the proximal map of the absolute value."""
-    return z - z.clamp(-threshold, threshold)
+def admm_step(
+    topology: Topology,
+    weight: Tensor,
+    x: Tensor,
+    dual: Tensor,
+    rho_previous: Tensor,
+    rho: Tensor,
+    relaxation: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The part along the edges, as one operator, in one pass.
+
+    See :func:`.reference.admm.admm_step`; here its scalars are operands of
+    their own, :math:`(H)` each. The derivative computes again what the pass
+    had computed along the edges.
+    """
+    scalars = torch.stack([rho_previous, rho, relaxation])
+    b, new_dual = _admm_step(topology, weight, x, dual, scalars)
+    return b, new_dual
+
+
+def _run(topology: Topology, *operands: Tensor) -> tuple[Tensor, ...]:
+    _, x, *_ = operands
+    out = kernels('admm', x).admm_step(topology, *numbers(*operands))
+    return tuple(v.to(x.dtype) for v in out)
+
+
+def _run_backward(topology: Topology, *operands: Tensor) -> tuple[Tensor, ...]:
+    _, x, *_ = operands
+    step = kernels('admm', x).admm_step_backward
+    return tuple(v.to(x.dtype) for v in step(topology, *numbers(*operands)))
+
+
+_OPERANDS = 'Tensor weight, Tensor x, Tensor dual, Tensor scalars'
+_admm_step = Operator(
+    'admm_step',
+    _OPERANDS,
+    '(Tensor, Tensor)',
+    _run,
+    lambda _, weight, x, dual, scalars: (empty_like(x), empty_like(dual)),
+)
+_admm_step_backward = Operator(
+    'admm_step_backward',
+    f'{_OPERANDS}, Tensor grad_b, Tensor grad_dual',
+    '(Tensor, Tensor, Tensor, Tensor)',
+    _run_backward,
+    lambda _, *operands: tuple(map(empty_like, operands[:4])),
+)
+
+
+def _derivative(
+    ctx: Any, topology: Topology, operands: Any, *grads: Tensor
+) -> Any:
+    if not torch.is_grad_enabled():
+        return _admm_step_backward(topology, *operands, *grads)
+    composed = partial(
+        reference.admm_step,
+        topology,
+        to_edges=operators.to_edges,
+        to_nodes=operators.to_nodes,
+    )
+    return differentiate(composed, operands, grads)
+
+
+_admm_step.set_derivative(
+    lambda ctx, *inputs: inputs[:-1],  # all but the result
+    _derivative,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,30 +102,38 @@ class TotalVariation:
     Attributes:
         topology (Topology): The graph.
         weight (torch.Tensor): Edge weights :math:`(E, H)`.
-        signal (Observations): Observations :math:`y` and confidence.
+        observed (torch.Tensor): Observations :math:`y`, broadcastable to
+            :math:`(N, F, H)`.
+        confidence (torch.Tensor or None): :math:`c \ge 0`, likewise.
+        free (torch.Tensor or None): Boolean, the entries to be found,
+            likewise; all if :obj:`None`.
         mu (torch.Tensor): Weight of the prior, scalar or :math:`(H)`.
     """
 
     topology: Topology
     weight: Tensor
-    signal: Any
+    observed: Tensor
+    confidence: Tensor | None
+    free: Tensor | None
     mu: Tensor
 
     def gradient(self, x: Tensor) -> Tensor:
         r"""The weighted gradient :math:`w_{ij} (x_i - x_j)`."""
-        return self.weight.unsqueeze(1) * gradient(self.topology, x)
+        gradient = operators.gradient(self.topology, x)
+        return self.weight.unsqueeze(1) * gradient
 
     def divergence(self, z: Tensor) -> Tensor:
         """The adjoint of :meth:`gradient`."""
-        return divergence(self.topology, self.weight.unsqueeze(1) * z)
+        flow = self.weight.unsqueeze(1) * z
+        return operators.divergence(self.topology, flow)
 
     def system(self, rho: Tensor) -> LaplacianSystem:
         r"""The system :math:`2 c / (\mu \rho) + L_{w^2}` of the signal."""
-        confidence = self.signal.confidence
+        confidence = self.confidence
         if confidence is not None:
             confidence = confidence * (2 / (self.mu * rho))
         return LaplacianSystem.build(
-            self.topology, self.weight.square(), confidence, self.signal.free
+            self.topology, self.weight.square(), confidence, self.free
         )
 
     def iterate(
@@ -90,7 +173,7 @@ class TotalVariation:
         target = shrink(flow + scaled, 1 / rho)
         residual = self.divergence(target - scaled - flow)
         if system.confidence is not None:
-            residual = residual + system.confidence * (self.signal.x - x)
+            residual = residual + system.confidence * (self.observed - x)
         x = solve(x, system.restrict(residual))
         flow = self.gradient(x)
         return x, flow, dual + rho * (flow - target)

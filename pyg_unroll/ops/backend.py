@@ -1,41 +1,46 @@
-"""Which kernels do the work."""
+"""Choice of kernels, and operators as PyTorch knows them."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any, List, TypeAlias  # noqa: UP035
+from typing import Any
 
+import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Arrays
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops.reference.operators import accumulate_type
 
-# Lists among the operands of registered operators: PyTorch 2.6 knows them by
-# these names only, and no annotations that are strings.
-Tensors: TypeAlias = List[Tensor]  # noqa: UP006
-Ints: TypeAlias = List[int]  # noqa: UP006
-
-# By type of device: our module, and the package that it needs.
+# By type of device: our package of kernels, and the package that it needs.
 _BACKENDS = {'cpu': ('cpu', 'numba'), 'cuda': ('cuda', 'triton')}
+# The package of kernels in use by type of device, chosen at first use.
+chosen: dict[str, str] = {}
 
 
-def backend(operand: Tensor) -> Any:
-    """Returns the module of kernels for the device of an operand.
+def kernels(family: str, operand: Tensor) -> Any:
+    """Returns the kernels for the device of an operand.
 
-    That is :mod:`.cpu` (numba), :mod:`.cuda` (Triton) or, where there is
-    neither, :mod:`.reference`; all have the same functions.
+    They are those of :mod:`.cpu` (numba), :mod:`.cuda` (Triton) or, where
+    there is neither, :mod:`.reference`: packages of the same modules, each
+    with the same functions.
+
+    Args:
+        family (str): Name of the module: :obj:`'operators'`, :obj:`'cg'` or
+            :obj:`'admm'`.
+        operand (torch.Tensor): Any of the operands.
     """
-    return _load(operand.device.type)
+    device = operand.device.type
+    if device not in chosen:
+        chosen[device] = _choose(device)
+    return import_module(f'pyg_unroll.ops.{chosen[device]}.{family}')
 
 
-@cache
-def _load(device: str) -> Any:
-    reference = import_module('pyg_unroll.ops.reference')
+def _choose(device: str) -> str:
     if device not in _BACKENDS:
-        return reference
-    module, package = _BACKENDS[device]
+        return 'reference'
+    name, package = _BACKENDS[device]
     try:
         import_module(package)
     except ImportError as error:
@@ -43,12 +48,116 @@ def _load(device: str) -> Any:
             f"graph operators on '{device}' run in plain PyTorch, several "
             f'times slower than with {package!r} ({error}): install it with '
             f"'pip install {package}'",
-            stacklevel=2,
+            stacklevel=3,
         )
-        return reference
-    return import_module(f'pyg_unroll.ops.{module}')
+        return 'reference'
+    return name
 
 
-def arrays(graph: Sequence[Tensor], grid: Sequence[int]) -> Arrays:
-    """A graph from the operands of a registered operator."""
-    return Arrays._make([*graph, tuple(grid) if len(grid) > 1 else ()])
+class Operator:
+    r"""A function of a topology and operands, registered with PyTorch.
+
+    :meth:`torch.compile` and :meth:`torch.export` see one opaque operation,
+    whatever the backend. Each derivative is written with operators again,
+    hence exists to any order, and nothing of size edges x features is kept.
+
+    Args:
+        name (str): Name of the operator.
+        operands (str): Types and names of the operands in PyTorch's schema
+            language.
+        results (str): Types of the results.
+        run (callable): The function.
+        fake (callable): Results of the same shape and type, of any values.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        operands: str,
+        results: str,
+        run: Callable[..., Any],
+        fake: Callable[..., Any],
+    ) -> None:
+        def unpacked(function: Callable[..., Any]) -> Callable[..., Any]:
+            def call(graph: list[Tensor], grid: list[int], *rest: Any) -> Any:
+                return function(Topology.unpack(graph, grid), *rest)
+
+            return call
+
+        self._definition = torch.library.custom_op(
+            f'pyg_unroll::{name}',
+            unpacked(run),
+            mutates_args=(),
+            schema=f'(Tensor[] graph, int[] grid, {operands}) -> {results}',
+        )
+        self._definition.register_fake(unpacked(fake))
+        self._call = getattr(torch.ops.pyg_unroll, name).default
+
+    def __call__(self, topology: Topology, *operands: Any) -> Any:
+        """Applies the operator."""
+        return self._call(*topology.pack(), *operands)
+
+    def set_derivative(
+        self,
+        keep: Callable[..., Sequence[Tensor | None]],
+        derivative: Callable[..., Sequence[Tensor | None]],
+    ) -> None:
+        """Registers the derivative.
+
+        Args:
+            keep (callable): Takes the context, all operands and the result,
+                and returns what is saved.
+            derivative (callable): Takes the context, the topology, what was
+                saved, and the derivatives by the results; returns those by
+                the operands.
+        """
+
+        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            graph, ctx.grid, *operands = inputs
+            ctx.graph_size = len(graph)
+            kept = keep(ctx, *operands, output)
+            ctx.save_for_backward(*graph, *kept)
+
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            saved = ctx.saved_tensors  # once: `checkpoint` of PyTorch insists
+            graph, kept = saved[: ctx.graph_size], saved[ctx.graph_size :]
+            topology = Topology.unpack(graph, ctx.grid)
+            found = derivative(ctx, topology, kept, *grads)
+            return [None] * ctx.graph_size, None, *found
+
+        self._definition.register_autograd(backward, setup_context=setup)
+
+
+def differentiate(
+    function: Callable[..., tuple[Tensor, ...]],
+    operands: Sequence[Tensor | None],
+    grads: tuple[Tensor, ...],
+) -> list[Tensor | None]:
+    """Differentiable derivatives by those operands that need them."""
+
+    def alias(v: Tensor | None) -> Tensor | None:
+        # One operand may depend on another: only what is direct counts here.
+        return v.view_as(v) if v is not None and v.requires_grad else v
+
+    inputs = [alias(v) for v in operands]
+    wanted = [v for v in inputs if v is not None and v.requires_grad]
+    values = torch.autograd.grad(
+        function(*inputs), wanted, grads, create_graph=True, allow_unused=True
+    )
+    found = dict(zip(map(id, wanted), values, strict=True))
+    return [found.get(id(v)) for v in inputs]
+
+
+def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Contiguous memory of the shape of a tensor."""
+    return torch.empty_like(
+        x, dtype=dtype, memory_format=torch.contiguous_format
+    )
+
+
+def numbers(*tensors: Tensor | None) -> Any:
+    """Contiguous, and at least of single precision."""
+    return tuple(
+        None if v is None else v.to(accumulate_type(v.dtype)).contiguous()
+        for v in tensors
+    )

@@ -1,12 +1,129 @@
-"""The graph operators."""
+r"""The graph operators, with their derivatives.
+
+:func:`laplacian` and :func:`edge_dot` are each other's derivative, and so are
+the adjoint pairs :func:`gradient` and :func:`divergence`, :func:`degree` and
+:func:`endpoint_sum`: only operands are kept, nothing of size edges x features.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from pyg_unroll.checks import check_signal, check_tensor
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import dispatch
+from pyg_unroll.ops.backend import Operator, empty_like, kernels
+from pyg_unroll.ops.reference.operators import log_degree_shares
+
+
+def _register(
+    name: str, operands: str, fake: Callable[..., Tensor]
+) -> Operator:
+    """The kernel of this name, of the backend in use, as an operator."""
+
+    def run(topology: Topology, *values: Any) -> Any:
+        kernel = getattr(kernels('operators', values[0]), name)
+        return kernel(topology, *values)
+
+    return Operator(name, operands, 'Tensor', run, fake)
+
+
+to_edges = _register(
+    'to_edges',
+    'Tensor x, bool signed',
+    lambda topology, x, _: x.new_empty((topology.num_edges, *x.shape[1:])),
+)
+to_nodes = _register(
+    'to_nodes',
+    'Tensor z, bool signed',
+    lambda topology, z, _: z.new_empty((topology.num_nodes, *z.shape[1:])),
+)
+_laplacian = _register(
+    'laplacian',
+    'Tensor weight, Tensor x',
+    lambda topology, weight, x: empty_like(x),
+)
+_edge_dot = _register(
+    'edge_dot',
+    'Tensor a, Tensor b',
+    lambda topology, a, b: a.new_empty((topology.num_edges, a.size(2))),
+)
+_log_degree = _register(
+    'log_degree',
+    'Tensor distance',
+    lambda topology, d: d.new_empty((topology.num_nodes, d.size(1))),
+)
+_log_degree_backward = _register(
+    'log_degree_backward',
+    'Tensor distance, Tensor log_degree, Tensor grad',
+    lambda topology, distance, log_degree, grad: empty_like(distance),
+)
+
+
+def _keep_sign(ctx: Any, x: Tensor, signed: bool, out: Tensor) -> list[Tensor]:
+    ctx.signed = signed
+    return []
+
+
+def _keep_both(ctx: Any, a: Tensor, b: Tensor, out: Tensor) -> list[Tensor]:
+    return [a, b]
+
+
+def _bilinear(
+    by_first: Callable[..., Tensor], by_second: Callable[..., Tensor]
+) -> Callable[..., tuple[Tensor | None, Tensor | None]]:
+    """The derivative of an operator of two operands, if they need one."""
+
+    def derivative(
+        ctx: Any, topology: Topology, kept: Any, grad: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        *_, needs_first, needs_second = ctx.needs_input_grad
+        return (
+            by_first(topology, *kept, grad) if needs_first else None,
+            by_second(topology, *kept, grad) if needs_second else None,
+        )
+
+    return derivative
+
+
+def _by_log_degree(
+    ctx: Any, topology: Topology, kept: Any, grad: Tensor
+) -> tuple[Tensor]:
+    r""":math:`\partial d = -e^{-d_{ij}} (e^{-l_i} g_i + e^{-l_j} g_j)`."""
+    distance, out = kept
+    if torch.is_grad_enabled():
+        return (log_degree_shares(topology, distance, out, grad),)
+    return (_log_degree_backward(topology, distance, out, grad),)
+
+
+to_edges.set_derivative(
+    _keep_sign,
+    lambda ctx, topology, _, grad: (to_nodes(topology, grad, ctx.signed), None),
+)
+to_nodes.set_derivative(
+    _keep_sign,
+    lambda ctx, topology, _, grad: (to_edges(topology, grad, ctx.signed), None),
+)
+_laplacian.set_derivative(
+    _keep_both,
+    _bilinear(
+        lambda topology, weight, x, grad: _edge_dot(topology, x, grad),
+        lambda topology, weight, x, grad: _laplacian(topology, weight, grad),
+    ),
+)
+_edge_dot.set_derivative(
+    _keep_both,
+    _bilinear(
+        lambda topology, a, b, grad: _laplacian(topology, grad, b),
+        lambda topology, a, b, grad: _laplacian(topology, grad, a),
+    ),
+)
+_log_degree.set_derivative(
+    lambda ctx, distance, out: [distance, out], _by_log_degree
+)
 
 
 def _check(
@@ -19,9 +136,10 @@ def _check(
             f"'Topology.from_edge_index(edge_index, num_nodes)'"
         )
     rows = topology.num_nodes if what == 'node' else topology.num_edges
-    shape = f'[{rows}, heads]' if dim == 2 else f'[{rows}, features, heads]'
-    check_tensor(name, value, shape)
-    if value.dim() != dim or value.size(0) != rows:
+    is_tensor = isinstance(value, Tensor)
+    if not is_tensor or value.dim() != dim or value.size(0) != rows:
+        shape = f'[{rows}, heads]' if dim == 2 else f'[{rows}, features, heads]'
+        check_tensor(name, value, shape)
         raise ValueError(
             f"'{name}' must have shape {shape}, one row per {what} (got "
             f'{list(value.shape)})'
@@ -30,11 +148,10 @@ def _check(
 
 
 def _check_same(first: str, a: Tensor, second: str, b: Tensor) -> None:
-    heads = a.size(-1), b.size(-1)
-    if a.dtype != b.dtype or heads[0] != heads[1]:
+    if a.dtype != b.dtype or a.size(-1) != b.size(-1):
         raise ValueError(
             f"'{first}' and '{second}' must agree in type and heads (got "
-            f'{a.dtype} with {heads[0]} and {b.dtype} with {heads[1]})'
+            f'{a.dtype} with {a.size(-1)} and {b.dtype} with {b.size(-1)})'
         )
 
 
@@ -52,7 +169,7 @@ def gradient(topology: Topology, x: Tensor) -> Tensor:
         ValueError: If :obj:`x` has another shape or is not floating point.
     """
     _check(topology, 'x', x, 'node', 3)
-    return dispatch.to_edges(*topology.operands, x, True)
+    return to_edges(topology, x, True)
 
 
 def divergence(topology: Topology, z: Tensor) -> Tensor:
@@ -69,7 +186,7 @@ def divergence(topology: Topology, z: Tensor) -> Tensor:
         ValueError: If :obj:`z` has another shape or is not floating point.
     """
     _check(topology, 'z', z, 'undirected edge', 3)
-    return dispatch.to_nodes(*topology.operands, z, True)
+    return to_nodes(topology, z, True)
 
 
 def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
@@ -92,7 +209,7 @@ def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
     _check(topology, 'weight', weight, 'undirected edge', 2)
     _check(topology, 'x', x, 'node', 3)
     _check_same('weight', weight, 'x', x)
-    return dispatch.laplacian(*topology.operands, weight, x)
+    return _laplacian(topology, weight, x)
 
 
 def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
@@ -117,7 +234,7 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
             f"'a' and 'b' must have the same number of features (got "
             f'{a.size(1)} and {b.size(1)})'
         )
-    return dispatch.edge_dot(*topology.operands, a, b)
+    return _edge_dot(topology, a, b)
 
 
 def degree(topology: Topology, weight: Tensor) -> Tensor:
@@ -134,7 +251,7 @@ def degree(topology: Topology, weight: Tensor) -> Tensor:
         ValueError: If :obj:`weight` has another shape or type.
     """
     _check(topology, 'weight', weight, 'undirected edge', 2)
-    return dispatch.to_nodes(*topology.operands, weight, False)
+    return to_nodes(topology, weight, False)
 
 
 def endpoint_sum(topology: Topology, x: Tensor) -> Tensor:
@@ -151,7 +268,7 @@ def endpoint_sum(topology: Topology, x: Tensor) -> Tensor:
         ValueError: If :obj:`x` has another shape or type.
     """
     _check(topology, 'x', x, 'node', 2)
-    return dispatch.to_edges(*topology.operands, x, False)
+    return to_edges(topology, x, False)
 
 
 def log_degree(topology: Topology, distance: Tensor) -> Tensor:
@@ -171,4 +288,4 @@ def log_degree(topology: Topology, distance: Tensor) -> Tensor:
         ValueError: If :obj:`distance` has another shape or type.
     """
     _check(topology, 'distance', distance, 'undirected edge', 2)
-    return dispatch.log_degree(*topology.operands, distance)
+    return _log_degree(topology, distance)

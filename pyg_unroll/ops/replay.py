@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.fused_admm import admm_step
+from pyg_unroll.ops.admm import admm_step
 
 
 class _Kept(NamedTuple):
@@ -46,9 +46,12 @@ class DualReplay:
         number = len(self._steps)
         self._steps.append(tuple(v.detach() for v in (x, *coefficients)))
 
+        # PyTorch keeps the function that packs: it must not hold the tensor.
+        place, shape = dual.data_ptr(), dual.shape
+
         def pack(tensor: Tensor) -> _Kept | int:
-            same = tensor.data_ptr() == dual.data_ptr()
-            if number > 0 and same and tensor.shape == dual.shape:
+            same = tensor.data_ptr() == place and tensor.shape == shape
+            if number > 0 and same:
                 return number
             return _Kept(tensor, tensor._version)
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.fused_cg import cg_steps, composed_cg_steps
+from pyg_unroll.ops.cg import cg_iterates, cg_steps, composed_cg_iterates
 from pyg_unroll.ops.operators import (
     degree,
     edge_dot,
     endpoint_sum,
     laplacian,
 )
-from pyg_unroll.ops.reference import accumulate_type
+from pyg_unroll.ops.reference.cg import Matrix
+from pyg_unroll.ops.reference.operators import accumulate_type
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,49 +154,63 @@ class LaplacianSystem:
         Returns:
             The signal after :math:`K` steps :math:`(N, F, H)`.
         """
-        if self.degree is not None:
-            # Broadcasting over few heads is slower than reading more.
-            # Built anew, as Dynamo of PyTorch 2.6 knows no `replace`.
-            system = LaplacianSystem(
-                self.topology,
-                self.weight,
-                self.confidence,
-                self.free,
-                self.diagonal.expand_as(x).contiguous(),
-                self.degree.expand_as(x).contiguous(),
-            )
-            return composed_cg_steps(
-                system,
-                system.precondition,
-                x,
-                system._first_residual(x, b),
-                alpha,
-                beta,
-            )
+        if self.degree is None:
+            return cg_steps(self._matrix(x), x, b, alpha, beta, checkpoint)
+        out = x
+        for step in self._composed(x, b, alpha, beta):
+            out = step
+        return out
+
+    @torch.no_grad()
+    def iterates(
+        self, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
+    ) -> Iterator[Tensor]:
+        """Yields the signal after each step of :meth:`iterate`, bit for bit.
+
+        Derivatives are not recorded.
+
+        Args:
+            x (torch.Tensor): Start, as of :meth:`iterate`.
+            b (torch.Tensor or None): Right-hand side.
+            alpha (torch.Tensor): Step sizes.
+            beta (torch.Tensor): Momenta.
+        """
+        if self.degree is None:
+            yield from cg_iterates(self._matrix(x), x, b, alpha, beta)
+        else:
+            yield from self._composed(x, b, alpha, beta)
+
+    def _matrix(self, x: Tensor) -> Matrix:
         # Nothing moves where the diagonal is infinite.
-        diagonal = self.diagonal
+        diagonal, confidence = self.diagonal, self.confidence
         if self.free is not None:
             diagonal = torch.where(self.free, diagonal, float('inf'))
-        confidence = self.confidence
         if confidence is not None:
             confidence = confidence.expand(-1, -1, x.size(2))
-        return cg_steps(
+        return Matrix(self.topology, self.weight, diagonal, confidence)
+
+    def _composed(
+        self, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
+    ) -> Iterator[Tensor]:
+        """The steps of second order, one operator at a time."""
+        assert self.degree is not None
+        # Broadcasting over few heads is slower than reading more.
+        # Built anew, as Dynamo of PyTorch 2.6 knows no `replace`.
+        system = LaplacianSystem(
             self.topology,
             self.weight,
-            diagonal,
-            confidence,
-            x,
-            b,
-            alpha,
-            beta,
-            checkpoint,
+            self.confidence,
+            self.free,
+            self.diagonal.expand_as(x).contiguous(),
+            self.degree.expand_as(x).contiguous(),
         )
-
-    def _first_residual(self, x: Tensor, b: Tensor | None) -> Tensor:
-        image = self.prior(x)
-        if self.confidence is not None:
-            image = image + self.confidence * x
-        return self.restrict(-image if b is None else b - image)
+        image = system.prior(x)
+        if system.confidence is not None:
+            image = image + system.confidence * x
+        residual = system.restrict(-image if b is None else b - image)
+        return composed_cg_iterates(
+            system, system.precondition, x, residual, alpha, beta
+        )
 
 
 def _divisor(diagonal: Tensor) -> Tensor:

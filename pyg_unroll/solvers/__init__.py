@@ -2,6 +2,6 @@
 
 from pyg_unroll.solvers.glr import glr
 from pyg_unroll.solvers.gtv import gtv
-from pyg_unroll.solvers.result import ConvergenceWarning, SolverResult
+from pyg_unroll.solvers.problem import ConvergenceWarning, SolverResult
 
 __all__ = ['ConvergenceWarning', 'SolverResult', 'glr', 'gtv']

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.system import LaplacianSystem
-from pyg_unroll.solvers.result import warn_unconverged
+from pyg_unroll.solvers.problem import warn_unconverged
 
-# Something near the inverse of the operator, symmetric positive definite.
+# Approximate inverse of the operator, symmetric positive definite.
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
 
 # Steps between looks at the residual: each look synchronises a device.
@@ -96,6 +96,25 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(0, keepdim=True)
 
 
+class Settings(NamedTuple):
+    """A system, its weights aside, and the effort to solve it."""
+
+    topology: Topology
+    free: Tensor | None
+    order: int
+    tol: float
+    max_steps: int
+    preconditioner: Preconditioner | None = None
+
+    def system(
+        self, weight: Tensor, confidence: Tensor | None
+    ) -> LaplacianSystem:
+        """The system of some weights."""
+        return LaplacianSystem.build(
+            self.topology, weight, confidence, self.free, self.order
+        )
+
+
 class ImplicitSolve(torch.autograd.Function):
     r"""The solution of :math:`A x = b`, differentiated without the steps.
 
@@ -108,50 +127,40 @@ class ImplicitSolve(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        topology: Topology,
-        free: Tensor | None,
-        order: int,
-        tol: float,
-        max_steps: int,
-        preconditioner: Preconditioner | None,
+        settings: Settings,
         report: dict[str, Any],
         weight: Tensor,
         confidence: Tensor | None,
         b: Tensor,
     ) -> Tensor:
-        """Runs the solver and reports how it went into `report`."""
-        system = LaplacianSystem.build(
-            topology, weight, confidence, free, order
-        )
+        """Runs the solver; residual and number of steps go into `report`."""
+        system = settings.system(weight, confidence)
         x, residual, num_steps = conjugate_gradient(
             system,
             system.restrict(b),
-            tol,
-            max_steps,
-            preconditioner=preconditioner,
+            settings.tol,
+            settings.max_steps,
+            preconditioner=settings.preconditioner,
         )
         report.update(residual=residual, num_steps=num_steps)
-        ctx.settings = topology, free, order, tol, max_steps, preconditioner
+        ctx.settings = settings
         ctx.save_for_backward(weight, confidence, x)
         return x
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
         """Solves once more, for the adjoint."""
-        topology, free, order, tol = ctx.settings[:4]
+        settings: Settings = ctx.settings
         weight, confidence, x = ctx.saved_tensors
         report: dict[str, Any] = {}
-        g = ImplicitSolve.apply(
-            *ctx.settings, report, weight, confidence, grads[0]
-        )
-        if report['residual'] > tol:
-            warn_unconverged('glr (backward)', **report, tol=tol)
+        g = ImplicitSolve.apply(settings, report, weight, confidence, *grads)
+        if report['residual'] > settings.tol:
+            warn_unconverged('glr (backward)', **report, tol=settings.tol)
         grad_weight = grad_confidence = None
-        if ctx.needs_input_grad[7]:
-            system = LaplacianSystem.build(
-                topology, weight, confidence, free, order
-            )
+        _, _, needs_weight, needs_confidence, _ = ctx.needs_input_grad
+        if needs_weight:
+            system = settings.system(weight, confidence)
             grad_weight = -system.weight_derivative(g, x)
-        if ctx.needs_input_grad[8]:
+        if needs_confidence:
             grad_confidence = (-g * x).sum_to_size(confidence.shape)
-        return (None,) * 7 + (grad_weight, grad_confidence, g)
+        return None, None, grad_weight, grad_confidence, g

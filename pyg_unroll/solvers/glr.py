@@ -6,12 +6,16 @@ from typing import Any
 
 from torch import Tensor
 
-from pyg_unroll.checks import check_choice
-from pyg_unroll.ops.system import LaplacianSystem
-from pyg_unroll.solvers.conjugate_gradient import ImplicitSolve
+from pyg_unroll.checks import check_parameters, one_of
+from pyg_unroll.solvers.conjugate_gradient import ImplicitSolve, Settings
 from pyg_unroll.solvers.multigrid import multigrid
-from pyg_unroll.solvers.problem import check_budget, read_problem
-from pyg_unroll.solvers.result import SolverResult, warn_unconverged
+from pyg_unroll.solvers.problem import CHECKS, SmoothnessProblem, SolverResult
+
+_CHECKS = {
+    **CHECKS,
+    'order': one_of(1, 2),
+    'preconditioner': one_of('jacobi', 'amg'),
+}
 
 
 def glr(
@@ -93,37 +97,26 @@ def glr(
     Warns:
         ConvergenceWarning: If the tolerance was not reached.
     """
-    check_budget(tol, max_steps)
-    check_choice('order', order, (1, 2))
-    check_choice('preconditioner', preconditioner, ('jacobi', 'amg'))
-    problem = read_problem(
+    check_parameters(_CHECKS, locals())
+    problem = SmoothnessProblem.read(
         x, edge_index, edge_weight, mask, confidence, fidelity, mu, fill
     )
-    signal, topology, weight = problem.signal, problem.topology, problem.weight
+    signal, weight = problem.signal, problem.weight
     scale = signal.confidence
     if scale is not None:
         scale = scale / problem.mu
-    system = LaplacianSystem.build(topology, weight, scale, signal.free, order)
-    cycle = multigrid(system) if preconditioner == 'amg' else None
+    settings = Settings(problem.topology, signal.free, order, tol, max_steps)
+    system = settings.system(weight, scale)
+    if preconditioner == 'amg':
+        settings = settings._replace(preconditioner=multigrid(system))
     report: dict[str, Any] = {}
-    # Solve for the correction of the start, the mean of what is known: its
-    # right-hand side carries the derivatives by the observations.
+    # Solve for the correction of the start, the mean of the known entries:
+    # its right-hand side carries the derivatives by the observations.
     correction = ImplicitSolve.apply(
-        topology,
-        signal.free,
-        order,
-        tol,
-        max_steps,
-        cycle,
+        settings,
         report,
         weight,
         scale,
         system.residual(problem.start, signal.x),
     )
-    out = problem.finish(problem.start + correction)
-    converged = report['residual'] <= tol
-    if not converged:
-        warn_unconverged('glr', report['residual'], tol, report['num_steps'])
-    return SolverResult(
-        out.to(x.dtype), report['residual'], report['num_steps'], converged
-    )
+    return problem.result('glr', problem.start + correction, **report, tol=tol)

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pyg_unroll.checks import check_parameters
 from pyg_unroll.ops.admm import TotalVariation
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
-from pyg_unroll.solvers.problem import (
-    SmoothnessProblem,
-    check_budget,
-    read_problem,
-)
-from pyg_unroll.solvers.result import SolverResult, warn_unconverged
+from pyg_unroll.solvers.problem import CHECKS, SmoothnessProblem, SolverResult
 
 # Iterations between looks at the duality gap and the balance of residuals.
 _CHECK_EVERY = 10
@@ -86,36 +81,28 @@ def gtv(
     Warns:
         ConvergenceWarning: If the tolerance was not reached.
     """
-    _refuse_gradients(
-        x=x, edge_weight=edge_weight, confidence=confidence, mu=mu
-    )
-    check_budget(tol, max_steps)
-    problem = read_problem(
+    check_parameters(CHECKS, locals())
+    problem = SmoothnessProblem.read(
         x, edge_index, edge_weight, mask, confidence, fidelity, mu, fill
     )
-    _refuse_gradients(edge_index=problem.weight)  # the values of a sparse one
-    with torch.no_grad():
-        out, gap, num_steps = _solve(problem, tol, max_steps)
-    converged = gap <= tol
-    if not converged:
-        warn_unconverged('gtv', gap, tol, num_steps)
-    return SolverResult(
-        problem.finish(out).to(x.dtype), gap, num_steps, converged
-    )
-
-
-def _refuse_gradients(**arguments: Tensor | float | None) -> None:
-    for name, value in arguments.items():
-        if (
-            torch.is_grad_enabled()
-            and isinstance(value, Tensor)
-            and value.requires_grad
-        ):
+    weights = 'edge_index' if edge_weight is None else 'edge_weight'
+    given = {
+        'x': problem.signal.x,
+        weights: problem.weight,
+        'confidence': problem.signal.confidence,
+        'mu': problem.mu,
+    }
+    for name, value in given.items():
+        learns = value is not None and value.requires_grad
+        if learns and torch.is_grad_enabled():
             raise ValueError(
                 f"{name!r} requires gradients, but 'gtv' is not "
                 f"differentiable; use 'GTVConv' to learn, or call it under "
                 f"'torch.no_grad()'"
             )
+    with torch.no_grad():
+        out, gap, num_steps = _solve(problem, tol, max_steps)
+    return problem.result('gtv', out, gap, num_steps, tol)
 
 
 def _solve(
@@ -131,9 +118,13 @@ def _solve(
     if bool((problem.weight > 0).any()):
         unit = problem.weight.amax()
     weight = problem.weight / unit
-    signal = replace(problem.signal, x=(problem.signal.x - middle) / size)
     variation = TotalVariation(
-        problem.topology, weight, signal, problem.mu * unit / size
+        problem.topology,
+        weight,
+        (problem.signal.x - middle) / size,
+        problem.signal.confidence,
+        problem.signal.free,
+        problem.mu * unit / size,
     )
     x = (problem.start - middle) / size
     rho = torch.full_like(size, 4.0)
@@ -174,7 +165,7 @@ def _balance(
 
 
 def _gap(
-    problem: TotalVariation, x: Tensor, flow: Tensor, dual: Tensor
+    variation: TotalVariation, x: Tensor, flow: Tensor, dual: Tensor
 ) -> float:
     r"""Largest relative duality gap over the features.
 
@@ -183,24 +174,23 @@ def _gap(
     z_i`, where the minimum need only be taken between the smallest and the
     largest observation, as the optimum lies there.
     """
-    signal = problem.signal
-    q = problem.divergence(dual.clamp(-1, 1))
-    y = signal.x.expand_as(x)
+    q = variation.divergence(dual.clamp(-1, 1))
+    y = variation.observed.expand_as(x)
     low, high = x.new_tensor(-0.5), x.new_tensor(0.5)
     best = torch.where(q > 0, low, high)
     fit = bound = torch.zeros_like(x)
-    if signal.confidence is not None:
-        c = (signal.confidence / problem.mu).expand_as(x)
+    if variation.confidence is not None:
+        c = (variation.confidence / variation.mu).expand_as(x)
         inner = y - q / (2 * torch.where(c > 0, c, 1))
         best = torch.where(c > 0, inner.clamp(low, high), best)
         fit, bound = c * (x - y).square(), c * (best - y).square()
-    if signal.free is not None:
-        best = torch.where(signal.free, best, y)
-        fit = torch.where(signal.free, fit, 0)
-        bound = torch.where(signal.free, bound, 0)
+    if variation.free is not None:
+        best = torch.where(variation.free, best, y)
+        fit = torch.where(variation.free, fit, 0)
+        bound = torch.where(variation.free, bound, 0)
     primal = fit.sum(0) + flow.abs().sum(0)
     dual_value = (bound + q * best).sum(0)
     # A constant signal has objective zero: compare with the weights then.
-    scale = primal.clamp(min=1e-12 * float(problem.weight.sum()) + 1e-300)
+    scale = primal.clamp(min=1e-12 * float(variation.weight.sum()) + 1e-300)
     gap = (primal - dual_value) / scale
     return float(gap.max()) if gap.numel() else 0.0

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.conjugate_gradient import Preconditioner
+
+Cycle: TypeAlias = Callable[[Any], Any]
 
 
 def multigrid(system: LaplacianSystem) -> Preconditioner:
@@ -24,8 +26,8 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
             free entries.
 
     Returns:
-        What takes a residual :math:`(N, F, 1)` to :math:`A^{-1}` of it,
-        roughly; symmetric positive definite on the free entries.
+        An approximate inverse for residuals :math:`(N, F, 1)`, symmetric
+        positive definite on the free entries.
 
     Raises:
         ValueError: If the system is of second order or not on the CPU.
@@ -38,6 +40,8 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
             f"'preconditioner' must be 'jacobi' on '{system.weight.device}'; "
             f"move the arguments to the CPU for 'amg'"
         )
+    from scipy.sparse import diags
+
     try:
         from pyamg import smoothed_aggregation_solver
     except ImportError as error:
@@ -46,47 +50,51 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
             "'pip install pyamg'"
         ) from error
 
-    matrix = _matrix(system)
-    cycles: dict[bytes, Callable[[Any], Any]] = {}
-
-    def cycle(free: Any, confidence: Any) -> Callable[[Any], Any]:
-        """That of one feature, on its free entries."""
+    matrix = _laplacian(system)
+    cycles: dict[bytes, Cycle] = {}
+    columns: list[tuple[Any, Cycle]] = []
+    for free, confidence in _columns(system):
         key = free.tobytes() + confidence.tobytes()
-        if key not in cycles:
-            part = matrix[free][:, free] + _diagonal(confidence[free])
+        if key not in cycles and free.any():
+            part = matrix[free][:, free] + diags(confidence[free])
             # Row sums in place of a spectral radius, which takes a random
             # start.
             smooth = ('jacobi', {'omega': 4 / 3, 'weighting': 'local'})
             hierarchy = smoothed_aggregation_solver(
-                part, symmetry='symmetric', smooth=smooth
+                part.tocsr(), symmetry='symmetric', smooth=smooth
             )
             cycles[key] = hierarchy.aspreconditioner().matvec
-        return cycles[key]
+        columns.append((free, cycles.get(key, np.copy)))
 
     def precondition(residual: Tensor) -> Tensor:
-        shape = residual.shape[:2]
-        free = np.ones(shape, bool)
-        if system.free is not None:
-            free[:] = system.free[..., 0].numpy()
-        confidence = np.zeros(shape)
-        if system.confidence is not None:
-            confidence[:] = system.confidence.detach()[..., 0].numpy()
         out = torch.zeros_like(residual)
-        for column in range(shape[1]):
-            rows = free[:, column]
-            if rows.any():
-                apply = cycle(rows, confidence[:, column])
-                out[rows, column, 0] = torch.from_numpy(
-                    apply(residual[rows, column, 0].numpy())
-                )
+        for column in range(residual.size(1)):
+            # One column stands for all features.
+            free, cycle = columns[column % len(columns)]
+            part = residual[free, column, 0].numpy()
+            out[free, column, 0] = torch.from_numpy(cycle(part))
         return out
 
     return precondition
 
 
-def _matrix(system: LaplacianSystem) -> Any:
-    """The Laplacian."""
-    from scipy.sparse import csr_matrix
+def _columns(system: LaplacianSystem) -> Iterator[tuple[Any, Any]]:
+    """Free entries and confidence of each feature that has its own."""
+    free, confidence = system.free, system.confidence
+    if free is None:
+        free = torch.ones(1, 1, 1, dtype=torch.bool)
+    if confidence is None:
+        confidence = torch.zeros(1, 1, 1, dtype=torch.float64)
+    nodes = torch.empty(system.topology.num_nodes, 1)
+    free, confidence, _ = torch.broadcast_tensors(
+        free[..., 0], confidence.detach()[..., 0], nodes
+    )
+    for column in range(free.size(1)):
+        yield free[:, column].numpy(), confidence[:, column].numpy()
+
+
+def _laplacian(system: LaplacianSystem) -> Any:
+    from scipy.sparse import csr_matrix, diags
 
     topology = system.topology
     size = topology.num_nodes
@@ -94,12 +102,4 @@ def _matrix(system: LaplacianSystem) -> Any:
     value = weight[topology.edge_id].numpy()
     arrays = value, topology.col.numpy(), topology.rowptr.numpy()
     adjacency = csr_matrix(arrays, shape=(size, size))
-    degree = np.asarray(adjacency.sum(1)).ravel()
-    return _diagonal(degree) - adjacency
-
-
-def _diagonal(value: Any) -> Any:
-    from scipy.sparse import csr_matrix
-
-    row = np.arange(len(value))
-    return csr_matrix((value, (row, row)))
+    return diags(np.asarray(adjacency.sum(1)).ravel(), format='csr') - adjacency

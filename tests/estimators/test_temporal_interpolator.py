@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 from torch_geometric.transforms import FeaturePropagation
 
 from pyg_unroll import (
@@ -161,6 +161,8 @@ def test_little_data():
     one = Data(x=torch.tensor([[1.0, torch.nan, 3.0]]), pos=torch.zeros(1, 2))
     out = TemporalInterpolator().fit(one).predict()
     torch.testing.assert_close(out, torch.tensor([[1.0, 2.0, 3.0]]))
+    del one.pos  # of a single sensor, not needed
+    assert torch.equal(TemporalInterpolator().fit(one).predict(), out)
     all_known = Data(x=truth, edge_index=data.edge_index)
     assert torch.equal(TemporalInterpolator().fit(all_known).predict(), truth)
 
@@ -168,26 +170,26 @@ def test_little_data():
 def test_wrong_data():
     data, _ = sensors(10, 12)
     for change, problem in (
-        ({'x': torch.rand(10)}, r'\[num_sensors, time_steps\] \(got \[10\]\)'),
-        ({'x': None}, 'got NoneType'),
-        ({'mask': torch.zeros(10, 12)}, "'data.mask' must be boolean"),
+        ({'x': torch.rand(10)}, r"'data.x' must have shape.*\[10\]"),
+        ({'x': None}, "'data.x'"),
+        ({'mask': torch.zeros(10, 12)}, "'data.mask'"),
         ({'mask': torch.zeros(10, 12).bool()}, 'no known entry'),
-        ({'mask': torch.ones(10, 12).bool()}, 'finite where it is known'),
-        ({'mask': torch.ones(3, 12).bool()}, 'must have shape'),
-        ({'edge_index': None, 'pos': None}, "neither 'edge_index' nor 'pos'"),
-        ({'edge_index': torch.tensor([[0], [1]])}, 'no reverse edge'),
+        ({'mask': torch.ones(10, 12).bool()}, "'data.x' must be finite"),
+        ({'mask': torch.ones(3, 12).bool()}, "'data.mask'"),
+        ({'edge_index': None, 'pos': None}, "'edge_index', or 'pos'"),
+        ({'edge_index': None, 'pos': torch.rand(9, 2)}, "'data.pos'"),
+        ({'edge_index': torch.tensor([[0], [1]])}, "'edge_index'"),
     ):
         wrong = data.clone()
         for name, value in change.items():
             wrong[name] = value
         with pytest.raises(ValueError, match=problem):
             TemporalInterpolator().fit(wrong)
-    with pytest.raises(ValueError, match=r'one graph \(got a batch\)'):
-        TemporalInterpolator().fit(Batch.from_data_list([data, data]))
     with pytest.raises(ValueError, match="call 'fit' first"):
         TemporalInterpolator().predict()
-    with pytest.raises(ValueError, match="'neighbors' must be a positive"):
-        TemporalInterpolator(neighbors=0)
+    for name, value in (('neighbors', 0), ('seed', 0.5), ('seed', -1)):
+        with pytest.raises(ValueError, match=f"'{name}' must be"):
+            TemporalInterpolator(**{name: value})
 
 
 def test_hours_of_traffic():
@@ -203,3 +205,13 @@ def test_hours_of_traffic():
     out = TemporalInterpolator().fit(data).predict()
     peer = rmse(linear(truth, mask | ~mask.any(1, keepdim=True)), truth, mask)
     assert rmse(out, truth, mask) < 0.99 * peer
+
+
+def test_later_changes_of_the_data_are_not_of_the_fit():
+    data, _ = sensors(10, 30)
+    data.x = data.x.nan_to_num()
+    fitted = TemporalInterpolator().fit(data)
+    expected = fitted.predict()
+    data.x.zero_()
+    data.mask.fill_(True)
+    assert torch.equal(fitted.predict(), expected)

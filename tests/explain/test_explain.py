@@ -7,7 +7,10 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.utils import to_torch_csr_tensor
 
 from pyg_unroll import (
+    Demosaic,
     GLRConv,
+    GridGraph,
+    Inpaint,
     KNNGraph,
     MahalanobisGraph,
     UnrolledGLR,
@@ -21,6 +24,8 @@ from pyg_unroll.explain import (
     spectral_response,
     trace,
 )
+from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
+from pyg_unroll.nn import MLPFeatures
 
 
 def run(code):
@@ -48,7 +53,7 @@ def test_plots_name_the_extra(monkeypatch):
 
 
 def test_metrics():
-    model = UnrolledGTV(3, heads=2, feature_channels=5, num_blocks=3)
+    model = UnrolledGTV(3, MLPFeatures(3, 5), heads=2, num_blocks=3)
     metrics = learned_metrics(model)
     assert [metric.name for metric in metrics] == [
         f'blocks.{k}.metric' for k in range(3)
@@ -85,31 +90,78 @@ def test_plot_of_metrics():
         assert len(getattr(axes[0, 2], kind)) >= 1
 
 
-@pytest.mark.parametrize('cls', [UnrolledGLR, UnrolledGTV])
-@pytest.mark.parametrize('domain', ['points', 'mosaic'])
-def test_parameters(cls, domain):
-    model = cls(3, domain, num_blocks=2, hidden_channels=24)
+def parts(block):
+    """Feature net and metrics of a block."""
+    if isinstance(block, DifferenceBlock):
+        return block.features, [
+            block.step.smooth_metric,
+            block.step.fill_metric,
+        ]
+    return block.features, [block.metric]
+
+
+MODELS = {
+    'glr': lambda: UnrolledGLR(3, MLPFeatures(3, hidden_channels=24)),
+    'gtv': lambda: UnrolledGTV(3, MLPFeatures(3, hidden_channels=24)),
+    'differences': lambda: Demosaic(
+        [DifferenceBlock(24, prior=prior) for prior in ('glr', 'gtv')]
+    ),
+    'guided': lambda: Inpaint([GuidedBlock(3, 24), GuidedBlock(3, 24)]),
+}
+
+
+def count(*modules):
+    return sum(p.numel() for m in modules for p in m.parameters())
+
+
+@pytest.mark.parametrize('kind', MODELS)
+def test_parameters(kind):
+    model = MODELS[kind]()
     table = parameter_table(model)
     counted = sum(table.total(f'block {k}') for k in range(2))
-    assert counted == sum(p.numel() for p in model.parameters())
-    assert ('block 1', 'metric', model.blocks[1].metric.weight.numel()) in (
-        table.rows
-    )
+    assert counted == count(model)
+    net, metrics = parts(model.blocks[1])
+    assert ('block 1', 'feature net', count(net)) in table.rows
+    assert ('block 1', 'metric', count(*metrics)) in table.rows
+    assert table.width == 24
     block = torch.nn.TransformerEncoderLayer(24, 4, dim_feedforward=96)
     norms = sum(
         p.numel() for name, p in block.named_parameters() if 'norm' in name
     )
-    every = sum(p.numel() for p in block.parameters())
-    assert table.total('transformer') == every - norms
+    assert table.total('transformer') == count(block) - norms
     assert len(table.records()) == len(table.rows) == 8
     assert 'feature net' in str(table)
     with pytest.raises(ValueError, match="'model' must be an 'UnrolledGLR'"):
         parameter_table(torch.nn.Linear(1, 1))
 
 
+class Plain(torch.nn.Module):
+    """A feature net of no particular width."""
+
+    out_channels = 1
+
+    def reset_parameters(self):
+        pass
+
+    def forward(self, x, mask, data):
+        return x
+
+
+def test_parameters_of_any_feature_net():
+    model = UnrolledGLR(1, Plain())
+    table = parameter_table(model, width=6)
+    assert table.width == 6
+    assert table.total('transformer') == 4 * 6 * 7 + 8 * 6 * 6 + 5 * 6
+    assert ('block 0', 'feature net', 0) in table.rows
+    with pytest.raises(ValueError, match=r"'width' must be given.*'Plain'"):
+        parameter_table(model)
+    with pytest.raises(ValueError, match="'width' must be a positive integer"):
+        parameter_table(model, width=0)
+
+
 def test_learned_graphs_of_a_batch_are_refused():
     part = image_to_data(torch.rand(1, 4, 4))
-    model = UnrolledGLR(1, hidden_channels=4)
+    model = UnrolledGLR(1, graph=GridGraph())
     with pytest.raises(ValueError, match=r'one graph.*to_data_list'):
         learned_graphs(model, Batch.from_data_list([part, part]))
 

@@ -66,8 +66,8 @@ def test_masked_operator_is_a_laplacian():
     assert operator.sum(1).abs().max() < 1e-4
     assert torch.linalg.eigvalsh(operator.double()).min() > -1e-4
 
-    _, topology, weight = conv._read(
-        torch.ones(12, 1), graph.edge_index, graph.edge_weight, None, None
+    _, topology, weight = conv.read(
+        torch.ones(12, 1), graph.edge_index, graph.edge_weight
     )
     assert_laplacian(topology, weight)
     dense = dense_laplacian(

@@ -5,17 +5,21 @@ from torch_geometric.data import Data
 from torch_geometric.utils import to_dense_adj
 
 from pyg_unroll import (
+    Demosaic,
     GLRConv,
+    GraphDemosaic,
     GridGraph,
+    Inpaint,
     KNNGraph,
     UnrolledGLR,
-    UnrolledGTV,
     data_to_image,
     image_to_data,
     mosaic,
     points_to_data,
 )
 from pyg_unroll.explain import learned_graphs, neighbourhood
+from pyg_unroll.imaging import CNNFeatures, GuidedBlock, Tiled
+from pyg_unroll.nn import MLPFeatures
 
 
 def walk(edge_index, edge_weight, node, hops):
@@ -32,10 +36,18 @@ def points(num=30):
     return KNNGraph(4)(data)
 
 
+def points_model():
+    return UnrolledGLR(1, MLPFeatures(1, pos_channels=2))
+
+
+def image_model(num_blocks=2):
+    return UnrolledGLR(3, CNNFeatures(3), GridGraph(), num_blocks=num_blocks)
+
+
 @pytest.mark.parametrize('hops', [1, 3])
 def test_points(hops):
     data = points()
-    model = UnrolledGLR(1, 'points', num_blocks=2, heads=2)
+    model = points_model()
     result = neighbourhood(model, data, 7, hops)
     graphs = learned_graphs(model, data)
     assert len(result.layers) == len(graphs) == 2
@@ -88,47 +100,95 @@ def test_neighbourhood_ends_at_an_edge():
     assert window[0, 0].abs().max() == 0  # above the image
 
 
-@pytest.mark.parametrize('cls', [UnrolledGLR, UnrolledGTV])
-@pytest.mark.parametrize('pattern', ['RGGB', 'GBRG', 'GRBG', 'BGGR'])
-def test_pixels_of_mirrored_images(cls, pattern):
-    # Where the graph is cut is known from the features alone: the feature
-    # net is replaced by one that shows the image itself.
-    model = cls(3, 'mosaic', hidden_channels=8, num_layers=2, heads=1)
-    image = 0.05 * torch.rand(3, 9, 11)
-    image[:, 4, 6] = 1.0
-    data = mosaic(image, pattern)
+class Show(torch.nn.Module):
+    """A feature net that shows the first context channel, the sensor or the
+    share of known channels.
+    """
 
-    class Show(torch.nn.Module):
-        radius = 0
+    receptive_field = 0
 
-        def forward(self, seen):
-            # The first context channel is the sensor.
-            shown = seen.new_zeros((*seen.shape[:1], 8, *seen.shape[2:]))
-            shown[:, 0] = 5 * seen[:, 0]
-            return shown
+    def __init__(self, out_channels):
+        super().__init__()
+        self.out_channels = out_channels
 
+    def forward(self, seen):
+        size = (*seen.shape[:1], self.out_channels, *seen.shape[2:])
+        shown = seen.new_zeros(size)
+        shown[:, 3] = 5 * seen[:, 0]  # after a guide of three channels
+        return shown
+
+
+def show_context(model):
+    """Puts such nets into a model of guided blocks: graphs follow from what
+    they show.
+    """
     for block in model.blocks:
-        block.features = Show()
-    bright = neighbourhood(model, data, (4, 6)).layers[0]
-    near = neighbourhood(model, data, (4, 5)).layers[0]
-    center = 4 * 11 + 6
-    offsets = {-12, -11, -10, -1, 1, 10, 11, 12}
-    assert {int(n) - center for n in bright.neighbours} == offsets
-    # The bright pixel is far from all others, and from its neighbour.
+        block.features = Show(sum(block.output_sizes))
+    return model
+
+
+def assert_lonely(model, data, node, width, other):
+    """Asserts that a pixel has its eight neighbours and is far from them."""
+    center = node[0] * width + node[1]
+    lonely = neighbourhood(model, data, node).layers[0]
+    offsets = {-width - 1, -width, -width + 1, -1, 1}
+    offsets |= {width - 1, width, width + 1}
+    assert {int(n) - center for n in lonely.neighbours} == offsets
+    near = neighbourhood(model, data, other).layers[0]
     floor = near.weight.min()
     at = near.neighbours.tolist().index(center)
     assert near.weight[at] == floor
     assert floor < 0.9 * near.weight.median()
 
 
+@pytest.mark.parametrize('prior', ['glr', 'gtv'])
+@pytest.mark.parametrize('pattern', ['RGGB', 'GBRG', 'GRBG', 'BGGR'])
+def test_pixels_of_mirrored_images(prior, pattern):
+    blocks = [GuidedBlock(hidden_channels=8, heads=1, prior=prior)]
+    model = show_context(Demosaic(blocks))
+    image = 0.05 * torch.rand(3, 9, 11)
+    image[:, 4, 6] = 1.0
+    data = mosaic(image, pattern)
+    assert_lonely(model, data, (4, 6), 11, other=(4, 5))
+    # A wrapper that cuts nothing changes nothing.
+    expected, out = (
+        neighbourhood(m, data, (4, 6)).layers[0] for m in (model, Tiled(model))
+    )
+    assert torch.equal(out.reach, expected.reach)
+    assert out.name == f'restorer.{expected.name}'
+
+
+@pytest.mark.parametrize('per_channel', [False, True])
+def test_pixels_of_inpainted_images(per_channel):
+    model = show_context(Inpaint([GuidedBlock(hidden_channels=8, heads=1)]))
+    data = image_to_data(torch.rand(3, 9, 11))
+    data.mask = torch.arange(99) == 4 * 11 + 6
+    if per_channel:
+        data.mask = data.mask.unsqueeze(1).expand(-1, 3)
+    assert_lonely(model, data, (4, 6), 11, other=(4, 5))
+
+
+@pytest.mark.parametrize(('pattern', 'calls'), [('GBRG', 2), ('X-Trans', 3)])
+def test_graphs_of_an_untrained_restorer(pattern, calls):
+    data = mosaic(torch.rand(3, 9, 11), pattern)
+    graphs = learned_graphs(GraphDemosaic(), data)
+    grid = GridGraph()(data).edge_index
+    assert len(graphs) == calls
+    for graph in graphs:
+        assert torch.equal(graph.edge_index.unique(dim=1), grid.unique(dim=1))
+    large = mosaic(torch.rand(3, 900, 9), pattern)
+    with pytest.raises(ValueError, match='one image of one tile'):
+        learned_graphs(Tiled(GraphDemosaic(), 64), large)
+
+
 def test_plot():
     plt = pytest.importorskip('matplotlib')
     plt.use('Agg')
     data = points()
-    model = UnrolledGLR(1, 'points', num_blocks=2, heads=2)
+    model = points_model()
     axes = neighbourhood(model, data, 3, 2).plot()
     assert axes.shape == (2, 2)
-    model = UnrolledGLR(3, 'image', num_blocks=1, heads=2)
+    model = image_model(num_blocks=1)
     image = image_to_data(torch.rand(3, 8, 8))
     result = neighbourhood(model, image, (0, 7))
     axes = result.plot(radius=3)
@@ -152,14 +212,14 @@ def test_nodes_of_any_integer_type():
 def test_bad_input():
     images = image_to_data(torch.rand(2, 3, 6, 6))
     with pytest.raises(ValueError, match="'data' must be one graph"):
-        neighbourhood(UnrolledGLR(3), images, 3)
+        neighbourhood(image_model(), images, 3)
     for node in ([3, 4], (1, 2, 3), 4.5, (3.5, 2)):
         with pytest.raises(ValueError, match="'node' must be an integer or"):
             neighbourhood(
-                UnrolledGLR(3), image_to_data(torch.rand(3, 6, 6)), node
+                image_model(), image_to_data(torch.rand(3, 6, 6)), node
             )
     data = points()
-    model = UnrolledGLR(1, 'points')
+    model = points_model()
     with pytest.raises(ValueError, match=r"'node' must lie in \[0, 30\)"):
         neighbourhood(model, data, 30)
     with pytest.raises(ValueError, match="'hops' must be a positive integer"):

@@ -5,8 +5,11 @@ import torch
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll import (
+    Demosaic,
     GLRConv,
+    GridGraph,
     GTVConv,
+    Inpaint,
     KNNGraph,
     UnrolledGLR,
     UnrolledGTV,
@@ -16,6 +19,14 @@ from pyg_unroll import (
 )
 from pyg_unroll.explain import neighbourhood, parameter_table, trace
 from pyg_unroll.explain.calls import record_calls
+from pyg_unroll.imaging import (
+    CNNFeatures,
+    DifferenceBlock,
+    GuidedBlock,
+    SelfEnsemble,
+    Tiled,
+)
+from pyg_unroll.nn import MLPFeatures
 from tests.oracles import dense_laplacian, gtv_objective, random_graph
 
 MODELS = {'glr': UnrolledGLR, 'gtv': UnrolledGTV}
@@ -44,29 +55,38 @@ def layer_data(dtype=torch.float32, heads=2):
     )
 
 
-def make_data(domain):
-    if domain == 'points':
+def make_data(kind):
+    if kind == 'points':
         mask = torch.rand(40) < 0.5
         return points_to_data(torch.rand(40, 2), torch.rand(40, 3), mask)
-    if domain == 'mosaic':
+    if kind == 'mosaic':
         return mosaic(torch.rand(3, 9, 8), 'GRBG')
     data = image_to_data(torch.rand(3, 8, 9))
     data.mask = torch.rand(72) < 0.5
     return data
 
 
+def make_model(kind, prior, fidelity):
+    if kind in ('mosaic', 'inpainting'):
+        blocks = [
+            GuidedBlock(
+                hidden_channels=8, num_layers=2, prior=prior, fidelity=fidelity
+            )
+            for _ in range(2)
+        ]
+        return Demosaic(blocks) if kind == 'mosaic' else Inpaint(blocks)
+    if kind == 'points':
+        features, graph = MLPFeatures(3, 11, 8, pos_channels=2), KNNGraph()
+    else:
+        features, graph = CNNFeatures(3, 11, 8), GridGraph()
+    return MODELS[prior](3, features, graph, guide=True, fidelity=fidelity)
+
+
 @pytest.mark.parametrize('prior', MODELS)
 def test_two_layers_of_a_block(prior):
-    model = MODELS[prior](
-        3,
-        'mosaic',
-        num_blocks=1,
-        hidden_channels=8,
-        num_layers=2,
-        color_differences=True,
-    )
+    model = Demosaic([DifferenceBlock(8, num_layers=2, prior=prior)])
     data = make_data('mosaic')
-    names = [f'blocks.0.{name}_conv' for name in ('smooth', 'fill')]
+    names = [f'blocks.0.step.{name}_conv' for name in ('smooth', 'fill')]
     assert [call.name for call in record_calls(model, data)] == names
     layers = trace(model, data).layers
     assert [layer.name for layer in layers] == names
@@ -80,32 +100,33 @@ def test_two_layers_of_a_block(prior):
 
 @pytest.mark.parametrize('prior', MODELS)
 @pytest.mark.parametrize('fidelity', ['hard', 'soft'])
-@pytest.mark.parametrize('domain', ['image', 'points', 'mosaic', 'inpainting'])
-def test_last_step_is_the_output(prior, fidelity, domain):
-    data = make_data(domain)
-    if fidelity == 'soft' and domain in ('mosaic', 'inpainting'):
+@pytest.mark.parametrize('kind', ['image', 'points', 'mosaic', 'inpainting'])
+def test_last_step_is_the_output(prior, fidelity, kind):
+    data = make_data(kind)
+    if fidelity == 'soft' and kind in ('mosaic', 'inpainting'):
         data.noise_std = 0.05
-    model = MODELS[prior](
-        3,
-        domain,
-        num_blocks=2,
-        hidden_channels=8,
-        guide=domain != 'inpainting',
-        fidelity=fidelity,
-        num_layers=2,
-    )
-    scramble(model)
+    model = scramble(make_model(kind, prior, fidelity))
     before = {k: v.clone() for k, v in model.state_dict().items()}
+    outputs = []
+    handles = [
+        block.conv.register_forward_hook(lambda *args: outputs.append(args[-1]))
+        for block in model.blocks
+    ]
     calls = record_calls(model, data)
+    for handle in handles:
+        handle.remove()
     assert [call.name for call in calls] == ['blocks.0.conv', 'blocks.1.conv']
-    for call in calls:
-        steps = list(call.steps())
+    for call, output in zip(calls, outputs, strict=True):
+        output, state = output if prior == 'gtv' else (output, None)
+        steps = list(call.iterates())
         assert len(steps) == 1 + len(call.layer.alpha)
         last = steps[-1]
-        assert torch.equal(last.combined, call.output.view(-1, 3))
-        assert not torch.equal(steps[-2].combined, last.combined)
+        assert torch.equal(last.x, output.view(-1, 3))
+        assert not torch.equal(steps[-2].x, last.x)
+        if prior == 'gtv':
+            assert torch.equal(last.state, state.view(last.state.shape))
         shares = call.shares.to(last.heads.dtype)
-        torch.testing.assert_close(last.heads @ shares, last.combined)
+        torch.testing.assert_close(last.heads @ shares, last.x)
     result = trace(model, data)
     for layer in result.layers:
         assert bool(layer.objective.isfinite().all())
@@ -117,11 +138,58 @@ def test_last_step_is_the_output(prior, fidelity, domain):
         assert torch.equal(value, before[key])
 
 
+@pytest.mark.parametrize('name', ['glr', 'glr-2', 'gtv'])
+def test_steps_are_those_of_shorter_layers(name):
+    data = layer_data()
+
+    def make(steps):
+        if name == 'gtv':
+            return GTVConv(steps, num_steps=2, heads=2)
+        return GLRConv(steps, heads=2, order=1 + ('2' in name))
+
+    layer = scramble(make(3))
+    steps = list(record_calls(layer, data)[0].iterates())
+    torch.testing.assert_close(steps[0].x, data.x)
+    for number in (1, 2, 3):
+        part = make(number)
+        with torch.no_grad():
+            for key, value in layer.named_parameters():
+                own = getattr(part, key)
+                own.copy_(value if value.dim() == 1 else value[: len(own)])
+            out = part(data.x, data.edge_index, data.edge_weight, data.mask)
+        assert torch.equal(steps[number].x, out)
+
+
+@pytest.mark.parametrize('own_weights', [False, True])
+def test_one_sample_is_no_batch(own_weights):
+    data = layer_data()
+
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = GTVConv(2, heads=2)
+
+        def forward(self, data):
+            weight = data.edge_weight
+            weight = weight.unsqueeze(0) if own_weights else weight
+            x = data.x.unsqueeze(0)
+            return self.conv.solve(x, data.edge_index, weight, data.mask)
+
+    net = Net()
+    expected, result = trace(net.conv, data), trace(net, data)
+    for name in ('energy', 'residual', 'violation', 'weight'):
+        torch.testing.assert_close(
+            getattr(result.layers[0], name),
+            getattr(expected.layers[0], name),
+            equal_nan=True,
+        )
+
+
 def test_glr_figures_against_dense_matrices():
     data = layer_data()
     layer = scramble(GLRConv(num_steps=4, heads=2))
     result = trace(layer, data).layers[0]
-    steps = list(record_calls(layer, data)[0].steps())
+    steps = list(record_calls(layer, data)[0].iterates())
     free = ~data.mask
     shares = layer.head_logits.double().softmax(0)
     combined = 0
@@ -142,7 +210,7 @@ def test_glr_figures_against_dense_matrices():
                 torch.testing.assert_close(
                     result.change[k, head].float(), moved[..., head].norm()
                 )
-        x = steps[-1].combined.double()
+        x = steps[-1].x.double()
         combined += shares[head] * (x * (matrix @ x)).sum()
         torch.testing.assert_close(
             result.degree[[0, -1], head],
@@ -173,7 +241,9 @@ def test_noisy_objective():
 def test_second_order_energy():
     data = layer_data()
     result = trace(GLRConv(num_steps=3, heads=2, order=2), data).layers[0]
-    step = list(record_calls(GLRConv(3, heads=2, order=2), data)[0].steps())[-1]
+    step = list(record_calls(GLRConv(3, heads=2, order=2), data)[0].iterates())[
+        -1
+    ]
     matrix = dense_laplacian(
         data.edge_index, data.edge_weight[:, 1], 20
     ).float()
@@ -186,7 +256,7 @@ def test_gtv_figures():
     data = layer_data()
     layer = scramble(GTVConv(num_iters=3, num_steps=2, heads=2))
     result = trace(layer, data).layers[0]
-    steps = list(record_calls(layer, data)[0].steps())
+    steps = list(record_calls(layer, data)[0].iterates())
     for k, step in enumerate(steps):
         for head in range(2):
             expected = gtv_objective(
@@ -229,9 +299,20 @@ def test_exact_steps_descend_and_overshooting_ones_do_not():
     assert ('', 1, 'head 1') not in rises
 
 
+@pytest.mark.parametrize('prior', MODELS)
+def test_graphs_of_a_batch_add_up(prior):
+    model = make_model('points', prior, 'hard')
+    examples = [make_data('points') for _ in range(2)]
+    both = trace(model, Batch.from_data_list(examples))
+    alone = [trace(model, data).layers for data in examples]
+    for layer, *parts in zip(both.layers, *alone, strict=True):
+        total = sum(part.energy for part in parts)
+        torch.testing.assert_close(layer.energy, total, rtol=1e-4, atol=1e-4)
+
+
 def test_records_and_table():
     data = KNNGraph(4)(make_data('points'))
-    model = UnrolledGLR(3, 'points', num_blocks=2, num_steps=3, heads=2)
+    model = UnrolledGLR(3, num_blocks=2, num_steps=3, heads=2)
     result = trace(model, data)
     rows = result.records()
     assert len(rows) == 2 * 4 * 3
@@ -257,16 +338,18 @@ def test_bad_input():
         trace(torch.nn.Linear(2, 2), data)
     with pytest.raises(ValueError, match="'x' and 'edge_index'"):
         trace(GLRConv(2), Data(x=torch.rand(4, 1)))
-    model = UnrolledGLR(3, 'mosaic', hidden_channels=8, num_layers=2)
+    model = make_model('mosaic', 'glr', 'hard')
     images = [mosaic(torch.rand(3, 8, 8), 'RGGB') for _ in range(2)]
-    with pytest.raises(ValueError, match=r'one image of one tile.*num_views'):
+    with pytest.raises(ValueError, match=r'one graph.*to_data_list'):
         trace(model, Batch.from_data_list(images))
-    model.max_pixels = 64
-    with pytest.raises(ValueError, match='one tile'):
-        trace(model, mosaic(torch.rand(3, 300, 300), 'RGGB'))
+    large = mosaic(torch.rand(3, 300, 20), 'RGGB')
+    with pytest.raises(ValueError, match=r'one image of one tile.*max_pixels'):
+        trace(Tiled(model, 64), large)
+    for wrapped in (SelfEnsemble(model), SelfEnsemble(Tiled(model))):
+        with pytest.raises(ValueError, match="explain its 'restorer'"):
+            trace(wrapped, images[0])
     # A hook that raised is gone.
-    model.max_pixels = 500_000
-    assert len(trace(model, images[0]).layers) == 2
+    assert len(trace(model, large).layers) == 2
 
     class Twice(torch.nn.Module):
         def __init__(self):

@@ -1,5 +1,9 @@
 """The Triton kernels against plain PyTorch, on a GPU or in the interpreter."""
 
+import os
+import subprocess
+import sys
+from importlib import import_module
 from importlib.util import find_spec
 from types import SimpleNamespace
 
@@ -7,7 +11,8 @@ import pytest
 import torch
 
 from pyg_unroll import GLRConv, GTVConv, MahalanobisGraph, Topology
-from pyg_unroll.ops import backend, reference
+from pyg_unroll.ops import backend
+from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 from pyg_unroll.testing import TOLERANCES, assert_same
 from tests.oracles import random_graph
 
@@ -18,11 +23,10 @@ DEVICE = 'cuda' if torch.cuda.is_available() else 'cpu'
 SHAPES = [(1, 1), (3, 4), (40, 2)]
 
 
-@pytest.fixture(scope='module')
-def cuda():
-    from pyg_unroll.ops import cuda
-
-    return cuda
+def both(family):
+    """The kernels and their oracle."""
+    names = 'cuda', 'reference'
+    return [import_module(f'pyg_unroll.ops.{name}.{family}') for name in names]
 
 
 def make(kind, features, heads, dtype=torch.float64):
@@ -39,10 +43,10 @@ def make(kind, features, heads, dtype=torch.float64):
         return torch.randn(shape, device=DEVICE, dtype=dtype)
 
     return SimpleNamespace(
-        graph=topology.arrays,
+        graph=topology,
         w=rand(num_edges, heads).abs(),
         z=rand(num_edges, features, heads),
-        h=[rand(heads).abs() + 0.1 for _ in range(3)],
+        h=rand(3, heads).abs() + 0.1,
         nodes=[rand(num_nodes, features, heads) for _ in range(8)],
         full=rand(num_nodes, features, heads).abs() + 1,
         small=rand(num_nodes, 1, heads).abs() + 1,
@@ -65,7 +69,8 @@ def each_graph(function):
 @pytest.mark.parametrize(
     'dtype', [torch.float64, torch.float32, torch.bfloat16]
 )
-def test_operators(cuda, kind, shape, dtype):
+def test_operators(kind, shape, dtype):
+    cuda, reference = both('operators')
     p = make(kind, *shape)
     w, z, x, y = (v.to(dtype) for v in (p.w, p.z, *p.nodes[:2]))
     for name, operands in (
@@ -88,59 +93,53 @@ def test_operators(cuda, kind, shape, dtype):
 
 @each_graph
 @pytest.mark.parametrize('case', ['hard', 'per feature', 'soft'])
-def test_cg_step(cuda, kind, shape, case):
+def test_cg_step(kind, shape, case):
     p = make(kind, *shape)
     diagonal = p.full if case == 'per feature' else p.small
     diagonal = diagonal.clone()
     diagonal[::3] = float('inf')
-    confidence = p.small if case == 'soft' else None
+    a = Matrix(p.graph, p.w, diagonal, p.small if case == 'soft' else None)
     results = []
-    for module in (cuda, reference):
+    for module in both('cg'):
         x, residual, direction = (v.clone() for v in p.nodes[:3])
-        new = module.cg_step(
-            p.graph, p.w, diagonal, confidence, x, residual, direction, *p.h
-        )
+        new = module.cg_step(a, x, residual, direction, p.h)
         results.append((new, x, residual))
     assert_same(*results)
 
 
 @each_graph
 @pytest.mark.parametrize('case', ['hard', 'first', 'soft'])
-def test_cg_step_backward(cuda, kind, shape, case):
+def test_cg_step_backward(kind, shape, case):
     p = make(kind, *shape)
     diagonal = p.small.clone()
     diagonal[::3] = float('inf')
-    confidence = p.full if case == 'soft' else None
+    a = Matrix(p.graph, p.w, diagonal, p.full if case == 'soft' else None)
+    if case == 'first':
+        p.h[2] = 0
     results = []
-    for module in (cuda, reference):
+    for module in both('cg'):
         q, v, u, grad_v, grad_x, sum_d, sum_c = (x.clone() for x in p.nodes[:7])
-        grad_w = p.w.clone()
-        out = module.cg_step_backward(
-            p.graph,
-            p.w,
-            diagonal,
-            confidence,
-            q,
-            v,
-            None if case == 'first' else u,
-            grad_v,
-            grad_x,
-            *p.h,
-            grad_w,
-            sum_d,
-            None if confidence is None else sum_c,
+        adjoint = Adjoint(
+            x=grad_x,
+            residual=q,
+            direction=grad_v,
+            weight=p.w.clone(),
+            diagonal=sum_d,
+            confidence=sum_c if case == 'soft' else None,
         )
-        results.append((*out, grad_v, grad_w, sum_d, sum_c))
+        dots = module.cg_step_backward(a, adjoint, v, u, p.h)
+        assert torch.equal(grad_x, p.nodes[4])
+        results.append((dots, *filter(torch.is_tensor, vars(adjoint).values())))
     assert_same(*results)
 
 
 @each_graph
-def test_admm_step(cuda, kind, shape):
+def test_admm_step(kind, shape):
     p = make(kind, *shape)
-    x, grad_b = p.nodes[:2]
-    operands = (p.graph, p.w, x, p.z, *p.h)
+    cuda, reference = both('admm')
+    operands = (p.graph, p.w, p.nodes[0], p.z, p.h)
     assert_same(cuda.admm_step(*operands), reference.admm_step(*operands))
-    operands = (*operands, grad_b, torch.randn_like(p.z))
+    operands = (*operands, p.nodes[1], torch.randn_like(p.z))
     assert_same(
         cuda.admm_step_backward(*operands),
         reference.admm_step_backward(*operands),
@@ -149,7 +148,8 @@ def test_admm_step(cuda, kind, shape):
 
 @each_graph
 @pytest.mark.parametrize('offset', [0, 1000])
-def test_log_degree(cuda, kind, shape, offset):
+def test_log_degree(kind, shape, offset):
+    cuda, reference = both('operators')
     p = make(kind, *shape)
     d = p.w + offset
     degree = cuda.log_degree(p.graph, d)
@@ -161,15 +161,64 @@ def test_log_degree(cuda, kind, shape, offset):
     )
 
 
-def test_same_bits_in_each_run(cuda):
+def test_same_bits_in_each_run():
+    cuda, _ = both('operators')
     p = make('random', 3, 4, torch.float32)
     first = cuda.laplacian(p.graph, p.w, p.nodes[0])
     for _ in range(3):
         assert torch.equal(first, cuda.laplacian(p.graph, p.w, p.nodes[0]))
 
 
+COMPILE = """
+from importlib import import_module
+
+import triton
+import triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+CONSTANTS = {
+    'HEADS': 3, 'BLOCK': 32, 'BF': 4, 'BH': 4, 'INDEX': tl.int64,
+    'SIGNED': True, 'SHARED_DIAGONAL': True, 'HAS_CONFIDENCE': True,
+    'SHARED_CONFIDENCE': False,
+}
+TYPES = dict.fromkeys(('rowptr', 'col', 'edge_id', 'src', 'dst'), '*i32')
+TYPES |= dict.fromkeys(('num_nodes', 'num_edges', 'features', 'first'), 'i32')
+
+for family in ('operators', 'cg', 'admm'):
+    module = import_module(f'pyg_unroll.ops.cuda.{family}')
+    for name, kernel in vars(module).items():
+        if 'INDEX' in getattr(kernel, 'arg_names', ()) and name[0] == '_':
+            names = kernel.arg_names
+            types = {name: TYPES.get(name, '*bf16') for name in names}
+            known = {k: v for k, v in CONSTANTS.items() if k in names}
+            source = ASTSource(
+                fn=kernel,
+                signature={**types, **dict.fromkeys(known, 'constexpr')},
+                constexprs={(names.index(k),): v for k, v in known.items()},
+            )
+            triton.compile(source, target=GPUTarget('cuda', 90, 32))
+            print(family, name)
+"""
+
+
+def test_compiles_for_a_gpu(tmp_path):
+    # The interpreter knows no types: what it runs need not compile.
+    pytest.importorskip('triton', minversion='3.3')
+    outside = {'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, '-c', COMPILE],
+        env={**os.environ, **outside},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 10, done.stdout
+
+
 @pytest.mark.parametrize('conv', [GLRConv(2), GTVConv(1, 2)])
-def test_layers(cuda, conv, monkeypatch):
+def test_layers(conv, monkeypatch):
     """The registered operators, which ask more of kernels than their users."""
     topology = Topology.from_edge_index(random_graph(6, 9).edge_index, 6)
     topology = topology.to(DEVICE)
@@ -178,8 +227,8 @@ def test_layers(cuda, conv, monkeypatch):
     conv = conv.to(DEVICE).double()
     graph = MahalanobisGraph(2).to(DEVICE).double()
     results = []
-    for module in (cuda, reference):
-        monkeypatch.setattr(backend, '_load', lambda _, module=module: module)
+    for name in ('cuda', 'reference'):
+        monkeypatch.setitem(backend.chosen, DEVICE, name)
         leaves = [v.clone().requires_grad_() for v in (x, features)]
         weight = graph.edge_weights(leaves[1], topology)
         out = conv(leaves[0], topology, weight)

@@ -34,8 +34,8 @@ def file_of(tmp_path):
 
 @needs_numba
 def test_offsets_of_cpu_kernels(file_of):
-    from pyg_unroll.ops.cpu import operator_kernels as kernels
     from pyg_unroll.ops.cpu.launch import NO_GRID, SCRATCH
+    from pyg_unroll.ops.cpu.operators import laplacian_kernel, to_edges_kernel
     from pyg_unroll.ops.cpu.simd import Lanes
 
     # The last node has two neighbours; its edges are the last two.
@@ -43,6 +43,7 @@ def test_offsets_of_cpu_kernels(file_of):
     rowptr = np.zeros(NODES + 1, np.int32)
     rowptr[-1] = 2
     index = rowptr, np.array(near, np.int32), np.array(edges, np.int32)
+    graph = *index, *NO_GRID
     x, out = file_of(NODES * WIDTH), file_of(NODES * WIDTH)
     w = file_of(EDGES * HEADS)
     rng = np.random.default_rng(0)
@@ -53,9 +54,9 @@ def test_offsets_of_cpu_kernels(file_of):
     weights[edges] = rng.random((2, HEADS))
     lanes = Lanes(3, HEADS)
     first = WIDTH - lanes.features * HEADS  # the last block of features
-    shape, scratch = (WIDTH, first, HEADS, 0), np.empty(SCRATCH, np.int64)
-    arguments = (last, NODES, scratch, index, NO_GRID, shape, lanes)
-    kernels.laplacian(*arguments, w, x, out)
+    place, scratch = (WIDTH, first, HEADS, 0), np.empty(SCRATCH, np.int64)
+    arguments = (last, NODES, scratch, graph, place, lanes)
+    laplacian_kernel(*arguments, w, x, out)
     weight = np.tile(weights[edges], lanes.features)
     block = rows[[*near, last], first:]
     expected = (weight * (block[2] - block[:2])).sum(0)
@@ -63,9 +64,9 @@ def test_offsets_of_cpu_kernels(file_of):
 
     # The edges' own signals: as wide as the node's here.
     both = np.array([NODES - 2]), np.array([last])
-    edge = (0, 1, scratch, *both, -1, (WIDTH, first, WIDTH, first))
+    place, lanes = (WIDTH, first, WIDTH, first), Lanes(1, 3 * HEADS)
     difference = np.zeros(WIDTH, np.float32)
-    kernels.to_edges(*edge, Lanes(1, 3 * HEADS), x, difference)
+    to_edges_kernel(0, 1, scratch, both, place, lanes, -1, x, difference)
     np.testing.assert_array_equal(difference[first:], block[1] - block[2])
 
 
@@ -91,6 +92,6 @@ def test_numbers_of_nodes(num_nodes):
         src = torch.empty(7, dtype=torch.long)
         topology = Topology.from_pairs(src, src, num_nodes)
     expected = torch.int32 if num_nodes < 2**31 else torch.int64
-    for value in topology.arrays[:5]:
+    for value in topology.pack()[0][:5]:
         assert value.dtype == expected
     assert topology.rowptr.shape == (num_nodes + 1,)

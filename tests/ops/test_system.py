@@ -51,6 +51,26 @@ def test_system_against_dense():
     )
 
 
+@pytest.mark.parametrize('order', [1, 2])
+@pytest.mark.parametrize('soft', [False, True])
+def test_iterates_are_the_same_bits(order, soft):
+    graph = random_graph(20, 40, 2)
+    topology = Topology.from_edge_index(graph.edge_index, 20)
+    weight = topology.undirected_weight(graph.edge_weight).requires_grad_()
+    x, b = torch.randn(20, 3, 2), torch.randn(20, 3, 2)
+    confidence = torch.rand(20, 1, 1) if soft else None
+    free = None if soft else torch.rand(20, 3, 1) > 0.4
+    system = LaplacianSystem.build(topology, weight, confidence, free, order)
+    alpha, beta = torch.rand(4, 2), torch.rand(3, 2)
+    number = 0
+    for out in system.iterates(x, b, alpha, beta):
+        number += 1
+        steps = alpha[:number], beta[: number - 1]
+        assert torch.equal(out, system.iterate(x, b, *steps))
+        assert not out.requires_grad
+    assert number == 4
+
+
 def test_shrink():
     z = torch.tensor([-3.0, -1.0, -0.5, 0.0, 0.5, 1.0, 3.0])
     expected = torch.tensor([-2.0, 0.0, 0.0, 0.0, 0.0, 0.0, 2.0])

@@ -39,9 +39,9 @@ _OPERANDS = []
 
 
 def _laplacian(_):
-    from pyg_unroll.ops import cpu
+    from pyg_unroll.ops.cpu import operators
 
-    return cpu.laplacian(*_OPERANDS).numpy()
+    return operators.laplacian(*_OPERANDS).numpy()
 
 
 @needs_numba
@@ -54,7 +54,7 @@ def test_in_a_forked_process():
     data = image_to_data(torch.rand(4, 300, 300))
     topology = GridGraph(8).topology(data)
     weight = torch.rand(topology.num_edges, 1)
-    _OPERANDS[:] = topology.arrays, weight, data.x.unsqueeze(-1)
+    _OPERANDS[:] = topology, weight, data.x.unsqueeze(-1)
     number = torch.get_num_threads()
     torch.set_num_threads(2)
     try:

@@ -7,41 +7,48 @@ from hypothesis import strategies as st
 from torch_geometric.data import Data
 
 from pyg_unroll import (
+    Demosaic,
     GraphDemosaic,
     GraphInterpolator,
+    Inpaint,
     UnrolledGLR,
     UnrolledGTV,
     data_to_image,
-    image_to_data,
     mosaic,
 )
-from pyg_unroll.data import CFA_PATTERNS
+from pyg_unroll.imaging import CFA_PATTERNS, GuidedBlock
+from pyg_unroll.nn import MLPFeatures
 from tests.properties.strategies import cases, share
 
 MODELS = {'uGLR': UnrolledGLR, 'uGTV': UnrolledGTV}
-SMALL = {'num_blocks': 2, 'hidden_channels': 4, 'feature_channels': 3}
 parametrize_models = pytest.mark.parametrize('name', MODELS)
 fidelities = st.sampled_from(['hard', 'soft'])
 
 
 @share(0.3)
 @parametrize_models
-@given(cases((torch.float32,), ('none',)), fidelities, st.booleans())
-def test_points(name, case, fidelity, guide):
+@given(
+    cases((torch.float32,), ('none',)),
+    fidelities,
+    st.booleans(),
+    st.sampled_from([1.0, 1e6]),
+)
+def test_stacks(name, case, fidelity, guide, unit):
     channels = case.x.size(1)
-    model = MODELS[name](
-        channels, 'points', fidelity=fidelity, guide=guide, **SMALL
-    )
+    features = MLPFeatures(channels, 3 + guide * channels, 4, pos_channels=2)
+    model = MODELS[name](channels, features, guide=guide, fidelity=fidelity)
     index, _ = case.columns()
-    pos = case.rand(case.num_nodes, 2)
-    data = Data(x=case.x, pos=pos, edge_index=index, mask=case.mask)
+    pos, x = case.rand(case.num_nodes, 2), case.x * unit
+    data = Data(x=x, pos=pos, edge_index=index, mask=case.mask)
     out = model(data)
     assert bool(out.isfinite().all())
     if case.mask is not None and fidelity == 'hard':
-        assert torch.equal(out[case.mask], case.x[case.mask])
+        assert torch.equal(out[case.mask], x[case.mask])
+    if unit != 1:
+        return
     order, rename = case.renaming()
     renamed = Data(
-        x=case.x[order],
+        x=x[order],
         pos=pos[order],
         edge_index=rename[index],
         mask=None if case.mask is None else case.mask[order],
@@ -57,7 +64,7 @@ def test_points(name, case, fidelity, guide):
 
 
 @share(0.15)
-@parametrize_models
+@pytest.mark.parametrize('prior', ['glr', 'gtv'])
 @given(
     st.integers(2, 9),
     st.integers(2, 9),
@@ -65,14 +72,12 @@ def test_points(name, case, fidelity, guide):
     st.integers(0, 2**32),
     st.sampled_from([0.0, 1e-6, 1.0, 1e4]),
 )
-def test_mosaics(name, height, width, pattern, seed, unit):
+def test_restorers(prior, height, width, pattern, seed, unit):
     generator = torch.manual_seed(seed)
     image = unit * torch.rand((3, height, width), generator=generator)
     data = mosaic(image, pattern)
-    for model in (
-        MODELS[name](3, 'mosaic', num_layers=2, **SMALL),
-        MODELS[name](3, 'inpainting', num_layers=2, **SMALL),
-    ):
+    for kind in (Demosaic, Inpaint):
+        model = kind([GuidedBlock(3, 4, num_layers=2, prior=prior)])
         with torch.no_grad():
             out = model(data)
         assert bool(out.isfinite().all())
@@ -97,24 +102,6 @@ def test_graph_demosaic(height, width, pattern, prior, seed, unit):
     assert bool(out.isfinite().all())
     assert torch.equal(out[data.mask], data.x[data.mask])
     assert data_to_image(data, out).shape == image.shape
-
-
-@share(0.3)
-@parametrize_models
-@given(
-    st.integers(1, 6),
-    st.integers(1, 6),
-    fidelities,
-    st.integers(0, 2**32),
-    st.sampled_from([0.0, 1.0, 1e6]),
-)
-def test_images(name, height, width, fidelity, seed, unit):
-    generator = torch.manual_seed(seed)
-    image = unit * torch.randn((1, height, width), generator=generator)
-    data = image_to_data(image)
-    model = MODELS[name](1, fidelity=fidelity, **SMALL)
-    with torch.no_grad():
-        assert bool(model(data).isfinite().all())
 
 
 @share(0.05)

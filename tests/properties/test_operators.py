@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyg_unroll import Topology, ops
-from pyg_unroll.ops import reference
+from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 from pyg_unroll.testing import TOLERANCES, assert_laplacian
 from tests.backends import needs_numba
 from tests.properties.strategies import (
@@ -102,7 +102,7 @@ def test_adjoints(case, heads):
 @given(cases(), st.integers(-20, 20), st.integers(-20, 20))
 def test_powers_of_two_change_no_bit(case, k, m):
     topology = case.topology()
-    w, a, b, _ = signals(case, 4)
+    w, a, b, _ = signals(case, 2)
     out = ops.laplacian(topology, w * 2.0**k, a * 2.0**m)
     assert torch.equal(out, ops.laplacian(topology, w, a) * 2.0 ** (k + m))
     out = ops.edge_dot(topology, a * 2.0**k, b * 2.0**m)
@@ -151,62 +151,63 @@ def test_strides_change_no_bit(case, heads):
         assert torch.equal(out, expected)
 
 
-def kernel_calls(case, heads, has_confidence, is_first):
-    """Name and operands of each kernel, made anew for each backend."""
+def kernel_calls(case, heads, has_confidence):
+    """Module and operands of each kernel, made anew for each backend."""
     n, f = case.num_nodes, case.x.size(1)
     state = case.generator.get_state()
 
     def make():
         case.generator.set_state(state)
+        graph = case.topology()
         w, a, b, z = signals(case, heads)
         wide = [case.randn(n, f, heads) for _ in range(7)]
-        small = [case.rand(heads) + 0.1 for _ in range(3)]
+        scalars = case.rand(3, heads) + 0.1
         diagonal = case.rand(n, 1 if has_confidence else f, heads) + 0.5
         diagonal[case.rand(n) < 0.3] = torch.inf
         c = case.rand(n, f if has_confidence else 1, heads)
-        confidence = c if has_confidence else None
         total = wide[6] if has_confidence else None
+        matrix = Matrix(graph, w, diagonal, c if has_confidence else None)
+        adjoint = Adjoint(*wide[:3], w.clone(), wide[3], total)
+        log, grad = -w.new_ones(n, heads), a[:, 0].clone()
         return {
-            'to_edges': (a, True),
-            'to_nodes': (z, True),
-            'laplacian': (w, a),
-            'edge_dot': (a, b),
-            'log_degree': (w * 300,),
-            'log_degree_backward': (w, -w.new_ones(n, heads), a[:, 0].clone()),
-            'cg_step': (w, diagonal, confidence, *wide[:3], *small),
-            'cg_step_backward': (
-                *(w, diagonal, confidence, *wide[:2]),
-                None if is_first else wide[2],
-                *(*wide[3:5], *small, w.clone(), wide[5], total),
-            ),
-            'admm_step': (w, a, z, *small),
-            'admm_step_backward': (w, a, z, *small, b, z.clone()),
+            ('operators', 'to_edges'): (graph, a, True),
+            ('operators', 'to_nodes'): (graph, z, True),
+            ('operators', 'laplacian'): (graph, w, a),
+            ('operators', 'edge_dot'): (graph, a, b),
+            ('operators', 'log_degree'): (graph, w * 300),
+            ('operators', 'log_degree_backward'): (graph, w, log, grad),
+            ('cg', 'cg_step'): (matrix, *wide[:3], scalars),
+            ('cg', 'cg_step_backward'): (matrix, adjoint, a, b, scalars),
+            ('admm', 'admm_step'): (graph, w, a, z, scalars),
+            ('admm', 'admm_step_backward'): (graph, w, a, z, scalars, b, -z),
         }
 
     return make
 
 
-def assert_kernels_agree(name, case, heads, confidence, is_first):
-    module = import_module(f'pyg_unroll.ops.{name}')
-    graph = case.topology().arrays
-    make = kernel_calls(case, heads, confidence, is_first)
-    for function in make():
+def assert_kernels_agree(name, case, heads, confidence):
+    make = kernel_calls(case, heads, confidence)
+    for family, function in make():
         results = []
-        for backend in (module, reference):
-            operands = make()[function]
-            out = getattr(backend, function)(graph, *operands)
+        for backend in (name, 'reference'):
+            operands = make()[family, function]
+            module = import_module(f'pyg_unroll.ops.{backend}.{family}')
+            out = getattr(module, function)(*operands)
             out = out if isinstance(out, tuple) else (out,)
             # Some are changed in place.
-            results.append([*out, *operands])
+            changed = operands[1:]
+            if function == 'cg_step_backward':
+                changed = vars(operands[1]).values()
+            results.append([*out, *changed])
         for actual, expected in zip(*results, strict=True):
             if torch.is_tensor(expected):
                 close(actual, expected, 10 * case.num_nodes)
 
 
 @needs_numba
-@given(cases(), HEADS, st.booleans(), st.booleans())
-def test_cpu_kernels(case, heads, confidence, is_first):
-    assert_kernels_agree('cpu', case, heads, confidence, is_first)
+@given(cases(), HEADS, st.booleans())
+def test_cpu_kernels(case, heads, confidence):
+    assert_kernels_agree('cpu', case, heads, confidence)
 
 
 @needs_triton
@@ -214,9 +215,9 @@ def test_cpu_kernels(case, heads, confidence, is_first):
     torch.cuda.is_available(), reason='the interpreter is for the CPU'
 )
 @share(0.1)
-@given(cases(), HEADS, st.booleans(), st.booleans())
-def test_triton_kernels(case, heads, confidence, is_first):
-    assert_kernels_agree('cuda', case, heads, confidence, is_first)
+@given(cases(), HEADS, st.booleans())
+def test_triton_kernels(case, heads, confidence):
+    assert_kernels_agree('cuda', case, heads, confidence)
 
 
 @given(cases(weights=('unit', 'zeros', 'extreme')))

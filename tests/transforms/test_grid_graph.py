@@ -7,11 +7,9 @@ import torch_geometric.transforms as T
 from torch_geometric.data import Batch, Data
 from torch_geometric.data.datapipes import functional_transform
 
-from pyg_unroll import GridGraph, Topology, image_to_data
-from pyg_unroll.layouts import _CACHE, resolve_graph
+from pyg_unroll import GLRConv, GridGraph, Topology, image_to_data
+from pyg_unroll.graph import resolve_graph
 from pyg_unroll.testing import assert_batch_equals_loop
-from pyg_unroll.transforms import grid_graph, stencil
-from pyg_unroll.transforms.grid_graph import _half_offsets
 
 BOX = list(product(range(-2, 3), repeat=2))
 OFFSETS = {
@@ -60,38 +58,36 @@ def test_grid_graph(window, size):
 
 @pytest.mark.parametrize('window', [4, 8, 24, LIST, [(0, 3)], [(4, 0)]])
 @pytest.mark.parametrize('size', [(6, 5), (1, 9), (9, 1), (2, 3)])
-@pytest.mark.parametrize('pixels', [1, 12, 1000])
-def test_topology_equals_sorted_one(window, size, pixels, monkeypatch):
-    # However many lines are listed at once; several images, too.
-    monkeypatch.setattr(stencil, '_PIXELS', pixels)
-    offsets = _half_offsets(window)
-    for count in (1, 3):
-        out = stencil.stencil_topology(
-            count, *size, offsets, torch.device('cpu')
-        )
-        parts = [
-            torch.tensor(
-                brute_force(*size, [*offsets, *((-r, -c) for r, c in offsets)]),
-                dtype=torch.long,
-            )
-            .view(-1, 2)
-            .T
-            + k * size[0] * size[1]
-            for k in range(count)
-        ]
-        edge_index = torch.cat(parts, dim=1)
-        expected = Topology.from_edge_index(edge_index, out.num_nodes)
-        assert torch.equal(out.edge_index, edge_index)
-        for name in ('src', 'dst', 'rowptr', 'col', 'edge_id', 'sign', 'entry'):
-            one, other = getattr(out, name), getattr(expected, name)
-            assert one.dtype == other.dtype and torch.equal(one, other), name
+@pytest.mark.parametrize('count', [1, 3])
+def test_topology_is_what_sorting_gives(window, size, count, device):
+    graph = GridGraph(window)
+    half = graph.offsets
+    offsets = [*half, *((-row, -col) for row, col in half)]
+    edges = [
+        (i + k * size[0] * size[1], j + k * size[0] * size[1])
+        for k in range(count)
+        for i, j in brute_force(*size, offsets)
+    ]
+    edge_index = torch.tensor(edges, dtype=torch.long).view(-1, 2).T
+    images = [make(*size) for _ in range(count)]
+    out = graph.topology(Batch.from_data_list(images).to(device))
+    assert out.device.type == device.type
+    expected = Topology.from_edge_index(edge_index, out.num_nodes).to(device)
+    assert torch.equal(out.edge_index.cpu(), edge_index)
+    for name in ('src', 'dst', 'rowptr', 'col', 'edge_id', 'sign', 'entry'):
+        one, other = getattr(out, name), getattr(expected, name)
+        assert one.dtype == other.dtype and torch.equal(one, other), name
+    assert out.grid == (*size, *(k for offset in half for k in offset))
 
 
-def test_large_graphs_are_not_remembered(monkeypatch):
-    data = make(5, 6)
+def test_large_graphs_are_not_remembered():
+    data = make(60, 60)
     assert GridGraph(8).topology(data) is GridGraph(8).topology(data)
-    monkeypatch.setattr(grid_graph, '_LARGE', 29)
-    assert GridGraph(8).topology(data) is not GridGraph(8).topology(data)
+    # More than 2 ** 23 pairs of a pixel and an offset, few of them in it.
+    far = GridGraph([(0, 1), *((60 + row, 0) for row in range(2400))])
+    first, second = far.topology(data), far.topology(data)
+    assert first is not second and torch.equal(first.col, second.col)
+    assert first.num_edges == 60 * 59
 
 
 def test_window_24_is_number_of_inner_neighbours():
@@ -105,9 +101,25 @@ def test_is_remembered(device):
     # Layers need not sort the edges of a transform again.
     data = GridGraph(4)(make(4, 5).to(device))
     assert data.edge_index.device.type == device.type
-    topology, _ = resolve_graph(data.edge_index, None, 20, torch.float32)
-    assert topology is GridGraph(4).topology(data)
-    assert _CACHE[data.edge_index][1] is topology
+    for _ in range(2):
+        topology, _ = resolve_graph(data.edge_index, None, 20, torch.float32)
+        assert topology is GridGraph(4).topology(data)
+
+
+def test_writes_past_torch_are_noticed():
+    # NumPy shares the memory, but not PyTorch's count of changes.
+    data = GridGraph([(0, 1), (1, 0)])(make(1, 4))
+    conv, x = GLRConv(3), torch.randn(4, 2)
+    mask = torch.tensor([True, False, False, True])
+    before = conv(x, data.edge_index, mask=mask)
+    path = [[0, 0, 1, 1, 2, 3], [1, 2, 0, 3, 0, 1]]  # 2 - 0 - 1 - 3
+    data.edge_index.numpy()[:] = path
+    after = conv(x, data.edge_index, mask=mask)
+    assert torch.equal(after, conv(x, torch.tensor(path), mask=mask))
+    assert not torch.allclose(after, before)
+    data.edge_index.numpy()[0, 0] = 1
+    with pytest.raises(ValueError, match='self-loop'):
+        conv(x, data.edge_index, mask=mask)
 
 
 def test_same_shape_gives_independent_edge_index():
@@ -168,7 +180,11 @@ def test_under_inference_mode():
     with torch.inference_mode():
         GridGraph(4)(make(*size))
     topology = GridGraph(4).topology(make(*size))
-    assert not any(x.is_inference() for x in topology.arrays[:6])
+    assert not any(x.is_inference() for x in topology.pack()[0])
+    weight = torch.rand(topology.num_edges, requires_grad=True)
+    x, mask = torch.rand(143, 1), torch.arange(143) < 9
+    GLRConv(2)(x, topology, weight, mask).sum().backward()
+    assert bool((weight.grad != 0).any())
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,10 @@ from torch_geometric.data.datapipes import functional_transform
 
 from pyg_unroll import KNNGraph, Topology
 from pyg_unroll.testing import assert_batch_equals_loop
-from pyg_unroll.transforms import knn_graph
+from pyg_unroll.transforms.knn_graph import (
+    nearest_by_distance,
+    nearest_by_tree,
+)
 
 
 def brute_force(pos, k):
@@ -18,33 +21,27 @@ def brute_force(pos, k):
     return (near | near.T).nonzero().T
 
 
-@pytest.fixture(params=['tree', 'chunks', 'one chunk'])
-def query(request, monkeypatch):
-    """The way of the CPU, and on it that of accelerators."""
-    if request.param == 'tree':
-        return
-
-    class Elsewhere:
-        type = 'elsewhere'
-
-    class Points(torch.Tensor):
-        device = Elsewhere()
-
-    original = knn_graph._query
-
-    def chunked(pos, k):
-        out = original(pos.as_subclass(Points), k)
-        return out.as_subclass(torch.Tensor)
-
-    # A point's distances to all others no longer fit: one row at a time.
-    limit = 10 if request.param == 'chunks' else 2**26
-    monkeypatch.setattr(knn_graph, '_MAX_DISTANCES', limit)
-    monkeypatch.setattr(knn_graph, '_query', chunked)
+# One row at a time, some rows, all rows.
+@pytest.mark.parametrize('max_distances', [10, 100, 2**26])
+def test_nearest_by_distance(max_distances, device):
+    for dim in (1, 2, 3):
+        pos = torch.rand(30, dim)
+        near = nearest_by_distance(pos.to(device), 5, max_distances).cpu()
+        assert torch.equal(near, nearest_by_tree(pos, 5))
+    # Among equal points, any; each of them once.
+    pos = torch.cat([torch.zeros(8, 2), torch.rand(12, 2) + 1])
+    near = nearest_by_distance(pos.to(device), 5, max_distances).cpu()
+    assert all(len(row.unique()) == 5 for row in near)
+    expected = nearest_by_tree(pos, 5)
+    distances = [(pos[n] - pos[:, None]).norm(dim=2) for n in (near, expected)]
+    assert torch.equal(*distances)
+    whole = torch.arange(6).view(3, 2)  # integer positions
+    assert nearest_by_distance(whole, 2, max_distances)[0].tolist() == [0, 1]
 
 
 @pytest.mark.parametrize('k', [1, 4, 29])
 @pytest.mark.parametrize('dim', [1, 2, 3])
-def test_knn_graph(k, dim, query):
+def test_knn_graph(k, dim):
     data = Data(pos=torch.rand(30, dim))
     out = KNNGraph(k)(data)
     assert torch.equal(out.edge_index, brute_force(data.pos, k))
@@ -55,7 +52,7 @@ def test_knn_graph(k, dim, query):
     Topology.from_edge_index(out.edge_index, 30)
 
 
-def test_duplicates(query):
+def test_duplicates():
     # Eight times the same point: any of them are neighbours, never oneself.
     pos = torch.cat([torch.zeros(8, 2), torch.rand(12, 2) + 1])
     out = KNNGraph(3)(Data(pos=pos))
@@ -73,13 +70,13 @@ def test_duplicates(query):
     )
 
 
-def test_all_points_equal(query):
+def test_all_points_equal():
     out = KNNGraph(2)(Data(pos=torch.ones(6, 2)))
     degree = torch.bincount(out.edge_index[0], minlength=6)
     assert int(degree.min()) >= 2 and not out.has_self_loops()
 
 
-def test_batch(query):
+def test_batch():
     examples = [Data(pos=torch.rand(n, 2)) for n in (5, 12, 7)]
     assert_batch_equals_loop(KNNGraph(3), examples)
     batch = KNNGraph(3)(Batch.from_data_list(examples))

@@ -273,6 +273,11 @@ def test_isolated_nodes_and_no_edges():
         ({'in_channels': 3, 'heads': 0}, "'heads' must be a positive integer"),
         ({'in_channels': 3, 'rank': 0}, "'rank' must be a positive integer"),
         ({'in_channels': 3, 'normalization': 'l2'}, 'sym.*row.*None.*l2'),
+        ({'in_channels': 3, 'floor': -0.1}, "'floor' must be a finite, non-n"),
+        (
+            {'in_channels': 3, 'normalization': 'row', 'floor': 0.1},
+            r"'floor' must be 0 with normalization='row'.*got 0.1",
+        ),
     ],
 )
 def test_wrong_arguments(kwargs, match):
@@ -295,6 +300,35 @@ def test_wrong_data():
     row = MahalanobisGraph(C, normalization='row')
     with pytest.raises(ValueError, match=r"'row'.*differ by direction"):
         row.edge_weights(data.x, topology)
+
+
+@pytest.mark.parametrize('normalization', ['sym', None])
+def test_floor(normalization):
+    data = make(torch.float64, num_nodes=5)
+    settings = {'heads': 2, 'rank': 2, 'normalization': normalization}
+    plain = MahalanobisGraph(C, **settings).double()
+    graph = MahalanobisGraph(C, **settings, floor=0.03).double()
+    graph.load_state_dict(plain.state_dict())
+    assert torch.equal(graph(data).edge_weight, plain(data).edge_weight + 0.03)
+    topology = Topology.from_edge_index(data.edge_index, 5)
+    samples = torch.randn(3, 5, C).double()
+    assert torch.equal(
+        graph.edge_weights(samples, topology),
+        plain.edge_weights(samples, topology) + 0.03,
+    )
+
+    def function(x, weight):
+        out = torch.func.functional_call(
+            graph, {'weight': weight}, Data(x=x, edge_index=data.edge_index)
+        )
+        return out.edge_weight
+
+    arguments = data.x.requires_grad_(), graph.weight
+    assert gradcheck(function, arguments)
+    assert gradgradcheck(function, arguments, fast_mode=True)
+    # Nodes whose weights underflow stay connected.
+    weight = graph(Data(x=100 * data.x, edge_index=data.edge_index)).edge_weight
+    assert float(weight.detach().min()) >= 0.03
 
 
 def test_row_weights_are_refused_by_the_layers():

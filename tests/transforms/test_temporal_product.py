@@ -20,7 +20,7 @@ from pyg_unroll import (
     solvers,
 )
 from pyg_unroll.testing import assert_batch_equals_loop, assert_same
-from pyg_unroll.transforms.product import product_topology
+from pyg_unroll.transforms.temporal_product import product_topology
 from tests.oracles import dense_laplacian, random_graph, relative_error
 
 N, STEPS = 6, 9

@@ -1,4 +1,9 @@
-"""Cutting the work of the CPU kernels, and running them on threads."""
+"""Cutting the work of the CPU kernels, and running them on threads.
+
+A kernel takes the first and the last of its rows (nodes or edges), scratch,
+arrays of the graph, and for each block of features and heads its place: the
+numbers of a row, the first of the block, the heads, and the first of these.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Arrays
+from pyg_unroll.graph import Topology
 from pyg_unroll.ops import threads
 from pyg_unroll.ops.cpu.simd import Lanes
-from pyg_unroll.ops.reference import accumulate_type
+from pyg_unroll.ops.reference.operators import accumulate_type
 
 # Numbers of a block: as many as the vector registers hold.
 _BLOCK = 64
@@ -37,9 +42,7 @@ def launch(
 ) -> None:
     """Calls a kernel on chunks of rows, with a row of `partial` for each."""
     step = max(_CHUNK // width, 1)
-    bounds = [*range(0, rows, step), rows]
-    chunks = list(enumerate(pairwise(bounds)))
-
+    chunks = list(enumerate(pairwise([*range(0, rows, step), rows])))
     count = max(min(torch.get_num_threads(), len(chunks)), 1)
 
     def work(k: int) -> None:
@@ -53,29 +56,97 @@ def launch(
     threads.run(work, count)
 
 
-def blocks(features: int, heads: int) -> list[tuple[Lanes, int, int]]:
-    """Cuts a node's numbers: (size, first feature, first head)."""
+def over_edges(
+    kernel: _Kernel, topology: Topology, width: int, *arrays: Any
+) -> None:
+    """Runs a kernel on the numbers of each edge."""
+    ends = tuple(flat(topology.src, topology.dst))
+    for lanes, place in _blocks(1, width):
+        rest = (ends, place, lanes, *arrays)
+        launch(kernel, topology.num_edges, lanes.heads, *rest)
+
+
+def over_rows(
+    kernel: _Kernel,
+    topology: Topology,
+    features: int,
+    heads: int,
+    *arrays: Any,
+    walk: bool = True,
+    sums: int = 0,
+) -> Tensor:
+    """Runs a kernel on the rows of nodes.
+
+    Args:
+        kernel (callable): The kernel.
+        topology (Topology): The graph.
+        features (int): Number of features.
+        heads (int): Number of heads.
+        *arrays (Any): What it reads and writes.
+        walk (bool, optional): Whether it finds its way on pixel grids without
+            an index. (default: :obj:`True`)
+        sums (int, optional): How many numbers per head it sums over all.
+            (default: :obj:`0`)
+
+    Returns:
+        The sums, :math:`(sums, H)`.
+    """
+    index = flat(topology.rowptr, topology.col, topology.edge_id)
+    tables = NO_GRID
+    if walk:
+        sizes = topology.num_nodes, topology.num_edges
+        tables = _grid_tables(topology.grid, *sizes)
+    partial = None
+    if sums:
+        chunks = topology.num_nodes * features * heads // _CHUNK * 2 + 2
+        partial = np.zeros((chunks, sums * heads), arrays[0].dtype)
+    for lanes, place in _blocks(features, heads):
+        lanes = replace(lanes, window=tables[2].size // 2)
+        launch(
+            kernel,
+            topology.num_nodes,
+            lanes.features * lanes.heads,
+            (*index, *tables),
+            place,
+            lanes,
+            *arrays,
+            partial=partial,
+        )
+    if partial is None:
+        return torch.empty(0)
+    return torch.from_numpy(partial.sum(0).reshape(sums, heads))
+
+
+def _blocks(
+    features: int, heads: int
+) -> list[tuple[Lanes, tuple[int, int, int, int]]]:
+    """Cuts a row's numbers into blocks and gives their places."""
+    if heads == 0:
+        return []
     if heads > _BLOCK:
         columns = [(h, min(_BLOCK, heads - h)) for h in range(0, heads, _BLOCK)]
-        return [
+        found = [
             (Lanes(1, size), f, h)
             for f in range(features)
             for h, size in columns
         ]
-    if heads == 0:
-        return []
-    step = max(_BLOCK // heads, 1)
+    else:
+        step = max(_BLOCK // heads, 1)
+        found = [
+            (Lanes(min(step, features - f), heads), f, 0)
+            for f in range(0, features, step)
+        ]
     return [
-        (Lanes(min(step, features - f), heads), f, 0)
-        for f in range(0, features, step)
+        (lanes, (features * heads, f * heads + h, heads, h))
+        for lanes, f, h in found
     ]
 
 
 @lru_cache(maxsize=64)
-def grid_tables(
+def _grid_tables(
     grid: tuple[int, ...], num_nodes: int, num_edges: int
 ) -> tuple[Any, Any, Any]:
-    """The tables by which kernels walk a pixel grid."""
+    """The tables by which kernels walk a pixel grid: see `enter_line`."""
     if not grid:
         return NO_GRID
     height, width = grid[:2]
@@ -83,7 +154,7 @@ def grid_tables(
     size = len(offsets)
     rows = max(row for row, _ in offsets)
     columns = max(abs(col) for _, col in offsets)
-    if size >= SCRATCH or width <= 4 * columns or height <= 2 * rows:
+    if 2 * size > SCRATCH or width <= 4 * columns or height <= 2 * rows:
         return NO_GRID
     # The number of edges that start at each pixel of a row, summed.
     line = np.arange(height)
@@ -96,11 +167,11 @@ def grid_tables(
     )
     start = np.concatenate([[0], np.cumsum(per_row)])[:-1]
     starts = start + before - (line * width + columns) * size
-    backwards = offsets[::-1]
-    steps = np.array([row * width + col for row, col in backwards])
+    forward = np.array([row * width + col for row, col in offsets])
     images = num_nodes // (height * width)
     head = [height, width, 2 * columns, rows, num_edges // max(images, 1)]
-    table = np.array(head + [row for row, _ in backwards])
+    table = np.array(head + [row for row, _ in offsets[::-1]])
+    steps = np.concatenate([-forward[::-1], forward])
     return (table, starts.astype(np.int64), steps)
 
 
@@ -113,43 +184,3 @@ def as_first(*tensors: Tensor) -> list[Tensor]:
     """Contiguous, and of the type that kernels use for the first."""
     dtype = accumulate_type(tensors[0].dtype)
     return [tensor.to(dtype).contiguous() for tensor in tensors]
-
-
-def row_blocks(graph: Arrays, shape: torch.Size, walk: bool = True) -> Any:
-    """Yields the first arguments of a kernel over rows, for each block.
-
-    If `walk`, the kernel finds its way on pixel grids.
-    """
-    features, heads = shape[1:]
-    num_nodes, num_edges = graph.rowptr.size(0) - 1, graph.src.size(0)
-    tables = grid_tables(graph.grid, num_nodes, num_edges) if walk else NO_GRID
-    first = [tuple(flat(graph.rowptr, graph.col, graph.edge_id))]
-    if walk:
-        first.append(tables)
-    for lanes, f, h in blocks(features, heads):
-        place = (features * heads, f * heads + h, heads, h)
-        lanes = replace(lanes, window=tables[2].size)
-        yield (*first, place, lanes), lanes.features * lanes.heads
-
-
-def partial_sums(x: Tensor, count: int) -> Any:
-    """Room for some sums of each chunk and head."""
-    chunks = x.numel() // _CHUNK * 2 + 2
-    return np.zeros((chunks, count * x.size(2)), flat(x)[0].dtype)
-
-
-def add_up(partial: Any, count: int) -> list[Tensor]:
-    """The sums of all chunks per head, `[H]` each."""
-    # Copies: outputs of a registered operator may not share memory.
-    sums = partial.sum(0).reshape(count, -1)
-    return [torch.from_numpy(row.copy()) for row in sums]
-
-
-def diagonal_of(
-    value: Tensor | None, like: Tensor | None = None
-) -> tuple[Any, int]:
-    """A diagonal's numbers, and how many features it tells apart."""
-    if value is None:
-        assert like is not None
-        return flat(like)[0][:0], 0
-    return flat(value)[0], value.size(1)

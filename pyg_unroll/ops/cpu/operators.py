@@ -1,82 +1,261 @@
-"""The graph operators by CPU kernels."""
+# mypy: allow-untyped-defs, allow-incomplete-defs
+"""CPU kernels of the graph operators.
+
+Arrays are flat. A kernel does its rows on a block of lanes, releases the
+interpreter's lock and allocates nothing of size; see :mod:`.launch`.
+
+On a pixel grid, away from the borders, neighbours and edges are found by
+arithmetic instead of read from an index. Either way a row is summed in the
+order of its columns, hence the results are the same bit for bit.
+"""
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Arrays
-from pyg_unroll.ops import reference
-from pyg_unroll.ops.cpu import operator_kernels as kernels
-from pyg_unroll.ops.cpu.launch import as_first, blocks, flat, launch, row_blocks
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops.cpu.launch import (
+    as_first,
+    flat,
+    launch,
+    over_edges,
+    over_rows,
+)
+from pyg_unroll.ops.cpu.simd import (
+    add,
+    fma,
+    inlined,
+    kernel,
+    load,
+    load_heads,
+    mul,
+    put_heads,
+    store,
+    sub,
+    window_size,
+    zeros,
+)
+from pyg_unroll.ops.reference import operators as reference
 
 
-def to_edges(graph: Arrays, x: Tensor, signed: bool) -> Tensor:
-    """See :func:`.reference.to_edges`."""
-    (values,) = as_first(x)
-    num_edges = graph.src.size(0)
-    out = values.new_empty((num_edges, *x.shape[1:]))
-    width = values[0].numel() if values.size(0) else 0
-    arrays = flat(values, out)
-    edges = flat(graph.src, graph.dst)
-    for lanes, _, h in blocks(1, width) if width else ():
-        place, sign = (width, h, width, h), -1 if signed else 1
-        rest = (*edges, sign, place, lanes, *arrays)
-        launch(kernels.to_edges, num_edges, lanes.heads, *rest)
-    return out.to(x.dtype)
+@inlined
+def at(row, place):
+    """The first number of a row's block."""
+    return row * place[0] + place[1]
 
 
-def to_nodes(graph: Arrays, z: Tensor, signed: bool) -> Tensor:
-    """See :func:`.reference.to_nodes`."""
-    (values,) = as_first(z)
-    num_nodes = graph.rowptr.size(0) - 1
-    out = values.new_empty((num_nodes, *z.shape[1:]))
-    width = out[0].numel() if num_nodes else 0
-    arrays = flat(values, out)
-    index = tuple(flat(graph.rowptr, graph.col, graph.edge_id))
-    for lanes, _, h in blocks(1, width) if width else ():
-        place, sign = (width, h, width, h), -1 if signed else 1
-        rest = (index, sign, place, lanes, *arrays)
-        launch(kernels.to_nodes, num_nodes, lanes.heads, *rest)
-    return out.to(z.dtype)
+@inlined
+def at_edge(edge, place):
+    """The first number of an edge's heads."""
+    return edge * place[2] + place[3]
 
 
-def laplacian(graph: Arrays, weight: Tensor, x: Tensor) -> Tensor:
-    """See :func:`.reference.laplacian`."""
+@inlined
+def enter_line(node, last, base, graph, lanes):
+    """Nodes of one image row: (end, inner start, inner end).
+
+    Puts into `base` where the edges of inner pixels begin: the edge to
+    neighbour `k` is `base[k] + node * window`.
+    """
+    size = window_size(lanes)
+    if size == 0:
+        return last, last, last
+    _, _, _, grid, starts, steps = graph
+    height, width, margin = grid[0], grid[1], grid[2]
+    line = node // width
+    image, row = line // height, line % height
+    end = min(last, line * width + width)
+    if row < grid[3] or row >= height - grid[3]:
+        return end, end, end
+    inner = min(max(node, line * width + margin), end)
+    outer = max(inner, min(end, line * width + width - margin))
+    if inner < outer:
+        # Edges start at the smaller endpoint: that of neighbour `k` before
+        # a pixel is in row `row - grid[5 + k]`.
+        first = image * grid[4] - image * height * width * size
+        for k in range(size):
+            start = first + starts[row - grid[5 + k]]
+            base[k] = start + steps[k] * size + size - 1 - k
+            base[size + k] = first + starts[row] + k
+    return end, inner, outer
+
+
+@inlined
+def _add_term(total, here, other, edge, place, lanes, w, x):
+    difference = sub(here, load(x, at(other, place), lanes))
+    return fma(load_heads(w, at_edge(edge, place), lanes), difference, total)
+
+
+@inlined
+def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
+    """The product with the graph Laplacian at a node."""
+    rowptr, col, edge_id, _, _, steps = graph
+    total = zeros(x, lanes)
+    here = load(x, at(node, place), lanes)
+    if is_inner:
+        size = window_size(lanes)
+        for k in range(2 * size):
+            other, edge = node + steps[k], base[k] + node * size
+            total = _add_term(total, here, other, edge, place, lanes, w, x)
+    else:
+        for entry in range(rowptr[node], rowptr[node + 1]):
+            other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
+            total = _add_term(total, here, other, edge, place, lanes, w, x)
+    return total
+
+
+@kernel
+def laplacian_kernel(first, last, base, graph, place, lanes, w, x, out):
+    """The product with the graph Laplacian."""
+    end = inner = outer = first
+    for i in range(first, last):
+        if i == end:
+            end, inner, outer = enter_line(i, last, base, graph, lanes)
+        is_inner = inner <= i and i < outer
+        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, x)
+        store(out, at(i, place), total)
+
+
+def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
+    """See :func:`.reference.operators.laplacian`."""
     values, weights = as_first(x, weight)
     out = torch.empty_like(values)
     arrays = flat(weights, values, out)
-    for first, width in row_blocks(graph, x.shape):
-        launch(kernels.laplacian, x.size(0), width, *first, *arrays)
+    over_rows(laplacian_kernel, topology, *x.shape[1:], *arrays)
     return out.to(x.dtype)
 
 
-def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
-    """See :func:`.reference.edge_dot`."""
+@inlined
+def _put_product(node, other, edge, place, lanes, a, b, same, out):
+    here, there = at(node, place), at(other, place)
+    da = sub(load(a, here, lanes), load(a, there, lanes))
+    db = da
+    if not same:
+        db = sub(load(b, here, lanes), load(b, there, lanes))
+    is_first = place[1] == place[3]  # other blocks of features add to it
+    put_heads(out, at_edge(edge, place), mul(da, db), is_first, lanes)
+
+
+@kernel
+def _edge_dot(first, last, base, graph, place, lanes, a, b, same, out):
+    """Products of differences of the edges that start at each row."""
+    rowptr, col, edge_id, _, _, steps = graph
+    size = window_size(lanes)
+    end = inner = outer = first
+    for i in range(first, last):
+        if i == end:
+            end, inner, outer = enter_line(i, last, base, graph, lanes)
+        if inner <= i and i < outer:
+            for k in range(size, 2 * size):
+                other, edge = i + steps[k], base[k] + i * size
+                _put_product(i, other, edge, place, lanes, a, b, same, out)
+            continue
+        for entry in range(rowptr[i], rowptr[i + 1]):
+            other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
+            if other > i:
+                _put_product(i, other, edge, place, lanes, a, b, same, out)
+
+
+def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
+    """See :func:`.reference.operators.edge_dot`."""
     one, other = as_first(a, b)
-    out = one.new_empty((graph.src.size(0), a.size(2)))
+    out = one.new_empty((topology.num_edges, a.size(2)))
     if a.size(1) == 0:
         return out.zero_().to(a.dtype)
     arrays = (*flat(one, other), a is b, *flat(out))
-    for first, width in row_blocks(graph, a.shape):
-        launch(kernels.edge_dot, a.size(0), width, *first, *arrays)
+    over_rows(_edge_dot, topology, *a.shape[1:], *arrays)
     return out.to(a.dtype)
 
 
-def log_degree(graph: Arrays, distance: Tensor) -> Tensor:
-    """See :func:`.reference.log_degree`."""
+@kernel
+def to_edges_kernel(first, last, base, ends, place, lanes, sign, x, out):
+    """Difference (sign -1) or sum (sign 1) of each edge's endpoints."""
+    src, dst = ends
+    for edge in range(first, last):
+        i = load(x, at(np.int64(src[edge]), place), lanes)
+        j = load(x, at(np.int64(dst[edge]), place), lanes)
+        store(out, at(edge, place), add(i, j) if sign > 0 else sub(i, j))
+
+
+def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
+    """See :func:`.reference.operators.to_edges`."""
+    (values,) = as_first(x)
+    out = values.new_empty((topology.num_edges, *x.shape[1:]))
+    arrays = (-1 if signed else 1, *flat(values, out))
+    over_edges(to_edges_kernel, topology, x.shape[1:].numel(), *arrays)
+    return out.to(x.dtype)
+
+
+@kernel
+def _to_nodes(first, last, base, graph, place, lanes, sign, z, out):
+    """Sums the edges at each node; sign -1 subtracts where they end."""
+    rowptr, col, edge_id = graph[:3]
+    for i in range(first, last):
+        total = zeros(z, lanes)
+        for entry in range(rowptr[i], rowptr[i + 1]):
+            block = load(z, at(np.int64(edge_id[entry]), place), lanes)
+            if sign < 0 and col[entry] < i:
+                total = sub(total, block)
+            else:
+                total = add(total, block)
+        store(out, at(i, place), total)
+
+
+def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
+    """See :func:`.reference.operators.to_nodes`."""
+    (values,) = as_first(z)
+    out = values.new_empty((topology.num_nodes, *z.shape[1:]))
+    arrays = (-1 if signed else 1, *flat(values, out))
+    width = z.shape[1:].numel()
+    over_rows(_to_nodes, topology, 1, width, *arrays, walk=False)
+    return out.to(z.dtype)
+
+
+@kernel
+def _shifted_log_degree(first, last, base, rowptr, edge_id, heads, d, out):
+    """Corrects the logarithms of sums of exp(-d) that underflow, as they are
+    below a bound: sums again, shifted by the node's smallest d.
+    """
+    infinity = d.dtype.type(np.inf)
+    for i in range(first, last):
+        begin, end = rowptr[i], rowptr[i + 1]
+        for h in range(heads):
+            if out[i * heads + h] >= reference.LEAST_LOG:
+                continue
+            if end == begin:
+                out[i * heads + h] = 0
+                continue
+            least = infinity
+            for entry in range(begin, end):
+                value = d[np.int64(edge_id[entry]) * heads + h]
+                least = min(least, value)
+            total = d.dtype.type(0)
+            for entry in range(begin, end):
+                value = d[np.int64(edge_id[entry]) * heads + h]
+                total += math.exp(least - value)
+            out[i * heads + h] = math.log(total) - least
+
+
+def log_degree(topology: Topology, distance: Tensor) -> Tensor:
+    """See :func:`.reference.operators.log_degree`."""
     (values,) = as_first(distance)
-    out = to_nodes(graph, values.neg().exp_(), False).log_()
-    num_nodes, heads = out.shape
-    index = tuple(flat(graph.rowptr, graph.col, graph.edge_id))
-    rest = (index, heads, reference.LEAST_LOG, *flat(values, out))
-    launch(kernels.shifted_log_degree, num_nodes, max(heads, 1), *rest)
+    out = to_nodes(topology, values.neg().exp_(), False).log_()
+    heads = distance.size(1)
+    index = flat(topology.rowptr, topology.edge_id)
+    arrays = (*index, heads, *flat(values, out))
+    rows, width = topology.num_nodes, max(heads, 1)
+    launch(_shifted_log_degree, rows, width, *arrays)
     return out.to(distance.dtype)
 
 
 def log_degree_backward(
-    graph: Arrays, distance: Tensor, log_degree: Tensor, grad: Tensor
+    topology: Topology, distance: Tensor, log_degree: Tensor, grad: Tensor
 ) -> Tensor:
-    """See :func:`.reference.log_degree_backward`."""
-    operands = distance, log_degree, grad
-    return reference.log_degree_backward(graph, *operands, to_edges)
+    """See :func:`.reference.operators.log_degree_backward`."""
+    return reference.log_degree_backward(
+        topology, distance, log_degree, grad, to_edges
+    )

@@ -9,19 +9,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
+import numba
 from llvmlite import ir
-from numba import njit, types
+from numba import extending, types
 from numba.core import cgutils
-from numba.extending import (
-    NativeValue,
-    intrinsic,
-    models,
-    register_model,
-    typeof_impl,
-    unbox,
-)
+from numba.extending import NativeValue, models, register_model
+
+# Numba's own types say that the typing context is an argument of calls.
+intrinsic: Any = extending.intrinsic
+
+
+def _compile(function: Any, **options: Any) -> Any:
+    try:
+        return numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # nowhere to write the cache
+        return numba.njit(**options)(function)
+
+
+def kernel(function: Any) -> Any:
+    """Compiles what is called from Python, without the interpreter's lock."""
+    return _compile(function, nogil=True, _nrt=False)
+
+
+def inlined(function: Any) -> Any:
+    """Compiles what kernels are made of."""
+    return numba.njit(function, forceinline=True, _nrt=False)
 
 
 @dataclass(frozen=True)
@@ -45,7 +60,7 @@ class _Vector(types.Type):
         super().__init__(name=f'Vector({dtype}, {size})')
 
 
-@typeof_impl.register(Lanes)
+@extending.typeof_impl.register(Lanes)
 def _typeof_lanes(value: Lanes, context: Any) -> _LanesType:
     return _LanesType(value)
 
@@ -53,7 +68,7 @@ def _typeof_lanes(value: Lanes, context: Any) -> _LanesType:
 register_model(_LanesType)(models.OpaqueModel)
 
 
-@unbox(_LanesType)
+@extending.unbox(_LanesType)
 def _unbox_lanes(typ: Any, value: Any, c: Any) -> NativeValue:
     return NativeValue(c.context.get_dummy_value())
 
@@ -108,34 +123,43 @@ def zeros(typing_context, array, lanes):
     return vector(array, lanes), codegen
 
 
+def _loader(size: Callable[[Lanes], int]) -> Any:
+    def load(typing_context, array, offset, lanes):
+        vector = _Vector(array.dtype, size(lanes.lanes))
+
+        def codegen(
+            context: Any, builder: Any, signature: Any, args: Any
+        ) -> Any:
+            pointer = _pointer(context, builder, signature.args[0], *args[:2])
+            llvm_type = context.get_value_type(vector).as_pointer()
+            block = builder.load(builder.bitcast(pointer, llvm_type))
+            return _align(block, array.dtype)
+
+        return vector(array, types.int64, lanes), codegen
+
+    return intrinsic(load)
+
+
+# Reads a block, or a row of one number per head.
+load = _loader(lambda lanes: lanes.features * lanes.heads)
+_load_row = _loader(lambda lanes: lanes.heads)
+
+
 @intrinsic
-def load(typing_context, array, offset, lanes):
-    """Reads a block."""
-    vector = _Vector(array.dtype, lanes.lanes.features * lanes.lanes.heads)
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], *args[:2])
-        llvm_type = context.get_value_type(vector).as_pointer()
-        block = builder.load(builder.bitcast(pointer, llvm_type))
-        return _align(block, array.dtype)
-
-    return vector(array, types.int64, lanes), codegen
-
-
-@intrinsic
-def load_heads(typing_context, array, offset, lanes):
-    """Reads one number per head and repeats them for each feature."""
+def _repeat(typing_context, row, lanes):
     heads, features = lanes.lanes.heads, lanes.lanes.features
-    row, vector = (_Vector(array.dtype, n) for n in (heads, heads * features))
+    vector = _Vector(row.dtype, heads * features)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _pointer(context, builder, signature.args[0], *args[:2])
-        llvm_type = context.get_value_type(row).as_pointer()
-        values = builder.load(builder.bitcast(pointer, llvm_type))
-        _align(values, array.dtype)
-        return _shuffle(builder, values, list(range(heads)) * features)
+        return _shuffle(builder, args[0], list(range(heads)) * features)
 
-    return vector(array, types.int64, lanes), codegen
+    return vector(row, lanes), codegen
+
+
+@inlined
+def load_heads(array, offset, lanes):
+    """Reads one number per head and repeats them for each feature."""
+    return _repeat(_load_row(array, offset, lanes), lanes)
 
 
 @intrinsic
@@ -151,50 +175,33 @@ def store(typing_context, array, offset, block):
     return types.void(array, types.int64, block), codegen
 
 
-def _sum_features(builder: Any, block: Any, lanes: Lanes) -> Any:
-    total = None
-    for f in range(lanes.features):
-        first = f * lanes.heads
-        row = _shuffle(builder, block, list(range(first, first + lanes.heads)))
-        total = row if total is None else builder.fadd(total, row)
-    return total
-
-
 @intrinsic
-def add_heads(typing_context, array, offset, block, lanes):
+def _sum_features(typing_context, block, lanes):
+    heads, features = lanes.lanes.heads, lanes.lanes.features
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        rows = (
+            _shuffle(builder, args[0], list(range(f * heads, (f + 1) * heads)))
+            for f in range(features)
+        )
+        return reduce(builder.fadd, rows)
+
+    return _Vector(block.dtype, heads)(block, lanes), codegen
+
+
+@inlined
+def add_heads(array, offset, block, lanes):
     """Adds the sum of a block over its features to one number per head."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total = _sum_features(builder, args[2], lanes.lanes)
-        pointer = _pointer(context, builder, signature.args[0], *args[:2])
-        pointer = builder.bitcast(pointer, total.type.as_pointer())
-        old = _align(builder.load(pointer), array.dtype)
-        total = builder.fadd(old, total)
-        _align(builder.store(total, pointer), array.dtype)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, block, lanes), codegen
+    put_heads(array, offset, block, False, lanes)
 
 
-@intrinsic
-def _store_heads(typing_context, array, offset, block, lanes):
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        total = _sum_features(builder, args[2], lanes.lanes)
-        pointer = _pointer(context, builder, signature.args[0], *args[:2])
-        pointer = builder.bitcast(pointer, total.type.as_pointer())
-        _align(builder.store(total, pointer), array.dtype)
-        return context.get_dummy_value()
-
-    return types.void(array, types.int64, block, lanes), codegen
-
-
-@njit(forceinline=True, _nrt=False)
+@inlined
 def put_heads(array, offset, block, is_first, lanes):
     """As `add_heads`, but overwrites at the first block."""
-    if is_first:
-        _store_heads(array, offset, block, lanes)
-    else:
-        add_heads(array, offset, block, lanes)
+    total = _sum_features(block, lanes)
+    if not is_first:
+        total = add(_load_row(array, offset, lanes), total)
+    store(array, offset, total)
 
 
 def _arithmetic(emit: Callable[..., Any], arity: int) -> Any:

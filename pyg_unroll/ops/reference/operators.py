@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Arrays
+from pyg_unroll.graph import Topology
 
 
 def accumulate_type(dtype: torch.dtype) -> torch.dtype:
@@ -30,25 +30,25 @@ def _silence_beta_warning() -> None:
         )
 
 
-def to_edges(graph: Arrays, x: Tensor, signed: bool) -> Tensor:
+def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
     r""":math:`x_i - x_j` (:obj:`signed`) or :math:`x_i + x_j` per edge."""
     x = x.contiguous()  # PyTorch selects rows of strided tensors slowly
-    out = x.index_select(0, graph.src)
-    other = x.index_select(0, graph.dst)
+    out = x.index_select(0, topology.src)
+    other = x.index_select(0, topology.dst)
     return out.sub_(other) if signed else out.add_(other)
 
 
-def to_nodes(graph: Arrays, z: Tensor, signed: bool) -> Tensor:
+def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     r""":math:`\sum_j \pm z_{ij}` (:obj:`signed`) or :math:`\sum_j z_{ij}`."""
-    num_nodes, num_edges = graph.rowptr.size(0) - 1, z.size(0)
+    num_nodes, num_edges = topology.num_nodes, z.size(0)
     dtype = accumulate_type(z.dtype)
     if z.numel() == 0:
         return z.new_zeros((num_nodes, *z.shape[1:]))
     _silence_beta_warning()
-    value = graph.sign.to(dtype)
+    value = topology.sign.to(dtype)
     incidence = torch.sparse_csr_tensor(
-        graph.rowptr,
-        graph.edge_id,
+        topology.rowptr,
+        topology.edge_id,
         value if signed else torch.ones_like(value),
         size=(num_nodes, num_edges),
         check_invariants=False,
@@ -57,19 +57,19 @@ def to_nodes(graph: Arrays, z: Tensor, signed: bool) -> Tensor:
     return out.to(z.dtype).view(num_nodes, *z.shape[1:])
 
 
-def laplacian(graph: Arrays, weight: Tensor, x: Tensor) -> Tensor:
+def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
     r""":math:`\sum_j w_{ij} (x_i - x_j)` per node."""
     dtype = accumulate_type(x.dtype)
-    flow = to_edges(graph, x.to(dtype), signed=True)
+    flow = to_edges(topology, x.to(dtype), signed=True)
     flow.mul_(weight.to(dtype).unsqueeze(1))
-    return to_nodes(graph, flow, signed=True).to(x.dtype)
+    return to_nodes(topology, flow, signed=True).to(x.dtype)
 
 
-def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
+def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
     r""":math:`\sum_f (a_i - a_j)_f (b_i - b_j)_f` per edge."""
     dtype = accumulate_type(a.dtype)
-    da = to_edges(graph, a.to(dtype), signed=True)
-    db = da if b is a else to_edges(graph, b.to(dtype), signed=True)
+    da = to_edges(topology, a.to(dtype), signed=True)
+    db = da if b is a else to_edges(topology, b.to(dtype), signed=True)
     return (da * db).sum(1).to(a.dtype)
 
 
@@ -77,34 +77,37 @@ def edge_dot(graph: Arrays, a: Tensor, b: Tensor) -> Tensor:
 LEAST_LOG = math.log(1e-30)
 
 
-def log_degree(graph: Arrays, distance: Tensor) -> Tensor:
+def log_degree(topology: Topology, distance: Tensor) -> Tensor:
     r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones.
 
     Args:
-        graph (Arrays): The graph.
+        topology (Topology): The topology.
         distance (torch.Tensor): :math:`d \ge 0`, :math:`(E, H)`.
 
     Returns:
         One value per node and head, :math:`(N, H)`.
     """
     d = distance.to(accumulate_type(distance.dtype))
-    out = to_nodes(graph, d.neg().exp_(), False).log_()
+    out = to_nodes(topology, d.neg().exp_(), False).log_()
     low = (out < LEAST_LOG).any(1).nonzero().squeeze(1)
     if low.numel() > 0:
-        out[low] = _shifted_log_degree(graph, d, low)
+        out[low] = _shifted_log_degree(topology, d, low)
     return out.to(distance.dtype)
 
 
-def _shifted_log_degree(graph: Arrays, d: Tensor, nodes: Tensor) -> Tensor:
+def _shifted_log_degree(topology: Topology, d: Tensor, nodes: Tensor) -> Tensor:
     """The same at some nodes, without underflow: shifted by the smallest
     distance.
     """
-    first, last = graph.rowptr[nodes].long(), graph.rowptr[nodes + 1].long()
+    first, last = (
+        topology.rowptr[nodes].long(),
+        topology.rowptr[nodes + 1].long(),
+    )
     count = last - first
     row = torch.arange(len(nodes), device=d.device).repeat_interleave(count)
     entry = torch.arange(row.size(0), device=d.device)
     entry += (first - count.cumsum(0) + count)[row]
-    distance = d[graph.edge_id[entry].long()]
+    distance = d[topology.edge_id[entry].long()]
     row = row.unsqueeze(1).expand_as(distance)
     shift = d.new_full((len(nodes), d.size(1)), float('inf'))
     shift.scatter_reduce_(0, row, distance, 'amin')
@@ -115,17 +118,17 @@ def _shifted_log_degree(graph: Arrays, d: Tensor, nodes: Tensor) -> Tensor:
 
 
 def log_degree_backward(
-    graph: Arrays,
+    topology: Topology,
     distance: Tensor,
     log_degree: Tensor,
     grad: Tensor,
-    spread: Callable[[Arrays, Tensor, bool], Tensor] = to_edges,
+    spread: Callable[[Topology, Tensor, bool], Tensor] = to_edges,
 ) -> Tensor:
     r"""The adjoint of :func:`log_degree`, :math:`-e^{-d_{ij}} (e^{-l_i} g_i +
     e^{-l_j} g_j)`.
 
     Args:
-        graph (Arrays): The graph.
+        topology (Topology): The topology.
         distance (torch.Tensor): :math:`d`, :math:`(E, H)`.
         log_degree (torch.Tensor): :math:`l`, :math:`(N, H)`.
         grad (torch.Tensor): :math:`g`, :math:`(N, H)`.
@@ -136,11 +139,20 @@ def log_degree_backward(
     """
     dtype = accumulate_type(distance.dtype)
     d, degree, g = (v.to(dtype) for v in (distance, log_degree, grad))
-    if not bool((degree < LEAST_LOG).any()):
-        out = spread(graph, -g * torch.exp(-degree), False)
-        return out.mul_(d.neg().exp_()).to(distance.dtype)
-    out = torch.zeros_like(d)
-    for end in (graph.src, graph.dst):
-        share = torch.exp(-d - degree.index_select(0, end))
-        out -= share.mul_(g.index_select(0, end))
+    if bool((degree < LEAST_LOG).any()):
+        out = log_degree_shares(topology, d, degree, g)
+    else:
+        out = spread(topology, -g * torch.exp(-degree), False)
+        out = out.mul_(d.neg().exp_())
     return out.to(distance.dtype)
+
+
+def log_degree_shares(
+    topology: Topology, distance: Tensor, log_degree: Tensor, grad: Tensor
+) -> Tensor:
+    """The adjoint of :func:`log_degree` without underflow, differentiable."""
+    out = torch.zeros_like(distance)
+    for end in (topology.src, topology.dst):
+        share = torch.exp(-distance - log_degree.index_select(0, end))
+        out = out - share * grad.index_select(0, end)
+    return out

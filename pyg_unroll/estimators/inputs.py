@@ -1,0 +1,249 @@
+"""Inputs of the estimators: observations, positions, covariates, graphs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+from torch_geometric.utils import coalesce, remove_self_loops
+
+from pyg_unroll.checks import check_data, check_finite
+from pyg_unroll.graph import Topology, edges_of, resolve_graph
+from pyg_unroll.inputs import read_signal
+from pyg_unroll.transforms import KNNGraph
+
+GraphName: TypeAlias = Literal['given', 'unweighted', 'sharpened', 'nearest']
+# By name, edges and their weights.
+Graphs: TypeAlias = dict[GraphName, tuple[Topology, Tensor]]
+
+
+def read_observations(
+    data: Data, series: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Copies of a signal, float64 and zero where unknown, and its mask, both
+    `[N, F]` on the CPU. Of time series, some times may have no known entry.
+    """
+    check_data(data)
+    if isinstance(data, Batch):
+        raise ValueError(
+            "'data' must be one graph (got a batch); fit one estimator each, "
+            "or call 'predict' on each of 'data.to_data_list()'"
+        )
+    x, mask = _on_cpu(data.get('x')), _on_cpu(data.get('mask'))
+    if isinstance(x, Tensor):
+        if x.numel() == 0:
+            raise ValueError(
+                f"'data.x' must have at least one entry (got {list(x.shape)})"
+            )
+        mask = ~x.isnan() if mask is None else mask
+        x = x.unsqueeze(1) if x.dim() == 1 and not series else x
+    some = series and isinstance(mask, Tensor) and bool(mask.any())
+    signal = read_signal(x, mask, name='data.x', allow_unknown=some)
+    return signal.fill(0).double(), signal.observed.clone()
+
+
+def read_columns(data: Data, name: str, num_nodes: int) -> Tensor:
+    """An attribute of all nodes, float64 `[N, D]`; `D = 0` without one."""
+    value = data.get(name)
+    if value is None:
+        return torch.zeros((num_nodes, 0), dtype=torch.float64)
+    value = _on_cpu(torch.as_tensor(value))
+    value = value.unsqueeze(1) if value.dim() == 1 else value
+    if value.dim() != 2 or value.size(0) != num_nodes or value.is_complex():
+        raise ValueError(
+            f"'data.{name}' must be real, of shape [{num_nodes}, features], "
+            f'one row per node (got {value.dtype} of {list(value.shape)})'
+        )
+    check_finite(f'data.{name}', value)
+    return value.double()
+
+
+def _on_cpu(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, Tensor) else value
+
+
+def nearest_neighbors(pos: Tensor, neighbors: int) -> Topology:
+    """The graph of nearest neighbours, for want of edges."""
+    if pos.size(0) < 2 or pos.size(1) == 0:
+        raise ValueError(
+            "'data' must have 'edge_index', or 'pos' of more than one site "
+            '(got neither); set one of them'
+        )
+    near = KNNGraph(min(neighbors, pos.size(0) - 1))
+    return near.topology(Data(pos=pos))
+
+
+@dataclass
+class Sites:
+    r"""Distinct locations of nodes, with observations and graphs.
+
+    Without edges, nodes of equal position and covariates share a site.
+
+    Attributes:
+        x, mask (torch.Tensor): Observations of nodes :math:`(N, F)`.
+        like (torch.Tensor): An empty tensor, of the type of the signal.
+        site (torch.Tensor): Site of each node :math:`(N)`.
+        coordinates (torch.Tensor): Positions of sites :math:`(M, P)`.
+        features (torch.Tensor): Positions and covariates :math:`(M, D)`.
+        graphs (dict): Edges and weights by name.
+    """
+
+    x: Tensor
+    mask: Tensor
+    like: Tensor
+    site: Tensor
+    coordinates: Tensor
+    features: Tensor
+    graphs: Graphs
+
+    @classmethod
+    def read(cls, data: Data, covariates: str, neighbors: int) -> Sites:
+        """Reads all of it, float64 on the CPU."""
+        x, mask = read_observations(data)
+        count, edges = len(x), edges_of(data)
+        if covariates != 'covariates' and data.get(covariates) is None:
+            raise ValueError(
+                f"'covariates' names {covariates!r}, which the data does not "
+                f"have; set 'data.{covariates}'"
+            )
+        pos = read_columns(data, 'pos', count)
+        features = torch.cat([pos, read_columns(data, covariates, count)], 1)
+        if features.size(1) and not pos.size(1):
+            raise ValueError(
+                f"'data.{covariates}' is of use with positions only; set "
+                f"'data.pos', too, or drop it"
+            )
+        site = torch.arange(count)
+        if pos.size(1):
+            site, first = _group(features, merge=edges is None)
+            pos, features = pos[first], features[first]
+        graphs: Graphs = {}
+        if edges is not None:
+            graphs = _given_graphs(data, site, len(pos))
+        if edges is None or (pos.size(1) and len(pos) > 1):
+            near = nearest_neighbors(pos, neighbors)
+            graphs['nearest'] = near, pos.new_ones(near.num_edges)
+        if not graphs:
+            raise ValueError(
+                "'data.edge_index' has no edges between different sites; add "
+                "some, or set 'data.pos'"
+            )
+        return cls(x, mask, data.x.new_empty(0), site, pos, features, graphs)
+
+    @property
+    def sizes(self) -> tuple[int, int, int]:
+        """Numbers of signals, coordinates and covariates."""
+        space, total = self.coordinates.size(1), self.features.size(1)
+        return self.x.size(1), space, total - space
+
+    def match(self, fitted: Sites) -> None:
+        """Adds the graphs that equal weights have in common; raises a
+        `ValueError` unless there is all that the fit had.
+        """
+        if self.sizes != fitted.sizes:
+            raise ValueError(
+                f"'data' must have as many features of 'x', coordinates and "
+                f"covariates as in 'fit', {fitted.sizes} (got {self.sizes})"
+            )
+        if 'given' in self.graphs:
+            others: tuple[GraphName, ...] = ('unweighted', 'sharpened')
+            for name in others:
+                self.graphs.setdefault(name, self.graphs['given'])
+        missing = sorted(fitted.graphs.keys() - self.graphs.keys())
+        if missing:
+            raise ValueError(
+                f"'data' must have what 'fit' had: it lacks the graph(s) "
+                f"{missing} (got {sorted(self.graphs)}); set 'edge_index', "
+                f"'edge_weight' or 'pos'"
+            )
+
+    def average(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Averages features over the known nodes of each site.
+
+        Returns:
+            Indices of known sites `[K]`; signals of all, zero where unknown,
+            `[M, F]`.
+        """
+        x, mask = self.x[:, features], self.mask[:, features]
+        if not bool((mask == mask[:, :1]).all()):
+            raise ValueError(
+                f"'data.mask' must be the same for features that were known "
+                f'at the same nodes in fit ({features.tolist()})'
+            )
+        count = x.new_zeros(len(self.features))
+        count.index_add_(0, self.site, mask[:, 0].to(x.dtype))
+        total = x.new_zeros((len(count), x.size(1)))
+        total.index_add_(0, self.site, x)
+        mean = total / count.clamp(min=1).unsqueeze(1)
+        return count.nonzero().squeeze(1), mean
+
+    def replicate_errors(self, features: Tensor) -> Tensor:
+        """Absolute errors of known nodes, each predicted by the mean of the
+        others of its site, `[T, F]`.
+        """
+        _, mean = self.average(features)
+        mask = self.mask[:, features[0]]
+        count = torch.bincount(self.site[mask], minlength=len(mean))
+        shared = mask & (count[self.site] > 1)
+        site = self.site[shared]
+        factor = count[site] / (count[site] - 1)
+        error = self.x[shared][:, features] - mean[site]
+        return error.abs() * factor.unsqueeze(1)
+
+
+def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:
+    """Site of each node, and the first node of each site, sorted; merging
+    nodes less than a millionth of the spread apart.
+    """
+    ordered = features.sort(0).values
+    count = len(ordered)
+    # Interquartile: an outlier would merge all other nodes.
+    spread = ordered[3 * count // 4] - ordered[count // 4]
+    extent = (ordered[-1] - ordered[0]).clamp(min=1e-300)
+    spread = torch.where(spread > 0, spread, extent)
+    cell = ((features - ordered[0]) / spread * 1e6).round()
+    if not merge:
+        own = torch.arange(count, dtype=cell.dtype).unsqueeze(1)
+        cell = torch.cat([cell, own], 1)
+    unique, site = torch.unique(cell, dim=0, return_inverse=True)
+    order = torch.arange(len(site) - 1, -1, -1)
+    first = site.new_empty(len(unique)).scatter_(0, site[order], order)
+    return site, first
+
+
+def _given_graphs(data: Data, site: Tensor, num_sites: int) -> Graphs:
+    """Edges of the data between sites, with variants of their weights."""
+    topology, values = resolve_graph(
+        edges_of(data), data.get('edge_weight'), len(site), torch.float64
+    )
+    if values.size(1) > 1:
+        raise ValueError(
+            f"'data.edge_weight' must be one number per edge (got "
+            f'{values.size(1)}); choose one, or take their mean'
+        )
+    topology, weight = topology.cpu(), values[:, 0].detach().cpu().clone()
+    if not torch.equal(site, torch.arange(num_sites)):
+        # Sites are sorted, and may be fewer than nodes.
+        edge_index, joined = coalesce(
+            *remove_self_loops(
+                site[topology.edge_index], topology.directed_weight(weight)
+            ),
+            num_nodes=num_sites,
+            reduce='add',
+        )
+        topology, values = resolve_graph(
+            edge_index, joined, num_sites, torch.float64
+        )
+        weight = values[:, 0]
+    if not topology.num_edges:
+        return {}
+    graphs: Graphs = {'given': (topology, weight)}
+    if bool((weight != weight[0]).any()):
+        # The scale of given weights is unknown: offer powers 0 and 3 of them.
+        graphs['unweighted'] = topology, torch.ones_like(weight)
+        power = (weight / weight.max()) ** 3
+        graphs['sharpened'] = topology, power.clamp(min=1e-6)
+    return graphs

@@ -1,0 +1,290 @@
+"""Learned graphs, on the nodes of the data, and the weights around a node."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch_geometric.data import Data
+
+from pyg_unroll.checks import check_positive, is_integer
+from pyg_unroll.explain.calls import (
+    LayerCall,
+    check_one_graph,
+    node_places,
+    record_calls,
+)
+from pyg_unroll.explain.figure import make_axes
+from pyg_unroll.imaging import data_to_image
+from pyg_unroll.ops import degree, laplacian
+from pyg_unroll.transforms.utils import remove_edges
+
+
+@torch.no_grad()
+def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
+    r"""Runs a model and returns the graph of each solver layer.
+
+    Args:
+        model (torch.nn.Module): See :func:`~pyg_unroll.explain.trace`.
+        data (Data): The data that it is run on.
+
+    Returns:
+        For each call of a layer, a shallow copy of the data, whose own edges
+        and attributes of edges are replaced by :obj:`edge_index`
+        :math:`(2, 2E)` and :obj:`edge_weight` :math:`(2E, H)`; without the
+        margin that is mirrored around images.
+
+    Raises:
+        ValueError: If the data is a batch; see also
+            :func:`~pyg_unroll.explain.trace`.
+    """
+    check_one_graph(data)
+    graphs = []
+    for call, _, node_at in _record(model, data):
+        topology = call.topology
+        edge_index = node_at[topology.edge_index]
+        inside = (edge_index >= 0).all(0)
+        graph = copy.copy(data)
+        remove_edges(graph)
+        graph.edge_index = edge_index[:, inside]
+        graph.edge_weight = topology.directed_weight(call.weight)[inside]
+        graphs.append(graph)
+    return graphs
+
+
+def _record(
+    model: torch.nn.Module, data: Data
+) -> list[tuple[LayerCall, Tensor, Tensor]]:
+    """Each call, with the places of the nodes of data in its graph, and the
+    node of data at each place, -1 outside.
+    """
+    calls = record_calls(model, data)
+    place, num_nodes = node_places(model, data)
+    node_at = place.new_full((num_nodes,), -1)
+    node_at[place] = torch.arange(len(place), device=place.device)
+    for call in calls:
+        total = call.topology.num_nodes
+        if total != num_nodes:
+            raise ValueError(
+                f"'{call.name}' works on a graph of {total} nodes, but "
+                f"'data' has {num_nodes}"
+            )
+    return [(call, place, node_at) for call in calls]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerNeighbourhood:
+    r"""The weights of one layer around a node.
+
+    Attributes:
+        name (str): Name of the layer in the model.
+        neighbours (torch.Tensor): The adjacent nodes :math:`(K)`.
+        weight (torch.Tensor): Weights :math:`w_{ij}` of the edges to them
+            :math:`(K, H)`.
+        reach (torch.Tensor): Share of the hops of a random walk over the
+            weights, from the node, that end at each node :math:`(N, H)`;
+            :math:`w_{ij} / d_i` for one hop.
+    """
+
+    name: str
+    neighbours: Tensor
+    weight: Tensor
+    reach: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbourhood:
+    r"""The learned weights around a node, layer by layer.
+
+    Attributes:
+        node (int): The node :math:`i`.
+        hops (int): Length of the walks.
+        layers (list[LayerNeighbourhood]): One for each call of a layer.
+        data (Data): The data that the model was run on.
+    """
+
+    node: int
+    hops: int
+    layers: list[LayerNeighbourhood]
+    data: Data
+
+    def window(self, layer: int, radius: int) -> Tensor:
+        r"""The reach of a layer around a pixel.
+
+        Args:
+            layer (int): Index of the layer.
+            radius (int): Pixels to each side; zero outside of the image.
+
+        Returns:
+            Images :math:`(H, 2 R + 1, 2 R + 1)`.
+        """
+        image = data_to_image(self.data, self.layers[layer].reach)
+        padded = torch.nn.functional.pad(image, (radius,) * 4)
+        row, col = divmod(self.node, image.size(-1))
+        size = 2 * radius + 1
+        return padded[:, row : row + size, col : col + size]
+
+    def plot(
+        self, axes: Any = None, image: Tensor | None = None, radius: int = 8
+    ) -> Any:
+        r"""Draws the reach on the image, or on the map of the points.
+
+        Args:
+            axes (sequence of matplotlib axes, optional): One per layer
+                (rows) and head (columns). (default: :obj:`None`)
+            image (torch.Tensor, optional): Image :math:`(C, H, W)` to draw
+                on; :obj:`data.x` if :obj:`None`. (default: :obj:`None`)
+            radius (int, optional): Pixels to show to each side, of images.
+                (default: :obj:`8`)
+
+        Returns:
+            The axes, an array of layers by heads.
+
+        Raises:
+            ImportError: If matplotlib (extra :obj:`viz`) is missing.
+            ValueError: If the data is no image and has no positions of two
+                coordinates.
+        """
+        heads = self.layers[0].reach.size(1)
+        axes = make_axes(axes, len(self.layers), heads)
+        if self.data.get('height') is None:
+            image = None
+        elif image is None:
+            image = data_to_image(self.data)
+        for k, layer in enumerate(self.layers):
+            for head, ax in enumerate(axes[k]):
+                if image is None:
+                    self._draw_map(ax, layer, head)
+                else:
+                    reach = self.window(k, radius)[head]
+                    self._draw_window(ax, image, reach, radius)
+                title = f'{layer.name or "layer"}, head {head}'
+                ax.set(title=title, xticks=[], yticks=[])
+        return axes
+
+    def _draw_window(
+        self, ax: Any, image: Tensor, reach: Tensor, radius: int
+    ) -> None:
+        grey = image.detach().float().mean(0).cpu().numpy()
+        row, col = divmod(self.node, grey.shape[1])
+        ax.imshow(grey, cmap='gray', interpolation='nearest')
+        reach = reach.float().cpu()
+        overlay = torch.zeros((*reach.shape, 4))
+        overlay[..., :3] = torch.tensor([1.0, 0.25, 0.0])
+        # Square roots, so that the eye sees the tail.
+        overlay[..., 3] = 0.85 * (reach / reach.max().clamp(min=1e-30)).sqrt()
+        low, high = -radius - 0.5, radius + 0.5
+        extent = (col + low, col + high, row + high, row + low)
+        ax.imshow(overlay.numpy(), extent=extent, interpolation='nearest')
+        if not bool(reach.any()):
+            ax.text(col, row + 1.5, 'no neighbours', ha='center', va='top')
+        ax.plot(col, row, 'x', color='deepskyblue', markersize=8)
+        ax.set(xlim=extent[:2], ylim=extent[2:])
+
+    def _draw_map(self, ax: Any, layer: LayerNeighbourhood, head: int) -> None:
+        pos = self.data.get('pos')
+        if pos is None or pos.size(-1) != 2:
+            raise ValueError(
+                "'data' must have a 'height' and 'width' of an image or 'pos' "
+                'of shape [num_nodes, 2] to be drawn on'
+            )
+        pos = pos.detach().cpu()
+        ax.scatter(*pos.T.numpy(), s=4, color='lightgrey')
+        weight = layer.weight[:, head].cpu()
+        widths = 4 * weight / weight.max().clamp(min=1e-30)
+        for other, width in zip(
+            layer.neighbours.tolist(), widths.tolist(), strict=True
+        ):
+            line = pos[[self.node, other]].T.numpy()
+            ax.plot(*line, color='black', linewidth=width, zorder=1)
+        reach = layer.reach[:, head].cpu()
+        seen = reach > 1e-3 * reach.max()
+        style = {'s': 25, 'cmap': 'Oranges', 'zorder': 2}
+        ax.scatter(*pos[seen].T.numpy(), c=reach[seen].numpy(), **style)
+        x, y = pos[self.node].tolist()
+        ax.plot(x, y, 'x', color='deepskyblue', zorder=3)
+        far = (pos[seen] - pos[self.node]).abs().flatten()
+        size = 1.2 * max(far.tolist(), default=0.0) or 1.0
+        xlim, ylim = (x - size, x + size), (y - size, y + size)
+        ax.set(xlim=xlim, ylim=ylim, aspect='equal')
+
+
+@torch.no_grad()
+def neighbourhood(
+    model: torch.nn.Module,
+    data: Data,
+    node: int | tuple[int, int],
+    hops: int = 1,
+) -> Neighbourhood:
+    r"""Runs a model and collects the weights that it learned around a node.
+
+    Args:
+        model (torch.nn.Module): See :func:`~pyg_unroll.explain.trace`.
+        data (Data): The data that it is run on.
+        node (int or tuple[int, int]): The node, or (row, column) of a pixel.
+        hops (int, optional): Length of the random walks that measure
+            nearness; a layer's :attr:`receptive_field` is the number of hops
+            that it sees. (default: :obj:`1`)
+
+    Returns:
+        Weights and reach per layer and head. Neighbours in the margin that is
+        mirrored around an image are left out.
+
+    Raises:
+        ValueError: If there is no such node, the data is a batch, or see
+            :func:`~pyg_unroll.explain.trace`.
+    """
+    check_one_graph(data)
+    parts = node if isinstance(node, tuple) else (node,)
+    if len(parts) > 2 or not all(is_integer(part) for part in parts):
+        raise ValueError(
+            f"'node' must be an integer or a pixel (row, column) (got {node!r})"
+        )
+    if isinstance(node, tuple):
+        height, width = (int(data.get(k) or 0) for k in ('height', 'width'))
+        if not (0 <= node[0] < height and 0 <= node[1] < width):
+            raise ValueError(
+                f"'node' must be a pixel (row, column) of an image of "
+                f'{height} x {width} pixels (got {node})'
+            )
+        node = node[0] * width + node[1]
+    num_nodes = data.x.size(0)
+    if not 0 <= node < num_nodes:
+        raise ValueError(
+            f"'node' must lie in [0, {num_nodes}), the nodes of 'data' (got "
+            f'{node})'
+        )
+    check_positive('hops', hops)
+    layers = [_around(node, hops, *parts) for parts in _record(model, data)]
+    return Neighbourhood(node, hops, layers, data)
+
+
+def _around(
+    node: int, hops: int, call: LayerCall, place: Tensor, node_at: Tensor
+) -> LayerNeighbourhood:
+    topology, weight = call.topology, call.weight.double()
+    center = int(place[node])
+    entries = slice(*topology.rowptr[center : center + 2].tolist())
+    neighbours = node_at[topology.col[entries].long()]
+    inside = neighbours >= 0
+
+    degrees = degree(topology, weight).unsqueeze(1)
+    degrees = degrees.where(degrees > 0, float('inf'))
+    at = weight.new_zeros((topology.num_nodes, 1, weight.size(1)))
+    at[center] = 1
+    visits = torch.zeros_like(at)
+    for _ in range(hops):
+        leaving = at / degrees
+        # The adjacency matrix is the degrees minus the Laplacian.
+        stays = at.where(degrees < float('inf'), 0)
+        at = (stays - laplacian(topology, weight, leaving)).clamp(min=0)
+        visits += at / hops
+    return LayerNeighbourhood(
+        call.name,
+        neighbours[inside],
+        call.weight[topology.edge_id[entries].long()][inside],
+        visits[place].squeeze(1),
+    )

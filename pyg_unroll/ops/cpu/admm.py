@@ -1,0 +1,167 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
+"""CPU kernels of an iteration of ADMM."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops.cpu.launch import flat, over_rows
+from pyg_unroll.ops.cpu.operators import at, at_edge
+from pyg_unroll.ops.cpu.simd import (
+    add,
+    add_heads,
+    fma,
+    inlined,
+    kernel,
+    load,
+    load_heads,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    store,
+    sub,
+    zero_where_equal,
+    zeros,
+)
+
+
+@inlined
+def _edge_state(here, j, edge, forward, place, lanes, w, x, dual, scalars):
+    """The state along one edge: see :func:`.reference.admm.admm_step`."""
+    heads, head = place[2], place[3]
+    rho_previous = load_heads(scalars, head, lanes)
+    inverse = load_heads(scalars, 3 * heads + head, lanes)
+    relaxation = load_heads(scalars, 2 * heads + head, lanes)
+    weight = load_heads(w, at_edge(edge, place), lanes)
+    d = sub(here, load(x, at(j, place), lanes))
+    if not forward:
+        d = neg(d)
+    flow = mul(weight, d)
+    p = fma(rho_previous, flow, load(dual, at(edge, place), lanes))
+    s = fma(p, inverse, flow)
+    clamped = maximum(minimum(s, inverse), neg(inverse))
+    excess = sub(sub(s, clamped), flow)
+    target = fma(relaxation, excess, flow)
+    u = fma(neg(p), inverse, target)
+    return weight, d, flow, p, s, clamped, excess, target, u
+
+
+@kernel
+def _admm_step(
+    first, last, base, graph, place, lanes, w, x, dual, scalars, b, new_dual
+):
+    rowptr, col, edge_id = graph[:3]
+    rho = load_heads(scalars, place[2] + place[3], lanes)
+    for i in range(first, last):
+        total = zeros(x, lanes)
+        here = load(x, at(i, place), lanes)
+        for entry in range(rowptr[i], rowptr[i + 1]):
+            j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
+            weight, _, _, p, _, _, _, target, u = _edge_state(
+                here, j, edge, j > i, place, lanes, w, x, dual, scalars
+            )
+            if j > i:
+                store(new_dual, at(edge, place), fma(neg(rho), target, p))
+                total = fma(weight, u, total)
+            else:
+                total = fma(neg(weight), u, total)
+        store(b, at(i, place), total)
+
+
+@kernel
+def _admm_step_backward(
+    first, last, base, graph, place, lanes, w, inputs, grads, results, dots
+):
+    """The adjoint of `_admm_step`, computing again what it had computed."""
+    rowptr, col, edge_id = graph[:3]
+    x, dual, scalars = inputs
+    grad_b, grad_new = grads
+    grad_x, grad_w, grad_dual = results
+    heads, head = place[2], place[3]
+    rho_previous = load_heads(scalars, head, lanes)
+    rho = load_heads(scalars, heads + head, lanes)
+    relaxation = load_heads(scalars, 2 * heads + head, lanes)
+    inverse = load_heads(scalars, 3 * heads + head, lanes)
+    sum_previous = zeros(x, lanes)
+    sum_rho = zeros(x, lanes)
+    sum_relaxation = zeros(x, lanes)
+    for i in range(first, last):
+        total = zeros(x, lanes)
+        here = load(x, at(i, place), lanes)
+        grad_here = load(grad_b, at(i, place), lanes)
+        for entry in range(rowptr[i], rowptr[i + 1]):
+            j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
+            weight, d, flow, p, s, clamped, excess, target, u = _edge_state(
+                here, j, edge, j > i, place, lanes, w, x, dual, scalars
+            )
+            slope = sub(grad_here, load(grad_b, at(j, place), lanes))
+            if j < i:
+                slope = neg(slope)
+            grad_u = mul(weight, slope)
+            grad_q = load(grad_new, at(edge, place), lanes)
+            grad_target = fma(neg(rho), grad_q, grad_u)
+            grad_p = fma(neg(inverse), grad_u, grad_q)
+            grad_excess = mul(relaxation, grad_target)
+            grad_s = zero_where_equal(s, clamped, grad_excess)
+            grad_p = fma(inverse, grad_s, grad_p)
+            grad_flow = add(sub(grad_target, grad_excess), grad_s)
+            grad_flow = fma(rho_previous, grad_p, grad_flow)
+            if j < i:
+                total = fma(neg(weight), grad_flow, total)
+                continue
+            total = fma(weight, grad_flow, total)
+            store(grad_dual, at(edge, place), grad_p)
+            change = fma(u, slope, mul(grad_flow, d))
+            add_heads(grad_w, at_edge(edge, place), change, lanes)
+            sum_previous = fma(grad_p, flow, sum_previous)
+            sum_relaxation = fma(grad_target, excess, sum_relaxation)
+            scaled = mul(mul(p, inverse), inverse)
+            change = mul(grad_s, mul(clamped, inverse))
+            change = fma(sub(grad_u, grad_s), scaled, change)
+            change = fma(neg(target), grad_q, change)
+            sum_rho = add(sum_rho, change)
+        store(grad_x, at(i, place), total)
+    add_heads(dots, head, sum_previous, lanes)
+    add_heads(dots, heads + head, sum_rho, lanes)
+    add_heads(dots, 2 * heads + head, sum_relaxation, lanes)
+
+
+def _with_inverse(scalars: Tensor) -> Tensor:
+    """The scalars, and last the inverse of the penalty."""
+    return torch.cat([scalars, 1 / scalars[1:2]])
+
+
+def admm_step(
+    topology: Topology, weight: Tensor, x: Tensor, dual: Tensor, scalars: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See :func:`.reference.admm.admm_step`."""
+    b, new_dual = torch.empty_like(x), torch.empty_like(dual)
+    arrays = flat(weight, x, dual, _with_inverse(scalars), b, new_dual)
+    over_rows(_admm_step, topology, *x.shape[1:], *arrays, walk=False)
+    return b, new_dual
+
+
+def admm_step_backward(
+    topology: Topology, *operands: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`.reference.admm.admm_step_backward`."""
+    weight, x, dual, scalars, *grads = operands
+    grad_x, grad_old = torch.empty_like(x), torch.empty_like(dual)
+    grad_weight = torch.zeros_like(weight)
+    inputs = flat(x, dual, _with_inverse(scalars))
+    results = flat(grad_x, grad_weight, grad_old)
+    arrays = map(tuple, (inputs, flat(*grads), results))
+    grad_scalars = over_rows(
+        _admm_step_backward,
+        topology,
+        *x.shape[1:],
+        *flat(weight),
+        *arrays,
+        walk=False,
+        sums=3,
+    )
+    return grad_weight, grad_x, grad_old, grad_scalars

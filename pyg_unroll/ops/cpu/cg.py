@@ -1,0 +1,196 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
+"""CPU kernels of a step of conjugate gradients."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyg_unroll.ops.cpu.launch import flat, over_rows
+from pyg_unroll.ops.cpu.operators import (
+    at,
+    at_edge,
+    enter_line,
+    laplacian_row,
+)
+from pyg_unroll.ops.cpu.simd import (
+    add,
+    add_heads,
+    div,
+    fma,
+    inlined,
+    kernel,
+    load,
+    load_heads,
+    mul,
+    neg,
+    store,
+    sub,
+    window_size,
+    zeros,
+)
+from pyg_unroll.ops.reference.cg import Adjoint, Matrix
+
+
+def _diagonals(a: Matrix) -> tuple[Any, int, Any, int]:
+    """Preconditioner and confidence, each with its number of features, zero
+    where there is none.
+    """
+    (diagonal,) = flat(a.diagonal)
+    if a.confidence is None:
+        return diagonal, a.diagonal.size(1), diagonal[:0], 0
+    (confidence,) = flat(a.confidence)
+    sizes = a.diagonal.size(1), a.confidence.size(1)
+    return diagonal, sizes[0], confidence, sizes[1]
+
+
+@inlined
+def _load_diagonal(array, node, features, place, lanes):
+    if features == 1:
+        return load_heads(array, at_edge(node, place), lanes)
+    return load(array, at(node, place), lanes)
+
+
+@kernel
+def _cg_step(
+    first, last, base, graph, place, lanes, w, v, new_v, x, residual, d, scalars
+):
+    diagonal, diagonal_features, confidence, confidence_features = d
+    heads, head = place[2], place[3]
+    alpha = load_heads(scalars, head, lanes)
+    beta = load_heads(scalars, heads + head, lanes)
+    alpha_next = load_heads(scalars, 2 * heads + head, lanes)
+    end = inner = outer = first
+    for i in range(first, last):
+        if i == end:
+            end, inner, outer = enter_line(i, last, base, graph, lanes)
+        is_inner = inner <= i and i < outer
+        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, v)
+        here = at(i, place)
+        old = load(v, here, lanes)
+        if confidence_features > 0:
+            c = _load_diagonal(confidence, i, confidence_features, place, lanes)
+            total = fma(c, old, total)
+        r = fma(neg(alpha), total, load(residual, here, lanes))
+        store(residual, here, r)
+        d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
+        new = fma(beta, old, div(r, d_i))
+        store(new_v, here, new)
+        store(x, here, fma(alpha_next, new, load(x, here, lanes)))
+
+
+def cg_step(
+    a: Matrix, x: Tensor, residual: Tensor, v: Tensor, scalars: Tensor
+) -> Tensor:
+    """See :func:`.reference.cg.cg_step`."""
+    out = torch.empty_like(v)
+    signals = flat(a.weight, v, out, x, residual)
+    arrays = (*signals, _diagonals(a), *flat(scalars))
+    over_rows(_cg_step, a.topology, *x.shape[1:], *arrays)
+    return out
+
+
+@inlined
+def _add_term(total, here, other, edge, place, lanes, w, q):
+    dq = sub(here, load(q, at(other, place), lanes))
+    return fma(load_heads(w, at_edge(edge, place), lanes), dq, total), dq
+
+
+@inlined
+def _row_and_edges(
+    node, is_inner, base, graph, place, lanes, w, q, v, scale, out
+):
+    """As `laplacian_row`; adds scale * <dq, dv> to edges that start here."""
+    rowptr, col, edge_id, _, _, steps = graph
+    total = zeros(q, lanes)
+    here = load(q, at(node, place), lanes)
+    here_v = load(v, at(node, place), lanes)
+    if is_inner:
+        size = window_size(lanes)
+        for k in range(2 * size):
+            other, edge = node + steps[k], base[k] + node * size
+            total, dq = _add_term(total, here, other, edge, place, lanes, w, q)
+            if k >= size:
+                dv = sub(here_v, load(v, at(other, place), lanes))
+                change = mul(scale, mul(dq, dv))
+                add_heads(out, at_edge(edge, place), change, lanes)
+    else:
+        for entry in range(rowptr[node], rowptr[node + 1]):
+            other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
+            total, dq = _add_term(total, here, other, edge, place, lanes, w, q)
+            if other > node:
+                dv = sub(here_v, load(v, at(other, place), lanes))
+                change = mul(scale, mul(dq, dv))
+                add_heads(out, at_edge(edge, place), change, lanes)
+    return total
+
+
+@kernel
+def _cg_step_backward(
+    first, last, base, graph, place, lanes, w, signals, d, scalars, sums, dots
+):
+    q, new_q, v, u, grad_x, grad_v = signals
+    diagonal, diagonal_features, confidence, confidence_features = d
+    grad_w, sum_diagonal, sum_confidence = sums
+    heads, head = place[2], place[3]
+    alpha = load_heads(scalars, head, lanes)
+    beta = load_heads(scalars, heads + head, lanes)
+    beta_previous = load_heads(scalars, 2 * heads + head, lanes)
+    dot_alpha = zeros(w, lanes)
+    dot_beta = zeros(w, lanes)
+    end = inner = outer = first
+    for i in range(first, last):
+        if i == end:
+            end, inner, outer = enter_line(i, last, base, graph, lanes)
+        is_inner = inner <= i and i < outer
+        total = _row_and_edges(
+            i, is_inner, base, graph, place, lanes, w, q, v, neg(alpha), grad_w
+        )
+        here = at(i, place)
+        this_q, this_v = load(q, here, lanes), load(v, here, lanes)
+        if confidence_features > 0:
+            c = _load_diagonal(confidence, i, confidence_features, place, lanes)
+            total = fma(c, this_q, total)
+            change = mul(neg(alpha), mul(this_q, this_v))
+            old = load(sum_confidence, here, lanes)
+            store(sum_confidence, here, add(old, change))
+        slope = sub(load(grad_x, here, lanes), total)
+        dot_alpha = fma(slope, this_v, dot_alpha)
+        new = mul(beta, load(grad_v, here, lanes))
+        new = fma(alpha, slope, new)
+        store(grad_v, here, new)
+        previous = load(u, here, lanes)
+        dot_beta = fma(new, previous, dot_beta)
+        change = mul(new, sub(this_v, mul(beta_previous, previous)))
+        old = load(sum_diagonal, here, lanes)
+        store(sum_diagonal, here, add(old, change))
+        d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
+        store(new_q, here, add(this_q, div(new, d_i)))
+    add_heads(dots, head, dot_alpha, lanes)
+    add_heads(dots, heads + head, dot_beta, lanes)
+
+
+def cg_step_backward(
+    a: Matrix, adjoint: Adjoint, v: Tensor, u: Tensor, scalars: Tensor
+) -> Tensor:
+    """See :func:`.reference.cg.cg_step_backward`."""
+    q, confidence = adjoint.residual, adjoint.confidence
+    out = torch.empty_like(q)
+    signals = flat(q, out, v, u, adjoint.x, adjoint.direction)
+    confidence = q[:0] if confidence is None else confidence
+    sums = flat(adjoint.weight, adjoint.diagonal, confidence)
+    adjoint.residual = out
+    return over_rows(
+        _cg_step_backward,
+        a.topology,
+        *q.shape[1:],
+        *flat(a.weight),
+        tuple(signals),
+        _diagonals(a),
+        *flat(scalars),
+        tuple(sums),
+        sums=2,
+    )

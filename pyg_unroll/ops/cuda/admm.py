@@ -1,0 +1,190 @@
+# mypy: allow-untyped-defs, allow-incomplete-defs
+"""Triton kernels of an iteration of ADMM."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from pyg_unroll.graph import Topology
+from pyg_unroll.ops.cuda.launch import (
+    Launch,
+    contiguous,
+    csr,
+    heads_of,
+    load,
+    load_scalar,
+    neighbour,
+    store_partial,
+    sum_features,
+    tile_of,
+    zeros,
+)
+
+
+@triton.jit
+def _edge_state(difference, w, dual, rho_previous, rho, relaxation):
+    """The state along one edge: see :func:`.reference.admm.admm_step`."""
+    flow = w * difference
+    p = dual + rho_previous * flow
+    s = flow + p / rho
+    limit = 1.0 / rho
+    shrunk = s - tl.minimum(tl.maximum(s, -limit), limit)
+    target = relaxation * shrunk + (1.0 - relaxation) * flow
+    return flow, p, s, shrunk, target
+
+
+@triton.jit
+def _admm_step(
+    rowptr,
+    col,
+    edge_id,
+    num_nodes,
+    features,
+    dual,
+    new_dual,
+    weight,
+    x,
+    b,
+    scalars,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BF: tl.constexpr,
+    BH: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """One iteration along the edges."""
+    first, width = tl.program_id(1) * BF, features * HEADS
+    start, count, node, head, lanes, place, at, here = tile_of(
+        rowptr, num_nodes, features, first, HEADS, BLOCK, BF, BH, INDEX
+    )
+    rho_previous = load_scalar(scalars, 0, head, HEADS)
+    rho = load_scalar(scalars, 1, head, HEADS)
+    relaxation = load_scalar(scalars, 2, head, HEADS)
+    mine = load(x, at, here)
+    total = zeros(x, BLOCK, BF * BH)
+    for k in range(tl.max(count)):
+        j, e, _on, mask = neighbour(col, edge_id, start, count, k, lanes, INDEX)
+        w = load(weight, e * HEADS + head, mask)
+        edge = e * width + place
+        old = load(dual, edge, mask)
+        difference = mine - load(x, j * width + place, mask)
+        difference = tl.where(j > node, difference, -difference)
+        _flow, p, _s, _shrunk, target = _edge_state(
+            difference, w, old, rho_previous, rho, relaxation
+        )
+        value = w * (target - p / rho)
+        value = tl.where(j > node, value, -value)
+        total += tl.where(mask, value, 0.0)
+        # The row of the smaller endpoint sees to the edge.
+        tl.store(new_dual + edge, p - rho * target, mask=mask & (j > node))
+    tl.store(b + at, total, mask=here)
+
+
+def admm_step(
+    topology: Topology, weight: Tensor, x: Tensor, dual: Tensor, scalars: Tensor
+) -> tuple[Tensor, Tensor]:
+    """See :func:`.reference.admm.admm_step`."""
+    weight, x, dual, scalars = contiguous(weight, x, dual, scalars)
+    b, new_dual = torch.empty_like(x), torch.empty_like(dual)
+    launch = Launch(*x.shape, x, dual)
+    arrays = (dual, new_dual, weight, x, b, scalars)
+    launch(_admm_step, csr(topology), *arrays)
+    return b, new_dual
+
+
+@triton.jit
+def _admm_step_backward(
+    rowptr,
+    col,
+    edge_id,
+    num_nodes,
+    features,
+    sums,
+    first,
+    weight,
+    x,
+    dual,
+    scalars,
+    grad_b,
+    grad_new,
+    grad_weight,
+    grad_x,
+    grad_dual,
+    HEADS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BF: tl.constexpr,
+    BH: tl.constexpr,
+    INDEX: tl.constexpr,
+):
+    """The adjoint of `_admm_step`; one block of features."""
+    width = features * HEADS
+    start, count, node, head, lanes, place, at, here = tile_of(
+        rowptr, num_nodes, features, first, HEADS, BLOCK, BF, BH, INDEX
+    )
+    one_head, has_head = heads_of(HEADS, BH)
+    rho_previous = load_scalar(scalars, 0, head, HEADS)
+    rho = load_scalar(scalars, 1, head, HEADS)
+    relaxation = load_scalar(scalars, 2, head, HEADS)
+    mine, my_grad = load(x, at, here), load(grad_b, at, here)
+    total = zeros(x, BLOCK, BF * BH)
+    sum_previous = total
+    sum_rho = total
+    sum_relaxation = total
+    for k in range(tl.max(count)):
+        j, e, on, mask = neighbour(col, edge_id, start, count, k, lanes, INDEX)
+        w = load(weight, e * HEADS + head, mask)
+        edge, there = e * width + place, j * width + place
+        old, gq = load(dual, edge, mask), load(grad_new, edge, mask)
+        difference = mine - load(x, there, mask)
+        difference = tl.where(j > node, difference, -difference)
+        r = my_grad - load(grad_b, there, mask)
+        r = tl.where(j > node, r, -r)
+        flow, p, s, shrunk, target = _edge_state(
+            difference, w, old, rho_previous, rho, relaxation
+        )
+        gu = w * r
+        gt = gu - rho * gq
+        # The slope of the soft threshold, and its sign.
+        gs = tl.where(tl.abs(s) > 1.0 / rho, relaxation * gt, 0.0)
+        push = tl.where(s > 0, gs, -gs)
+        gp = gq + (gs - gu) / rho
+        gflow = gs + (1.0 - relaxation) * gt + rho_previous * gp
+        value = w * gflow
+        value = tl.where(j > node, value, -value)
+        total += tl.where(mask, value, 0.0)
+        # The row of the smaller endpoint sees to the edge.
+        is_src = on & (j > node)
+        owned = is_src & lanes
+        sum_previous += tl.where(owned, gp * flow, 0.0)
+        slope = ((gu - gs) * p + push) / (rho * rho) - target * gq
+        sum_rho += tl.where(owned, slope, 0.0)
+        sum_relaxation += tl.where(owned, gt * (shrunk - flow), 0.0)
+        tl.store(grad_dual + edge, gp, mask=owned)
+        dot = (target - p / rho) * r + gflow * difference
+        dot = sum_features(tl.where(owned, dot, 0.0), BLOCK, BF, BH)
+        head_edge, has_edge = e * HEADS + one_head, is_src & has_head
+        dot += load(grad_weight, head_edge, has_edge)
+        tl.store(grad_weight + head_edge, dot, mask=has_edge)
+    tl.store(grad_x + at, total, mask=here)
+    slot = tl.program_id(0) * 3
+    store_partial(sums, slot, sum_previous, HEADS, BF, BH)
+    store_partial(sums, slot + 1, sum_rho, HEADS, BF, BH)
+    store_partial(sums, slot + 2, sum_relaxation, HEADS, BF, BH)
+
+
+def admm_step_backward(
+    topology: Topology, *operands: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """See :func:`.reference.admm.admm_step_backward`."""
+    operands = tuple(contiguous(*operands))
+    weight, x, dual, *_ = operands
+    launch = Launch(*x.shape, x, dual)
+    # Blocks of features add to the first.
+    grad_weight, grad_x = torch.zeros_like(weight), torch.empty_like(x)
+    grads = grad_weight, grad_x, torch.empty_like(dual)
+    kernel, graph = _admm_step_backward, csr(topology)
+    grad_scalars = launch.sums(kernel, 3, graph, *operands, *grads)
+    return *grads, grad_scalars
