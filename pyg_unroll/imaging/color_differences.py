@@ -44,7 +44,7 @@ class ColorDifferences(torch.nn.Module):
     2. :meth:`fill` interpolates the differences to the corrected green from
        their known sites, on a graph of green.
 
-    Layers have the sizes of :func:`.priors.make_conv`.
+    Layers have the sizes of :obj:`.priors.make_conv`.
     """
 
     def __init__(
