@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeAlias, cast
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
+from torch_geometric.nn.inits import reset
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import (
@@ -54,13 +55,15 @@ class UnrolledBlock(torch.nn.Module):
         self.metric = metric
         self.conv = conv
         self.guide_channels = guide_channels
+        self._reset_guide()
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
-        nets: Any = self.features
-        nets.reset_parameters()
-        self.metric.reset_parameters()
-        self.conv.reset_parameters()
+        for module in (self.features, self.metric, self.conv):
+            reset(module)
+        self._reset_guide()
+
+    def _reset_guide(self) -> None:
         head = getattr(self.features, 'head', None)
         if self.guide_channels and isinstance(head, torch.nn.Module):
             # No guide at first: the untrained block is the plain solver.
@@ -75,17 +78,9 @@ class UnrolledBlock(torch.nn.Module):
         state: Tensor | None = None,
         topology: Topology | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        r"""Improves an estimate.
-
-        Args:
-            data (Data): With the observations :obj:`x` :math:`(N, C)`.
-            x (torch.Tensor): The current estimate :math:`(N, C)`.
-            mask (torch.Tensor, optional): True where known, :math:`(N, 1)` or
-                :math:`(N, C)`. (default: :obj:`None`)
-            state (torch.Tensor, optional): The state that the block before
-                returned. (default: :obj:`None`)
-            topology (Topology, optional): The graph; the edges of the data if
-                :obj:`None`. (default: :obj:`None`)
+        r"""Improves an estimate :math:`(N, C)` of the observations
+        :obj:`data.x`, on a graph or the edges of the data; the mask is
+        :math:`(N, 1)` or :math:`(N, C)`.
 
         Returns:
             The next estimate, and the state of the layer.
@@ -162,12 +157,11 @@ class UnrolledStack(torch.nn.Module):
             self.blocks.append(
                 UnrolledBlock(net, metric, make_conv(), guide_channels)
             )
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
         for block in self.blocks:
-            cast(UnrolledBlock, block).reset_parameters()
+            reset(block)
 
     def forward(self, data: Data) -> Tensor:
         r"""Interpolates (with :obj:`data.mask`) or denoises a signal.
@@ -230,7 +224,9 @@ def _nets(
         features, torch.nn.ModuleList
     ):
         nets = [features]
-        nets += [copy.deepcopy(features) for _ in range(num_blocks - 1)]
+        for _ in range(num_blocks - 1):
+            nets.append(copy.deepcopy(features))
+            reset(nets[-1])
     else:
         nets = list(features)
         if len(nets) != num_blocks:
@@ -270,8 +266,9 @@ class UnrolledGLR(UnrolledStack):
 
     Args:
         in_channels (int): Number of signal channels :math:`C`.
-        features (torch.nn.Module or sequence, optional): The feature net,
-            copied for each block, or one per block: called with the current
+        features (torch.nn.Module or sequence, optional): The feature net, of
+            which further blocks get copies that are reset, or one per block:
+            called with the current
             estimate :math:`(N, C)`, the mask :math:`(N, C)` and the data, it
             returns node features :math:`(N, D)`, with :math:`D` as its
             :obj:`out_channels`; :class:`~pyg_unroll.nn.MLPFeatures` with 8
@@ -285,8 +282,8 @@ class UnrolledGLR(UnrolledStack):
         heads (int, optional): Number of graphs learned in parallel.
             (default: :obj:`2`)
         guide (bool, optional): Take the last :math:`C` features for a guide
-            :math:`\mathbf{u}` and interpolate :math:`\mathbf{x} -
-            \mathbf{u}`. (default: :obj:`False`)
+            :math:`\mathbf{u}`, zero at first, and interpolate
+            :math:`\mathbf{x} - \mathbf{u}`. (default: :obj:`False`)
         **kwargs (optional): Additional arguments of
             :class:`~pyg_unroll.nn.GLRConv`, such as :obj:`fidelity`.
 
