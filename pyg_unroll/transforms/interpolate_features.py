@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
+from torch_geometric.utils import scatter
 
 from pyg_unroll.checks import (
     Checks,
@@ -265,9 +266,6 @@ def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:
     example = data.get('batch')
     if not isinstance(example, Tensor):
         example = torch.zeros(y.size(0), dtype=torch.long, device=y.device)
-    size = int(example.max()) + 1
-    total = y.new_zeros((size, y.size(1))).index_add(
-        0, example, torch.where(known, y, 0)
-    )
-    count = y.new_zeros((size, y.size(1))).index_add(0, example, known.double())
+    total = scatter(torch.where(known, y, 0), example)
+    count = scatter(known.double(), example)
     return (total / count.clamp(min=1))[example]

@@ -14,16 +14,16 @@ from pyg_unroll.checks import check_indices
 from pyg_unroll.graph import Topology, edges_of, read_edges, remember_topology
 
 
-def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
-    """Replaces all edges in place, so that batches can be taken apart; each
-    example has a count of undirected edges.
+def set_graph(data: Data, topology: Topology) -> Data:
+    """Replaces all edges in place, so that batches can be taken apart; those
+    of the topology are sorted by row.
     """
     edge_index = topology.edge_index
     remember_topology(edge_index, topology)
     remove_edges(data)
     data.edge_index = edge_index
     if isinstance(data, Batch) and hasattr(data, '_slice_dict'):
-        slices = torch.tensor([0, *accumulate(2 * count for count in counts)])
+        slices = topology.rowptr[data.ptr].long().cpu()
         _set_slices(data, 'edge_index', slices, data.ptr[:-1].cpu())
     return data
 
