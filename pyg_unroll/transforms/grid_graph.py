@@ -81,27 +81,20 @@ class GridGraph(BaseTransform):
         devices = (v.device for v in values if isinstance(v, Tensor))
         device = next(devices, torch.device('cpu'))
         if len(set(shapes)) == 1:
-            return self._grid(len(shapes), *shapes[0], device)
-        return join_topologies(
-            [self._grid(1, *shape, device) for shape in shapes]
-        )
+            return self.pixels(*shapes[0], device, len(shapes))
+        return join_topologies([self.pixels(*s, device) for s in shapes])
 
     def pixels(
         self,
         height: int,
         width: int,
         device: torch.device | str | None = None,
+        num_images: int = 1,
     ) -> Topology:
-        """Returns the edges between the pixels of one image."""
-        return self._grid(
-            1, height, width, torch.device('cpu' if device is None else device)
-        )
-
-    def _grid(
-        self, num_images: int, height: int, width: int, device: torch.device
-    ) -> Topology:
+        """Returns the edges between the pixels of images of one shape."""
         num_edges = num_images * height * width * len(self.offsets)
         build = _remembered if num_edges <= _LARGE else _build
+        device = torch.device('cpu' if device is None else device)
         return build(num_images, height, width, self.offsets, device)
 
     def __repr__(self) -> str:

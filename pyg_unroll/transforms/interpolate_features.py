@@ -20,7 +20,6 @@ from pyg_unroll.checks import (
     check_tensor,
     one_of,
 )
-from pyg_unroll.graph import Topology
 from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
@@ -201,7 +200,11 @@ class InterpolateFeatures(BaseTransform):
         free = ~(known | lost)
         if bool(free.any()):
             shift = mean if self.center else y.new_zeros(())
-            scale = self._scale(topology, weight, loops)
+            scale = y.new_ones(())  # makes the features harmonic
+            if self.normalization == 'sym':
+                degrees = degree(topology, weight.unsqueeze(1))
+                degrees = degrees + loops.unsqueeze(1)
+                scale = torch.where(degrees > 0, degrees, 1).sqrt()
             result = glr(
                 (y - shift) / scale,
                 topology,
@@ -214,16 +217,6 @@ class InterpolateFeatures(BaseTransform):
             y = torch.where(free, result.x * scale + shift, y)
         # Known entries as they are, bit for bit.
         return torch.where(known, x, y.to(x.dtype))
-
-    def _scale(
-        self, topology: Topology, weight: Tensor, loops: Tensor
-    ) -> Tensor:
-        """Divisors that make the features harmonic, `[N, 1]`."""
-        if self.normalization is None:
-            return loops.new_ones((loops.size(0), 1))
-        degrees = degree(topology, weight.unsqueeze(1))
-        degrees = degrees + loops.unsqueeze(1)
-        return torch.where(degrees > 0, degrees, 1).sqrt()
 
     def _fill_value(self, lost: Tensor, known: Tensor, mean: Tensor) -> Tensor:
         count, nodes = int(lost.sum()), lost.any(1).nonzero().view(-1)

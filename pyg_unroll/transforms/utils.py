@@ -8,7 +8,12 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
-from torch_geometric.utils import coalesce, is_sparse
+from torch_geometric.utils import (
+    coalesce,
+    get_self_loop_attr,
+    is_sparse,
+    to_undirected,
+)
 
 from pyg_unroll.checks import check_indices
 from pyg_unroll.graph import Topology, edges_of, read_edges, remember_topology
@@ -120,23 +125,17 @@ def undirected_graph(
             f'give it one row per node'
         )
     if weight is None:
-        row, col = coalesce(edge_index, num_nodes=num_nodes)
-        weight = torch.ones(row.size(0), dtype=torch.double, device=row.device)
+        edge_index = coalesce(edge_index, num_nodes=num_nodes)
+        weight = torch.ones_like(edge_index[0], dtype=torch.double)
     else:
-        (row, col), weight = coalesce(
-            edge_index, weight.double(), num_nodes=num_nodes
-        )
-    is_loop = row == col
-    loops = weight.new_zeros(num_nodes)
-    loops = loops.index_add(0, row[is_loop], weight[is_loop])
-    row, col, weight = (value[~is_loop] for value in (row, col, weight))
-    pair = torch.minimum(row, col) * num_nodes + torch.maximum(row, col)
-    pair, edge, count = pair.unique(return_inverse=True, return_counts=True)
-    weight = weight.new_zeros(pair.numel()).index_add(0, edge, weight) / count
-    topology = Topology.from_pairs(
-        pair // num_nodes, pair % num_nodes, num_nodes
+        edge_index, weight = coalesce(edge_index, weight.double(), num_nodes)
+    loops = get_self_loop_attr(edge_index, weight, num_nodes)
+    (row, col), weight = to_undirected(
+        edge_index, weight, num_nodes, reduce='mean'
     )
-    return topology, weight, loops
+    is_edge = row < col
+    topology = Topology.from_pairs(row[is_edge], col[is_edge], num_nodes)
+    return topology, weight[is_edge], loops
 
 
 def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
