@@ -183,7 +183,8 @@ def assert_compiles(
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     outputs = [run(*args, **kwargs) for run in (compiled, module)]
     assert_same(*outputs)
-    required = [_requires_grad(output) for output in outputs]
+    parts = [_tensors(output) for output in outputs]
+    required = [[x.requires_grad for x in tensors] for tensors in parts]
     assert required[0] == required[1], (
         f"'requires_grad' of the results is {required[0]} compiled and "
         f'{required[1]} otherwise'
@@ -195,27 +196,20 @@ def assert_compiles(
     ]
     if isinstance(module, torch.nn.Module):
         wanted += [p for p in module.parameters() if p.requires_grad]
-    losses = [_sum_of_squares(output) for output in outputs]
-    if wanted and all(loss.requires_grad for loss in losses):
-        grads = [
-            torch.autograd.grad(loss, wanted, materialize_grads=True)
-            for loss in losses
-        ]
+    if wanted and any(required[0]):
+        grads = []
+        for tensors in parts:
+            loss = [x.square().sum() for x in tensors if x.requires_grad]
+            grads.append(
+                torch.autograd.grad(loss, wanted, materialize_grads=True)
+            )
         assert_same(*grads)
 
 
-def _requires_grad(output: Any) -> Any:
+def _tensors(output: Any) -> list[Tensor]:
     if isinstance(output, Tensor):
-        return output.requires_grad
-    return [_requires_grad(part) for part in output]
-
-
-def _sum_of_squares(output: Any) -> Tensor:
-    """The sum over all parts of an output that have derivatives."""
-    if isinstance(output, Tensor):
-        differs = output.requires_grad
-        return output.square().sum() if differs else output.new_zeros(())
-    return sum(map(_sum_of_squares, output), torch.zeros(()))
+        return [output]
+    return [tensor for part in output for tensor in _tensors(part)]
 
 
 def assert_exports(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from pyg_unroll.graph import Topology
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.problem import warn_unconverged
 
@@ -28,18 +27,9 @@ def conjugate_gradient(
 ) -> tuple[Tensor, float, int]:
     r"""Solves :math:`A x = r` by preconditioned conjugate gradients.
 
-    All columns run together; a column that has reached the tolerance is
-    frozen.
-
-    Args:
-        system (LaplacianSystem): The operator :math:`A`.
-        residual (torch.Tensor): Right-hand side :math:`(N, F, H)`.
-        tol (float): Tolerance of the residual in the norm
-            :math:`\|r\|_{D^{-1}}`, relative to that of :obj:`residual`.
-        max_steps (int): Largest number of steps.
-        preconditioner (callable, optional): Takes a residual and returns a
-            direction; division by the diagonal if :obj:`None`.
-            (default: :obj:`None`)
+    All columns of the right-hand side :math:`(N, F, H)` run together; one is
+    frozen when its residual in the norm :math:`\|r\|_{D^{-1}}` has reached
+    the tolerance, relative to the first.
 
     Returns:
         The solution, the largest relative residual and the number of steps.
@@ -97,22 +87,12 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Settings(NamedTuple):
-    """A system, its weights aside, and the effort to solve it."""
+    """The system of some weights and confidence, and the effort to solve it."""
 
-    topology: Topology
-    free: Tensor | None
-    order: int
+    system: Callable[[Tensor, Tensor | None], LaplacianSystem]
     tol: float
     max_steps: int
     preconditioner: Preconditioner | None = None
-
-    def system(
-        self, weight: Tensor, confidence: Tensor | None
-    ) -> LaplacianSystem:
-        """The system of some weights."""
-        return LaplacianSystem.build(
-            self.topology, weight, confidence, self.free, self.order
-        )
 
 
 class ImplicitSolve(torch.autograd.Function):
@@ -128,39 +108,36 @@ class ImplicitSolve(torch.autograd.Function):
     def forward(
         ctx: Any,
         settings: Settings,
-        report: dict[str, Any],
         weight: Tensor,
         confidence: Tensor | None,
         b: Tensor,
-    ) -> Tensor:
-        """Runs the solver; residual and number of steps go into `report`."""
+    ) -> tuple[Tensor, float, int]:
+        """Returns what :func:`conjugate_gradient` does."""
         system = settings.system(weight, confidence)
         x, residual, num_steps = conjugate_gradient(
-            system,
-            system.restrict(b),
-            settings.tol,
-            settings.max_steps,
-            preconditioner=settings.preconditioner,
+            system, system.restrict(b), *settings[1:]
         )
-        report.update(residual=residual, num_steps=num_steps)
         ctx.settings = settings
         ctx.save_for_backward(weight, confidence, x)
-        return x
+        return x, residual, num_steps
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
         """Solves once more, for the adjoint."""
         settings: Settings = ctx.settings
         weight, confidence, x = ctx.saved_tensors
-        report: dict[str, Any] = {}
-        g = ImplicitSolve.apply(settings, report, weight, confidence, *grads)
-        if report['residual'] > settings.tol:
-            warn_unconverged('glr (backward)', **report, tol=settings.tol)
+        g, residual, num_steps = ImplicitSolve.apply(
+            settings, weight, confidence, grad
+        )
+        if residual > settings.tol:
+            warn_unconverged(
+                'glr (backward)', residual, num_steps, settings.tol
+            )
         grad_weight = grad_confidence = None
-        _, _, needs_weight, needs_confidence, _ = ctx.needs_input_grad
+        _, needs_weight, needs_confidence, _ = ctx.needs_input_grad
         if needs_weight:
             system = settings.system(weight, confidence)
             grad_weight = -system.weight_derivative(g, x)
         if needs_confidence:
             grad_confidence = (-g * x).sum_to_size(confidence.shape)
-        return None, None, grad_weight, grad_confidence, g
+        return None, grad_weight, grad_confidence, g

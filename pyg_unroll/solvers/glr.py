@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from pyg_unroll.checks import check_parameters, one_of
+from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.conjugate_gradient import ImplicitSolve, Settings
 from pyg_unroll.solvers.multigrid import multigrid
 from pyg_unroll.solvers.problem import CHECKS, SmoothnessProblem, SolverResult
@@ -105,18 +107,17 @@ def glr(
     scale = signal.confidence
     if scale is not None:
         scale = scale / problem.mu
-    settings = Settings(problem.topology, signal.free, order, tol, max_steps)
-    system = settings.system(weight, scale)
+    build = partial(
+        LaplacianSystem.build, problem.topology, free=signal.free, order=order
+    )
+    settings = Settings(build, tol, max_steps)
+    system = build(weight, scale)
     if preconditioner == 'amg':
         settings = settings._replace(preconditioner=multigrid(system))
-    report: dict[str, Any] = {}
     # Solve for the correction of the start, the mean of the known entries:
     # its right-hand side carries the derivatives by the observations.
-    correction = ImplicitSolve.apply(
-        settings,
-        report,
-        weight,
-        scale,
-        system.residual(problem.start, signal.x),
+    correction, residual, num_steps = ImplicitSolve.apply(
+        settings, weight, scale, system.residual(problem.start, signal.x)
     )
-    return problem.result('glr', problem.start + correction, **report, tol=tol)
+    out = problem.start + correction
+    return problem.result('glr', out, residual, num_steps, tol)

@@ -50,26 +50,16 @@ def gtv(
             ignored and may be NaN.
         edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology): The
             undirected graph.
-        edge_weight (torch.Tensor, optional): Symmetric, non-negative weights
-            :math:`(2E)`; all ones if :obj:`None`. (default: :obj:`None`)
-        mask (torch.Tensor, optional): True where known, boolean :math:`(N)`
-            or :math:`(N, F)`; all are noisy observations if :obj:`None`.
-            (default: :obj:`None`)
-        confidence (torch.Tensor, optional): Weights :math:`c_i \ge 0` of
-            noisy observations, of the shape of a mask.
-            (default: :obj:`None`)
-        fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`.
-            (default: :obj:`'hard'`)
-        mu (float or torch.Tensor, optional): Weight of the prior where
-            observations are noisy. (default: :obj:`1.0`)
+        edge_weight (torch.Tensor, optional): See :func:`glr`.
+        mask (torch.Tensor, optional): See :func:`glr`.
+        confidence (torch.Tensor, optional): See :func:`glr`.
+        fidelity (str, optional): See :func:`glr`.
+        mu (float or torch.Tensor, optional): See :func:`glr`.
         tol (float, optional): Tolerance of the duality gap relative to the
             objective, for each feature. (default: :obj:`1e-4`)
         max_steps (int, optional): Largest number of iterations.
             (default: :obj:`5000`)
-        fill (float or str, optional): Value of entries that no path of
-            positive weight joins to a known one, or :obj:`'mean'` of the
-            feature's known entries; :obj:`None` refuses such graphs.
-            (default: :obj:`None`)
+        fill (float or str, optional): See :func:`glr`.
 
     Returns:
         :class:`SolverResult`, in the type of :obj:`x`.
@@ -142,26 +132,15 @@ def _solve(
             x, flow, dual = variation.iterate(x, flow, dual, rho, solve, system)
             num_steps += 1
         gap = _gap(variation, x, flow, dual)
-        rho = _balance(rho, flow, old_flow, dual, old_dual, num_steps)
+        # Keep primal and dual residuals alike, by ever smaller moves of the
+        # penalty, so that ADMM converges.
+        primal = (dual - old_dual).norm(dim=0) / rho
+        change = (flow - old_flow).norm(dim=0)
+        factor = 1 + 1 / (1 + num_steps / 100)
+        rho = torch.where(primal > 3 * change, rho * factor, rho)
+        rho = torch.where(change > 3 * primal, rho / factor, rho)
         system = variation.system(rho)
     return x * size + middle, gap, num_steps
-
-
-def _balance(
-    rho: Tensor,
-    flow: Tensor,
-    old_flow: Tensor,
-    dual: Tensor,
-    old_dual: Tensor,
-    num_steps: int,
-) -> Tensor:
-    """Moves the penalty so that primal and dual residuals stay alike."""
-    primal = (dual - old_dual).norm(dim=0) / rho
-    change = (flow - old_flow).norm(dim=0)
-    # Ever smaller moves, so that ADMM converges.
-    factor = 1 + 1 / (1 + num_steps / 100)
-    rho = torch.where(primal > 3 * change, rho * factor, rho)
-    return torch.where(change > 3 * primal, rho / factor, rho)
 
 
 def _gap(

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,23 +10,15 @@ from torch import Tensor
 
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.conjugate_gradient import Preconditioner
-
-Cycle: TypeAlias = Callable[[Any], Any]
+from pyg_unroll.solvers.problem import adjacency
 
 
 def multigrid(system: LaplacianSystem) -> Preconditioner:
     r"""Builds a cycle of smoothed aggregation (Vanek, Mandel and Brezina,
-    1996) for a system of first order.
+    1996) for a system of first order, nonsingular on the free entries.
 
-    Features that are known at the same nodes share a hierarchy.
-
-    Args:
-        system (LaplacianSystem): The operator :math:`A`, nonsingular on the
-            free entries.
-
-    Returns:
-        An approximate inverse for residuals :math:`(N, F, 1)`, symmetric
-        positive definite on the free entries.
+    It takes residuals :math:`(N, F, 1)`. Features that are known at the same
+    nodes share a hierarchy.
 
     Raises:
         ValueError: If the system is of second order or not on the CPU.
@@ -50,13 +41,24 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
             "'pip install pyamg'"
         ) from error
 
-    matrix = _laplacian(system)
-    cycles: dict[bytes, Cycle] = {}
-    columns: list[tuple[Any, Cycle]] = []
-    for free, confidence in _columns(system):
-        key = free.tobytes() + confidence.tobytes()
-        if key not in cycles and free.any():
-            part = matrix[free][:, free] + diags(confidence[free])
+    topology = system.topology
+    weight = system.weight.detach()[:, 0]
+    matrix = adjacency(topology, weight[topology.edge_id].numpy())
+    degree = np.asarray(matrix.sum(1)).ravel()
+    matrix = diags(degree, format='csr') - matrix
+    confidence = torch.zeros(topology.num_nodes, 1, 1, dtype=torch.float64)
+    if system.confidence is not None:
+        confidence = confidence + system.confidence.detach()
+    free = system.restrict(torch.ones_like(confidence)) > 0
+    free, confidence = torch.broadcast_tensors(free, confidence)
+    cycles: dict[bytes, Any] = {}
+    columns: list[tuple[Any, Any]] = []
+    for column in range(free.size(1)):
+        is_free = free[:, column, 0].numpy()
+        diagonal = confidence[:, column, 0].numpy()
+        key = is_free.tobytes() + diagonal.tobytes()
+        if key not in cycles and is_free.any():
+            part = matrix[is_free][:, is_free] + diags(diagonal[is_free])
             # Row sums in place of a spectral radius, which takes a random
             # start.
             smooth = ('jacobi', {'omega': 4 / 3, 'weighting': 'local'})
@@ -64,42 +66,15 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
                 part.tocsr(), symmetry='symmetric', smooth=smooth
             )
             cycles[key] = hierarchy.aspreconditioner().matvec
-        columns.append((free, cycles.get(key, np.copy)))
+        columns.append((is_free, cycles.get(key, np.copy)))
 
     def precondition(residual: Tensor) -> Tensor:
         out = torch.zeros_like(residual)
         for column in range(residual.size(1)):
             # One column stands for all features.
-            free, cycle = columns[column % len(columns)]
-            part = residual[free, column, 0].numpy()
-            out[free, column, 0] = torch.from_numpy(cycle(part))
+            is_free, cycle = columns[column % len(columns)]
+            part = residual[is_free, column, 0].numpy()
+            out[is_free, column, 0] = torch.from_numpy(cycle(part))
         return out
 
     return precondition
-
-
-def _columns(system: LaplacianSystem) -> Iterator[tuple[Any, Any]]:
-    """Free entries and confidence of each feature that has its own."""
-    free, confidence = system.free, system.confidence
-    if free is None:
-        free = torch.ones(1, 1, 1, dtype=torch.bool)
-    if confidence is None:
-        confidence = torch.zeros(1, 1, 1, dtype=torch.float64)
-    nodes = torch.empty(system.topology.num_nodes, 1)
-    free, confidence, _ = torch.broadcast_tensors(
-        free[..., 0], confidence.detach()[..., 0], nodes
-    )
-    for column in range(free.size(1)):
-        yield free[:, column].numpy(), confidence[:, column].numpy()
-
-
-def _laplacian(system: LaplacianSystem) -> Any:
-    from scipy.sparse import csr_matrix, diags
-
-    topology = system.topology
-    size = topology.num_nodes
-    weight = system.weight.detach()[:, 0]
-    value = weight[topology.edge_id].numpy()
-    arrays = value, topology.col.numpy(), topology.rowptr.numpy()
-    adjacency = csr_matrix(arrays, shape=(size, size))
-    return diags(np.asarray(adjacency.sum(1)).ravel(), format='csr') - adjacency

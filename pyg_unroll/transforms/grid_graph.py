@@ -1,12 +1,9 @@
-"""Graphs of pixels.
-
-Edges come from a table of all neighbours, which lists them in order: a sort
-takes twice as long for 512 x 512 pixels and 8 neighbours, 0.25 s.
-"""
+"""Graphs of pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +14,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import check_data, is_integer
-from pyg_unroll.graph import Topology, index_type
+from pyg_unroll.graph import Topology
 from pyg_unroll.transforms.utils import join_topologies, set_graph
 
 # Edges of a graph too large to be remembered, 0.4 GiB; up to four are.
@@ -28,10 +25,7 @@ WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
     4: ((0, 1), (1, 0)),
     8: ((0, 1), (1, -1), (1, 0), (1, 1)),
     12: ((0, 1), (0, 2), (1, -1), (1, 0), (1, 1), (2, 0)),
-    24: (
-        *((0, 1), (0, 2)),
-        *((row, col) for row in (1, 2) for col in range(-2, 3)),
-    ),
+    24: ((0, 1), (0, 2), *((y, x) for y in (1, 2) for x in range(-2, 3))),
 }
 
 
@@ -44,9 +38,8 @@ class GridGraph(BaseTransform):
     and :obj:`data.width` columns, as
     :func:`~pyg_unroll.imaging.image_to_data` makes them; unlike in
     :func:`torch_geometric.utils.grid`, there are no self-loops and the y axis
-    is not flipped. Edges are computed by arithmetic on the device of the data;
-    those of the last four image shapes are remembered (of 8 neighbours, up to
-    two megapixels).
+    is not flipped. Edges are made on the device of the data; those of the last
+    four image shapes are remembered (of 8 neighbours, up to two megapixels).
 
     Args:
         window (int or list[tuple[int, int]], optional): :obj:`4` or :obj:`8`
@@ -72,24 +65,10 @@ class GridGraph(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns the data with :obj:`edge_index`."""
-        topology, counts = self._topology(data)
-        return set_graph(data, topology, counts)
+        return set_graph(data, self.topology(data))
 
     def topology(self, data: Data) -> Topology:
         """Returns the edges without putting them into the data."""
-        return self._topology(data)[0]
-
-    def pixels(
-        self,
-        height: int,
-        width: int,
-        device: torch.device | str | None = None,
-    ) -> Topology:
-        """Returns the edges between the pixels of one image."""
-        device = torch.device('cpu' if device is None else device)
-        return _grid_topology(1, height, width, self.offsets, device)
-
-    def _topology(self, data: Data) -> tuple[Topology, list[int]]:
         check_data(data)
         shapes = image_shapes(data)
         num_pixels = sum(height * width for height, width in shapes)
@@ -98,16 +77,25 @@ class GridGraph(BaseTransform):
                 f"'data' has {data.num_nodes} nodes, but its 'height' and "
                 f"'width' make {num_pixels} pixels"
             )
-        device = _device(data)
+        values = (data.get(name) for name in ('x', 'pos', 'mask', 'batch'))
+        devices = (v.device for v in values if isinstance(v, Tensor))
+        device = next(devices, torch.device('cpu'))
         if len(set(shapes)) == 1:
-            shape = (len(shapes), *shapes[0])
-            topology = _grid_topology(*shape, self.offsets, device)
-            return topology, [topology.num_edges // len(shapes)] * len(shapes)
-        parts = [
-            _grid_topology(1, height, width, self.offsets, device)
-            for height, width in shapes
-        ]
-        return join_topologies(parts), [part.num_edges for part in parts]
+            return self.pixels(*shapes[0], device, len(shapes))
+        return join_topologies([self.pixels(*s, device) for s in shapes])
+
+    def pixels(
+        self,
+        height: int,
+        width: int,
+        device: torch.device | str | None = None,
+        num_images: int = 1,
+    ) -> Topology:
+        """Returns the edges between the pixels of images of one shape."""
+        num_edges = num_images * height * width * len(self.offsets)
+        build = _remembered if num_edges <= _LARGE else _build
+        device = torch.device('cpu' if device is None else device)
+        return build(num_images, height, width, self.offsets, device)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(window={self.window})'
@@ -158,26 +146,6 @@ def _per_image(size: Any) -> list[int]:
     return torch.as_tensor(size).view(-1).tolist()
 
 
-def _device(data: Data) -> torch.device:
-    for name in ('x', 'pos', 'mask', 'batch'):
-        value = data.get(name)
-        if isinstance(value, Tensor):
-            return value.device
-    return torch.device('cpu')
-
-
-def _grid_topology(
-    num_images: int,
-    height: int,
-    width: int,
-    offsets: tuple[tuple[int, int], ...],
-    device: torch.device,
-) -> Topology:
-    small = num_images * height * width * len(offsets) <= _LARGE
-    build = _remembered if small else _build
-    return build(num_images, height, width, offsets, device)
-
-
 # Tensors made in inference mode could not be used for training later.
 @torch.inference_mode(False)
 def _build(
@@ -188,39 +156,16 @@ def _build(
     device: torch.device,
 ) -> Topology:
     """Connects the pixels of images that follow each other."""
-    size = len(offsets)
-    # All neighbours in ascending order: backwards first.
-    window = torch.tensor(
-        [*((-row, -col) for row, col in reversed(offsets)), *offsets],
-        device=device,
-    )
-    down, right = window.T
+    down, right = torch.tensor(offsets, device=device).T
     line = torch.arange(height, device=device).view(-1, 1, 1) + down
     column = torch.arange(width, device=device).view(-1, 1) + right
-    exists = (line >= 0) & (line < height) & (column >= 0) & (column < width)
-    exists = exists.expand(num_images, -1, -1, -1).reshape(-1, 2 * size)
-    index = index_type(exists.size(0), exists.size(0) * size)
-    # Row and place in the window of each entry, in the order of the CSR.
-    row, slot = (part.to(index) for part in exists.nonzero().unbind(1))
-    col = row + (down * width + right).to(index)[slot]
-    number = exists.flatten().cumsum(0, dtype=index) - 1
-    # The reverse direction stands at the opposite place of the other pixel.
-    reverse = number[(col.long() + 1) * (2 * size) - 1 - slot]
-    forward = slot >= size
-    edge = forward.cumsum(0, dtype=index) - 1
-    first = forward.nonzero().view(-1)
-    count = exists.sum(1).cumsum(0, dtype=index)
-    return Topology(
-        num_nodes=exists.size(0),
-        src=row[first],
-        dst=col[first],
-        rowptr=torch.cat([count.new_zeros(1), count]),
-        col=col,
-        edge_id=torch.where(forward, edge, edge[reverse]),
-        sign=2.0 * forward - 1.0,
-        entry=torch.stack([first, reverse[first].long()], dim=1),
-        grid=(height, width, *(k for offset in offsets for k in offset)),
-    )
+    exists = (line < height) & (column >= 0) & (column < width)
+    exists = exists.expand(num_images, -1, -1, -1).reshape(-1, len(offsets))
+    src, slot = exists.nonzero().unbind(1)
+    dst = src + (down * width + right)[slot]
+    topology = Topology.from_pairs(src, dst, exists.size(0))
+    grid = height, width, *(k for offset in offsets for k in offset)
+    return replace(topology, grid=grid)
 
 
 _remembered = lru_cache(maxsize=4)(_build)

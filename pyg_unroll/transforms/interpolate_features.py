@@ -10,6 +10,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
+from torch_geometric.utils import scatter
 
 from pyg_unroll.checks import (
     Checks,
@@ -19,7 +20,6 @@ from pyg_unroll.checks import (
     check_tensor,
     one_of,
 )
-from pyg_unroll.graph import Topology
 from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
@@ -200,7 +200,11 @@ class InterpolateFeatures(BaseTransform):
         free = ~(known | lost)
         if bool(free.any()):
             shift = mean if self.center else y.new_zeros(())
-            scale = self._scale(topology, weight, loops)
+            scale = y.new_ones(())  # makes the features harmonic
+            if self.normalization == 'sym':
+                degrees = degree(topology, weight.unsqueeze(1))
+                degrees = degrees + loops.unsqueeze(1)
+                scale = torch.where(degrees > 0, degrees, 1).sqrt()
             result = glr(
                 (y - shift) / scale,
                 topology,
@@ -213,16 +217,6 @@ class InterpolateFeatures(BaseTransform):
             y = torch.where(free, result.x * scale + shift, y)
         # Known entries as they are, bit for bit.
         return torch.where(known, x, y.to(x.dtype))
-
-    def _scale(
-        self, topology: Topology, weight: Tensor, loops: Tensor
-    ) -> Tensor:
-        """Divisors that make the features harmonic, `[N, 1]`."""
-        if self.normalization is None:
-            return loops.new_ones((loops.size(0), 1))
-        degrees = degree(topology, weight.unsqueeze(1))
-        degrees = degrees + loops.unsqueeze(1)
-        return torch.where(degrees > 0, degrees, 1).sqrt()
 
     def _fill_value(self, lost: Tensor, known: Tensor, mean: Tensor) -> Tensor:
         count, nodes = int(lost.sum()), lost.any(1).nonzero().view(-1)
@@ -265,9 +259,6 @@ def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:
     example = data.get('batch')
     if not isinstance(example, Tensor):
         example = torch.zeros(y.size(0), dtype=torch.long, device=y.device)
-    size = int(example.max()) + 1
-    total = y.new_zeros((size, y.size(1))).index_add(
-        0, example, torch.where(known, y, 0)
-    )
-    count = y.new_zeros((size, y.size(1))).index_add(0, example, known.double())
+    total = scatter(torch.where(known, y, 0), example)
+    count = scatter(known.double(), example)
     return (total / count.clamp(min=1))[example]

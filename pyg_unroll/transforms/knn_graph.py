@@ -50,15 +50,10 @@ class KNNGraph(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns the data with :obj:`edge_index`."""
-        parts = self._parts(data)
-        counts = [part.num_edges for part in parts]
-        return set_graph(data, join_topologies(parts), counts)
+        return set_graph(data, self.topology(data))
 
     def topology(self, data: Data) -> Topology:
         """Returns the edges without putting them into the data."""
-        return join_topologies(self._parts(data))
-
-    def _parts(self, data: Data) -> list[Topology]:
         check_data(data)
         pos = data.get('pos')
         if not isinstance(pos, Tensor):
@@ -80,7 +75,9 @@ class KNNGraph(BaseTransform):
                 f'{node}); remove such points first'
             )
         sizes = sizes_of_examples(data, pos.size(0))
-        return [self._neighbours(part) for part in pos.split(sizes)]
+        return join_topologies(
+            [self._neighbours(part) for part in pos.split(sizes)]
+        )
 
     def _neighbours(self, pos: Tensor) -> Topology:
         num_nodes = pos.size(0)

@@ -124,15 +124,18 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         self.normalization = normalization
         self.attr = attr
         self.floor = floor
-        self.weight: torch.nn.Parameter | UninitializedParameter = (
-            UninitializedParameter()
-            if in_channels == -1
-            else torch.nn.Parameter(torch.empty(self._shape()))
-        )
-        self.reset_parameters()
+        self.weight: torch.nn.Parameter | UninitializedParameter
+        self.weight = UninitializedParameter()
+        if in_channels != -1:
+            self._materialize(in_channels)
+            self.reset_parameters()
 
-    def _shape(self) -> tuple[int, int, int]:
-        return self.heads, self.rank or self.in_channels, self.in_channels
+    def _materialize(self, channels: int, device: Any = None) -> None:
+        assert isinstance(self.weight, UninitializedParameter)
+        self.in_channels = channels
+        shape = self.heads, self.rank or channels, channels
+        with torch.no_grad():
+            self.weight.materialize(shape, device)
 
     def reset_parameters(self) -> None:
         r"""Resets :math:`\mathbf{R}` to random orthonormal rows (or columns).
@@ -179,8 +182,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         r"""Weights per undirected edge, for :obj:`'sym'` or no normalization.
 
         Args:
-            features (torch.Tensor): Node features :math:`(N, C)`, or of
-                several samples on one graph :math:`(B, N, C)`.
+            features (torch.Tensor): See :meth:`distances`.
             topology (Topology): The graph.
 
         Returns:
@@ -206,7 +208,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
 
     def _distances(self, features: Tensor, topology: Topology) -> Tensor:
         """Distances with the samples among the heads, `[E, B * H]`."""
-        self._materialize(features)
+        if isinstance(self.weight, UninitializedParameter):
+            self._materialize(features.size(-1), features.device)
+            self.reset_parameters()
         channels = self.in_channels
         if features.dim() not in (2, 3) or features.size(-1) != channels:
             raise ValueError(
@@ -297,17 +301,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             and isinstance(given, Tensor)
             and not isinstance(given, UninitializedParameter)
         ):
-            self.in_channels = given.size(-1)
-            self.weight.materialize(self._shape())
+            self._materialize(given.size(-1))
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def _materialize(self, features: Tensor) -> None:
-        if not isinstance(self.weight, UninitializedParameter):
-            return
-        self.in_channels = features.size(-1)
-        with torch.no_grad():
-            self.weight.materialize(self._shape(), device=features.device)
-        self.reset_parameters()
 
     def __repr__(self) -> str:
         return (

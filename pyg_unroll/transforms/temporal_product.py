@@ -1,8 +1,4 @@
-"""Graphs of sensors that report over time.
-
-Edges of the product come from the rows of both factors: a sort adds a third
-to transform and `solvers.glr` of 1000 sensors at 500 times, 1.0 s.
-"""
+"""Graphs of sensors that report over time."""
 
 from __future__ import annotations
 
@@ -27,7 +23,6 @@ from pyg_unroll.checks import (
 from pyg_unroll.graph import (
     Topology,
     edges_of,
-    index_type,
     remember_topology,
     resolve_graph,
 )
@@ -63,9 +58,9 @@ class TemporalProduct(BaseTransform):
         \mathbf{L} = \mathbf{L}_{\textrm{sensors}} \otimes \mathbf{I}_T +
         \omega \, \mathbf{I}_N \otimes \mathbf{L}_{\textrm{path}},
 
-    and any layer or solver interpolates in space and time. Edges are computed
-    by arithmetic on the device of the data, sorted by row, and layers need
-    not sort them again. The way back is :func:`from_product`.
+    and any layer or solver interpolates in space and time. Edges are
+    sorted by row, and layers need not sort them again. The way back is
+    :func:`from_product`.
 
     .. code-block:: python
 
@@ -158,10 +153,8 @@ class TemporalProduct(BaseTransform):
             for key in data.keys()
             if data.is_node_attr(key) and key not in signals
         }
-        for key, value in repeated.items():
-            data[key] = value
-        for key, value in signals.items():
-            data[key] = value.flatten(0, 1)
+        data.update(repeated)
+        data.update({k: v.flatten(0, 1) for k, v in signals.items()})
         data.edge_index, data.edge_weight = edge_index, edge_weight
         steps = torch.arange(num_steps, device=x.device)
         data.time_step = steps.repeat(num_sensors)
@@ -192,42 +185,37 @@ class TemporalProduct(BaseTransform):
         if not dtype.is_floating_point:
             dtype = torch.get_default_dtype()
         space, spatial = resolve_graph(edges, weight, x.size(0), dtype)
-        time, temporal = self._time(x.size(1), spatial)
-        topology = product_topology(space, time)
-        joined = torch.cat(
-            [
-                spatial.repeat_interleave(x.size(1), 0),
-                temporal.repeat(x.size(0), spatial.size(1)),
-            ]
+        num_steps = x.size(1)
+        # Weights of edges between times so many steps apart.
+        gaps = {1: self.time_weight}
+        if self.period is not None:
+            if self.period >= num_steps:
+                raise ValueError(
+                    f"'period' must be smaller than the number of time steps "
+                    f'(got {self.period} for {num_steps})'
+                )
+            own = self.period_weight
+            gaps[self.period] = self.time_weight if own is None else own
+        node = torch.arange(x.size(0) * num_steps, device=space.device)
+        node = node.view(-1, num_steps)
+        ends = [(node[space.src.long()], node[space.dst.long()])]
+        weights = [spatial.repeat_interleave(num_steps, 0)]
+        for gap, value in gaps.items():
+            before, after = node[:, :-gap], node[:, gap:]
+            ends.append((before, after))
+            shape = before.numel(), spatial.size(1)
+            weights.append(spatial.new_full(shape, value))
+        src, dst = (
+            torch.cat([part.flatten() for part in parts])
+            for parts in zip(*ends, strict=True)
         )
+        topology = Topology.from_pairs(src, dst, node.numel())
+        joined = torch.cat(weights)
         if weight is None or weight.dim() == 1:
             joined = joined.squeeze(1)
         edge_index = topology.edge_index
         remember_topology(edge_index, topology)
         return edge_index, topology.directed_weight(joined)
-
-    def _time(self, num_steps: int, like: Tensor) -> tuple[Topology, Tensor]:
-        """Edges between times, and their weights `[E, 1]`."""
-        if self.period is not None and self.period >= num_steps:
-            raise ValueError(
-                f"'period' must be smaller than the number of time steps "
-                f'(got {self.period} for {num_steps})'
-            )
-        step = torch.arange(num_steps, device=like.device)
-        pairs = [(step[:-1], step[1:])]
-        weights = [self.time_weight]
-        if self.period is not None:
-            pairs.append((step[: -self.period], step[self.period :]))
-            own = self.period_weight
-            weights.append(self.time_weight if own is None else own)
-        weight = torch.cat(
-            [
-                like.new_full((src.numel(), 1), value)
-                for (src, _), value in zip(pairs, weights, strict=True)
-            ]
-        )
-        src, dst = (torch.cat(end) for end in zip(*pairs, strict=True))
-        return Topology.from_pairs(src, dst, num_steps), weight
 
     def __repr__(self) -> str:
         return (
@@ -297,86 +285,3 @@ def _repeat(data: Data, key: str, num_steps: int) -> Any:
         f"'data.{key}' holds one value per node, but is no tensor or list "
         f"(got '{type(value).__name__}'); convert it with 'torch.as_tensor'"
     )
-
-
-def product_topology(space: Topology, time: Topology) -> Topology:
-    r"""Joins :math:`(i, t)` to :math:`(j, t)` for each edge
-    :math:`\{i, j\}` of one graph, and to :math:`(i, s)` for each edge
-    :math:`\{s, t\}` of the other.
-
-    Args:
-        space (Topology): A graph of :math:`N` nodes and :math:`E` edges.
-        time (Topology): A graph of :math:`T` nodes.
-
-    Returns:
-        The topology; node :math:`(i, t)` is row :math:`i T + t`. Edge
-        :math:`e` of :obj:`space` at :math:`t` is edge :math:`e T + t`; the
-        edges of :obj:`time` follow, one node of :obj:`space` after the other.
-    """
-    num_steps = time.num_nodes
-    num_nodes = space.num_nodes * num_steps
-    num_edges = space.num_edges * num_steps + space.num_nodes * time.num_edges
-    index = index_type(num_nodes, num_edges)
-    node, step = (
-        torch.arange(graph.num_nodes, device=space.device)
-        for graph in (space, time)
-    )
-    row, rank, place = _entries(space)
-    time_row, time_rank, time_place = _entries(time)
-    # First entry of the CSR of each node, [N, T].
-    first = num_steps * space.rowptr[:-1].long() + 2 * time.num_edges * node
-    start = first.unsqueeze(1) + step * space.rowptr.diff().unsqueeze(1)
-    start = start + time.rowptr[:-1]
-    # Neighbours in time come between those of smaller and of larger row.
-    after = space.col > row
-    before = torch.zeros_like(node).index_add_(0, row, (~after).long())
-    position = start[row] + rank.unsqueeze(1)
-    position += after.unsqueeze(1) * time.rowptr.diff()
-    time_position = start[:, time_row] + before.unsqueeze(1) + time_rank
-    entry = torch.cat(
-        [
-            position[place].transpose(1, 2).flatten(0, 1),
-            time_position[:, time_place].flatten(0, 1),
-        ]
-    )
-
-    def ends(spatial: Tensor, temporal: Tensor) -> Tensor:
-        parts = (
-            num_steps * spatial.long().unsqueeze(1) + step,
-            num_steps * node.unsqueeze(1) + temporal,
-        )
-        return torch.cat([part.flatten() for part in parts]).to(index)
-
-    src, dst = ends(space.src, time.src), ends(space.dst, time.dst)
-    col = src.new_empty(2 * num_edges)
-    col[entry] = torch.stack([dst, src], dim=1)
-    edge_id = torch.empty_like(col)
-    edge_id[entry] = torch.arange(
-        num_edges, dtype=index, device=col.device
-    ).unsqueeze(1)
-    sign = col.new_ones(2 * num_edges, dtype=torch.float32)
-    sign[entry[:, 1]] = -1.0
-    return Topology(
-        num_nodes=num_nodes,
-        src=src,
-        dst=dst,
-        rowptr=torch.cat(
-            [start.flatten(), start.new_tensor([2 * num_edges])]
-        ).to(index),
-        col=col,
-        edge_id=edge_id,
-        sign=sign,
-        entry=entry,
-    )
-
-
-def _entries(topology: Topology) -> tuple[Tensor, Tensor, Tensor]:
-    """Row of each CSR entry, its place in the row, and the two entries of
-    each edge, `[E, 2]`.
-    """
-    nodes = torch.arange(topology.num_nodes, device=topology.device)
-    row = nodes.repeat_interleave(topology.rowptr.diff())
-    entries = torch.arange(row.numel(), device=topology.device)
-    place = torch.empty_like(topology.entry)
-    place[topology.edge_id.long(), (topology.sign < 0).long()] = entries
-    return row, entries - topology.rowptr[row], place

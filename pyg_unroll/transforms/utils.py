@@ -8,36 +8,33 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
-from torch_geometric.utils import coalesce, is_sparse
+from torch_geometric.utils import (
+    coalesce,
+    get_self_loop_attr,
+    is_sparse,
+    to_undirected,
+)
 
 from pyg_unroll.checks import check_indices
 from pyg_unroll.graph import Topology, edges_of, read_edges, remember_topology
 
 
-def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
-    """Replaces all edges by `edge_index`, so that batches can be taken apart.
-
-    Args:
-        data (Data): Changed in place: a transform's own shallow copy.
-        topology (Topology): The edges.
-        counts (list[int]): Number of undirected edges of each example.
+def set_graph(data: Data, topology: Topology) -> Data:
+    """Replaces all edges in place, so that batches can be taken apart; those
+    of the topology are sorted by row.
     """
     edge_index = topology.edge_index
     remember_topology(edge_index, topology)
     remove_edges(data)
     data.edge_index = edge_index
     if isinstance(data, Batch) and hasattr(data, '_slice_dict'):
-        slices = torch.tensor([0, *accumulate(2 * count for count in counts)])
+        slices = topology.rowptr[data.ptr].long().cpu()
         _set_slices(data, 'edge_index', slices, data.ptr[:-1].cpu())
     return data
 
 
 def remove_edges(data: Data) -> None:
-    """Removes edges and all attributes of edges.
-
-    Args:
-        data (Data): Changed in place: a transform's own shallow copy.
-    """
+    """Removes edges and all attributes of edges in place."""
     names = {'edge_index', 'edge_attr', 'edge_weight', 'adj_t'}
     counted, graph = data, data.get('edge_index')
     if isinstance(graph, Topology):  # which PyG cannot count
@@ -63,15 +60,7 @@ def examples_of(batch: Batch) -> list[Data]:
 
 
 def sizes_of_examples(data: Data, num_nodes: int) -> list[int]:
-    """Numbers of nodes of the examples of a batch, or of the only one.
-
-    Args:
-        data (Data): The data, with :obj:`ptr` or :obj:`batch` of a batch.
-        num_nodes (int): Number of nodes.
-
-    Raises:
-        ValueError: If the nodes of an example do not follow each other.
-    """
+    """Numbers of nodes of the examples of a batch, or of the only one."""
     ptr, batch = data.get('ptr'), data.get('batch')
     if ptr is not None:
         return ptr.diff().tolist()
@@ -86,12 +75,7 @@ def sizes_of_examples(data: Data, num_nodes: int) -> list[int]:
 
 
 def set_edge_weight(data: Data, edge_weight: Tensor) -> Data:
-    """Sets `edge_weight`, one row per column of `edge_index`.
-
-    Args:
-        data (Data): Changed in place: a transform's own shallow copy.
-        edge_weight (torch.Tensor): The weights.
-    """
+    """Sets `edge_weight` in place, one row per column of `edge_index`."""
     data.edge_weight = edge_weight
     slices = getattr(data, '_slice_dict', {}).get('edge_index')
     if slices is not None:
@@ -123,25 +107,13 @@ def join_topologies(parts: list[Topology]) -> Topology:
 def undirected_graph(
     data: Data, num_nodes: int
 ) -> tuple[Topology, Tensor, Tensor]:
-    r"""Makes an undirected graph of the edges of any data.
+    """Makes an undirected graph of the edges of any data: without self-loops,
+    its weights `[E]` and those of each node's self-loop `[N]`, in float64.
 
     Parallel edges of one direction are added up (unweighted ones count once),
     as in an adjacency matrix; then an edge gets the mean of the directions
     that are there, so that a part of an undirected graph, sampled in one
     direction, has the weights of the whole.
-
-    Args:
-        data (Data): With :obj:`edge_index`, and weights :obj:`edge_weight` or
-            :obj:`edge_attr`, or with :obj:`adj_t`.
-        num_nodes (int): Number of nodes.
-
-    Returns:
-        The graph without self-loops, its weights :math:`(E)`, and the weight
-        of each node's self-loop :math:`(N)`, in float64.
-
-    Raises:
-        ValueError: If there are no edges, an index is out of range, or
-            weights are not one finite, non-negative number per edge.
     """
     edge_index, weight = _read_edges(data)
     if edge_index.numel() > 0 and not (
@@ -153,23 +125,17 @@ def undirected_graph(
             f'give it one row per node'
         )
     if weight is None:
-        row, col = coalesce(edge_index, num_nodes=num_nodes)
-        weight = torch.ones(row.size(0), dtype=torch.double, device=row.device)
+        edge_index = coalesce(edge_index, num_nodes=num_nodes)
+        weight = torch.ones_like(edge_index[0], dtype=torch.double)
     else:
-        (row, col), weight = coalesce(
-            edge_index, weight.double(), num_nodes=num_nodes
-        )
-    is_loop = row == col
-    loops = weight.new_zeros(num_nodes)
-    loops = loops.index_add(0, row[is_loop], weight[is_loop])
-    row, col, weight = (value[~is_loop] for value in (row, col, weight))
-    pair = torch.minimum(row, col) * num_nodes + torch.maximum(row, col)
-    pair, edge, count = pair.unique(return_inverse=True, return_counts=True)
-    weight = weight.new_zeros(pair.numel()).index_add(0, edge, weight) / count
-    topology = Topology.from_pairs(
-        pair // num_nodes, pair % num_nodes, num_nodes
+        edge_index, weight = coalesce(edge_index, weight.double(), num_nodes)
+    loops = get_self_loop_attr(edge_index, weight, num_nodes)
+    (row, col), weight = to_undirected(
+        edge_index, weight, num_nodes, reduce='mean'
     )
-    return topology, weight, loops
+    is_edge = row < col
+    topology = Topology.from_pairs(row[is_edge], col[is_edge], num_nodes)
+    return topology, weight[is_edge], loops
 
 
 def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:

@@ -20,7 +20,6 @@ from pyg_unroll import (
     solvers,
 )
 from pyg_unroll.testing import assert_batch_equals_loop, assert_same
-from pyg_unroll.transforms.temporal_product import product_topology
 from tests.oracles import dense_laplacian, random_graph, relative_error
 
 N, STEPS = 6, 9
@@ -89,68 +88,39 @@ def test_is_the_kronecker_sum(options, period, dtype):
 @pytest.mark.parametrize('num_steps', [1, 2, 7])
 @pytest.mark.parametrize('num_edges', [0, 1, 40])
 @pytest.mark.parametrize('num_nodes', [1, 6])
-def test_product_is_what_sorting_gives(num_steps, num_edges, num_nodes, device):
-    # Two random graphs: the second need not be a path.
-    space, time = (
-        Topology.from_edge_index(
-            random_graph(n, num_edges, connected=False).edge_index, n
-        ).to(device)
-        for n in (num_nodes, num_steps)
+def test_edges_of_small_factors(num_steps, num_edges, num_nodes, device):
+    graph = random_graph(num_nodes, num_edges, connected=False)
+    weight = graph.edge_weight.double()
+    data = Data(
+        x=torch.rand(num_nodes, num_steps).double(),
+        edge_index=graph.edge_index,
+        edge_weight=weight,
     )
-    quick = product_topology(space, time)
-    edge_index = quick.edge_index
+    period = 3 if num_steps > 3 else None
+    out = TemporalProduct(1.5, period, 0.4 if period else None)(data.to(device))
+    edge_index, size = out.edge_index, num_nodes * num_steps
     assert edge_index.device.type == device.type
-    slow = Topology.from_edge_index(edge_index, num_nodes * num_steps)
-    order = (edge_index[0] * quick.num_nodes + edge_index[1]).argsort()
+    order = (edge_index[0] * size + edge_index[1]).argsort()
     assert torch.equal(edge_index[:, order], edge_index)
-    for name in ('rowptr', 'col', 'sign'):
-        assert torch.equal(getattr(quick, name), getattr(slow, name)), name
-        assert getattr(quick, name).dtype == getattr(slow, name).dtype, name
-    # Edges have other numbers; what they are is the same.
-    mine, other = quick.edge_id.long(), slow.edge_id.long()
-    for name in ('src', 'dst', 'entry'):
-        assert torch.equal(
-            getattr(quick, name)[mine], getattr(slow, name)[other]
-        ), name
-        assert getattr(quick, name).dtype == getattr(slow, name).dtype, name
-    # Each node of the one at each of the other.
-    weights = [torch.rand(g.num_edges).double() + 0.1 for g in (space, time)]
-    parts = [
-        dense_laplacian(
-            g.edge_index.cpu(), g.to('cpu').directed_weight(w), g.num_nodes
-        )
-        for g, w in zip((space, time), weights, strict=True)
-    ]
-    joined = torch.cat(
-        [
-            weights[0].repeat_interleave(num_steps),
-            weights[1].repeat(num_nodes),
-        ]
+    Topology.from_edge_index(edge_index, size)  # undirected, each edge once
+    actual = dense_laplacian(edge_index.cpu(), out.edge_weight.cpu(), size)
+    expected = kronecker(
+        dense_laplacian(graph.edge_index, weight, num_nodes),
+        path_laplacian(num_steps, 1.5, period, 0.4),
     )
-    joined = quick.to('cpu').directed_weight(joined)
-    actual = dense_laplacian(edge_index.cpu(), joined, quick.num_nodes)
-    assert_same(actual, kronecker(*parts))
+    assert_same(actual, expected)
+    assert torch.equal(actual != 0, expected != 0)
 
 
-def test_no_sort_and_no_second_topology(monkeypatch):
-    data = sensors(num_steps=50)
-    TemporalProduct()(data)  # the sensors' own edges are remembered now
-    sizes = []
-    original = Topology.from_pairs.__func__
-
-    def from_pairs(cls, src, dst, num_nodes):
-        sizes.append(num_nodes)
-        return original(cls, src, dst, num_nodes)
+def test_layers_do_not_sort_again(monkeypatch):
+    out = TemporalProduct()(sensors(num_steps=50))
 
     def from_edge_index(*args):
         raise AssertionError('sorts the edges')
 
-    monkeypatch.setattr(Topology, 'from_pairs', classmethod(from_pairs))
     monkeypatch.setattr(Topology, 'from_edge_index', from_edge_index)
-    out = TemporalProduct()(data)
     mask = torch.rand(N * 50) < 0.5
     solvers.glr(out.x, out.edge_index, out.edge_weight, mask)
-    assert sizes == [50]
 
 
 @pytest.mark.parametrize('features', [None, 1, 3])
