@@ -5,11 +5,12 @@ Not imported by :obj:`import pyg_unroll`; plots need the extra :obj:`viz`.
 
 from pyg_unroll.explain.graphs import (
     LayerNeighbourhood,
+    LearnedMetric,
     Neighbourhood,
     learned_graphs,
+    learned_metrics,
     neighbourhood,
 )
-from pyg_unroll.explain.learned_metric import LearnedMetric, learned_metrics
 from pyg_unroll.explain.parameter_table import ParameterTable, parameter_table
 from pyg_unroll.explain.spectral_response import (
     SpectralResponse,

@@ -21,8 +21,8 @@ from pyg_unroll.inputs import Observations, read_signal
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import Iterate
 
-# Arguments of a layer that data may hold.
-_READ = ('edge_weight', 'mask', 'confidence')
+# Arguments that `read` of a layer takes; data may hold the last three.
+_READ = ('x', 'edge_index', 'edge_weight', 'mask', 'confidence')
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,14 +83,27 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
         output: Any,
     ) -> None:
         bound = inspect.signature(layer.forward).bind(*args, **kwargs)
-        call = _read_call(layers[layer], layer, bound.arguments)
-        total = call.topology.num_nodes
+        arguments = bound.arguments
+        arguments.pop('return_state', None)
+        signal, topology, weight = layer.read(
+            **{k: arguments[k] for k in _READ if k in arguments}
+        )
+        count = signal.layout.count
+        if count not in (None, 1):
+            raise ValueError(
+                f'layers are explained on one sample at a time (got {count} '
+                f'samples); give the model one'
+            )
+        total = topology.num_nodes
         if is_restorer and total != node_places(model, data)[1]:
             raise ValueError(
                 "'data' must be one image of one tile; crop it, or wrap the "
                 "restorer in 'Tiled' with more 'max_pixels'"
             )
-        calls.append(call)
+        name = layers[layer]
+        calls.append(
+            LayerCall(name, layer, arguments, signal, topology, weight)
+        )
 
     handles = [
         layer.register_forward_hook(hook, with_kwargs=True) for layer in layers
@@ -153,19 +166,4 @@ def _run_model(model: torch.nn.Module, data: Data) -> None:
             "'data' must have 'x' and 'edge_index' for a single layer; apply "
             "'GridGraph' or 'KNNGraph' first"
         )
-    model(data.x, edges, **{name: data.get(name) for name in _READ})
-
-
-def _read_call(
-    name: str, layer: GLRConv | GTVConv, arguments: dict[str, Any]
-) -> LayerCall:
-    names = ('x', 'edge_index', *_READ)
-    read = layer.read(**{k: arguments[k] for k in names if k in arguments})
-    count = read[0].layout.count
-    if count not in (None, 1):
-        raise ValueError(
-            f'layers are explained on one sample at a time (got {count} '
-            f'samples); give the model one'
-        )
-    arguments = {k: v for k, v in arguments.items() if k != 'return_state'}
-    return LayerCall(name, layer, arguments, *read)
+    model(data.x, edges, **{name: data.get(name) for name in _READ[2:]})

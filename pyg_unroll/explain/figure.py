@@ -8,11 +8,7 @@ import numpy as np
 
 
 def pyplot() -> Any:
-    """Imports :mod:`matplotlib.pyplot`.
-
-    Raises:
-        ImportError: If it is not installed.
-    """
+    """Imports :mod:`matplotlib.pyplot`."""
     try:
         import matplotlib.pyplot as plt
     except ImportError as error:
@@ -24,18 +20,11 @@ def pyplot() -> Any:
 
 
 def make_axes(axes: Any, rows: int, columns: int) -> Any:
-    """Returns an array of axes of this shape: new ones, or those given.
-
-    Raises:
-        ValueError: If the number of axes given is wrong.
-    """
+    """Returns an array of axes of this shape: new ones, or those given."""
     if axes is None:
+        size = 3.2 * columns, 3.2 * rows
         _, axes = pyplot().subplots(
-            rows,
-            columns,
-            figsize=(3.2 * columns, 3.2 * rows),
-            layout='constrained',
-            squeeze=False,
+            rows, columns, figsize=size, layout='constrained'
         )
     axes = np.asarray(axes)
     if axes.size != rows * columns:

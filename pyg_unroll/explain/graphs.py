@@ -1,4 +1,4 @@
-"""Learned graphs, on the nodes of the data, and the weights around a node."""
+"""Learned graphs and metrics, and the learned weights around a node."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
@@ -17,9 +18,10 @@ from pyg_unroll.explain.calls import (
     node_places,
     record_calls,
 )
-from pyg_unroll.explain.figure import make_axes
+from pyg_unroll.explain.figure import make_axes, pyplot
 from pyg_unroll.imaging import data_to_image
 from pyg_unroll.ops import degree, laplacian
+from pyg_unroll.transforms import MahalanobisGraph
 from pyg_unroll.transforms.utils import remove_edges
 
 
@@ -66,11 +68,10 @@ def _record(
     node_at = place.new_full((num_nodes,), -1)
     node_at[place] = torch.arange(len(place), device=place.device)
     for call in calls:
-        total = call.topology.num_nodes
-        if total != num_nodes:
+        if call.topology.num_nodes != num_nodes:
             raise ValueError(
-                f"'{call.name}' works on a graph of {total} nodes, but "
-                f"'data' has {num_nodes}"
+                f"'{call.name}' works on a graph of {call.topology.num_nodes} "
+                f"nodes, but 'data' has {num_nodes}"
             )
     return [(call, place, node_at) for call in calls]
 
@@ -150,24 +151,19 @@ class Neighbourhood:
         """
         heads = self.layers[0].reach.size(1)
         axes = make_axes(axes, len(self.layers), heads)
-        if self.data.get('height') is None:
-            image = None
-        elif image is None:
+        is_image = self.data.get('height') is not None
+        if is_image and image is None:
             image = data_to_image(self.data)
-        for k, layer in enumerate(self.layers):
-            for head, ax in enumerate(axes[k]):
-                if image is None:
-                    self._draw_map(ax, layer, head)
-                else:
-                    reach = self.window(k, radius)[head]
-                    self._draw_window(ax, image, reach, radius)
-                title = f'{layer.name or "layer"}, head {head}'
-                ax.set(title=title, xticks=[], yticks=[])
+        for (k, head), ax in np.ndenumerate(axes):
+            if is_image:
+                self._draw_window(ax, image, self.window(k, radius)[head])
+            else:
+                self._draw_map(ax, self.layers[k], head)
+            title = f'{self.layers[k].name or "layer"}, head {head}'
+            ax.set(title=title, xticks=[], yticks=[])
         return axes
 
-    def _draw_window(
-        self, ax: Any, image: Tensor, reach: Tensor, radius: int
-    ) -> None:
+    def _draw_window(self, ax: Any, image: Any, reach: Tensor) -> None:
         grey = image.detach().float().mean(0).cpu().numpy()
         row, col = divmod(self.node, grey.shape[1])
         ax.imshow(grey, cmap='gray', interpolation='nearest')
@@ -176,8 +172,8 @@ class Neighbourhood:
         overlay[..., :3] = torch.tensor([1.0, 0.25, 0.0])
         # Square roots, so that the eye sees the tail.
         overlay[..., 3] = 0.85 * (reach / reach.max().clamp(min=1e-30)).sqrt()
-        low, high = -radius - 0.5, radius + 0.5
-        extent = (col + low, col + high, row + high, row + low)
+        half = len(reach) / 2
+        extent = (col - half, col + half, row + half, row - half)
         ax.imshow(overlay.numpy(), extent=extent, interpolation='nearest')
         if not bool(reach.any()):
             ax.text(col, row + 1.5, 'no neighbours', ha='center', va='top')
@@ -195,21 +191,21 @@ class Neighbourhood:
         ax.scatter(*pos.T.numpy(), s=4, color='lightgrey')
         weight = layer.weight[:, head].cpu()
         widths = 4 * weight / weight.max().clamp(min=1e-30)
-        for other, width in zip(
-            layer.neighbours.tolist(), widths.tolist(), strict=True
-        ):
-            line = pos[[self.node, other]].T.numpy()
-            ax.plot(*line, color='black', linewidth=width, zorder=1)
+        for other, width in zip(layer.neighbours, widths, strict=True):
+            line = pos[[self.node, int(other)]].T.numpy()
+            ax.plot(*line, color='black', linewidth=float(width), zorder=1)
         reach = layer.reach[:, head].cpu()
         seen = reach > 1e-3 * reach.max()
-        style = {'s': 25, 'cmap': 'Oranges', 'zorder': 2}
-        ax.scatter(*pos[seen].T.numpy(), c=reach[seen].numpy(), **style)
+        shown = pos[seen].T.numpy()
+        ax.scatter(
+            *shown, s=25, c=reach[seen].numpy(), cmap='Oranges', zorder=2
+        )
         x, y = pos[self.node].tolist()
         ax.plot(x, y, 'x', color='deepskyblue', zorder=3)
         far = (pos[seen] - pos[self.node]).abs().flatten()
         size = 1.2 * max(far.tolist(), default=0.0) or 1.0
-        xlim, ylim = (x - size, x + size), (y - size, y + size)
-        ax.set(xlim=xlim, ylim=ylim, aspect='equal')
+        ax.axis([x - size, x + size, y - size, y + size])
+        ax.set_aspect('equal')
 
 
 @torch.no_grad()
@@ -288,3 +284,108 @@ def _around(
         call.weight[topology.edge_id[entries].long()][inside],
         visits[place].squeeze(1),
     )
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedMetric:
+    r"""The metrics :math:`\mathbf{M}` of one graph module, one per head.
+
+    Attributes:
+        name (str): Name of the module in the model.
+        matrix (torch.Tensor): The metrics :math:`(H, C, C)`.
+        eigenvalues (torch.Tensor): Their eigenvalues, ascending
+            :math:`(H, C)`: squared lengths of a unit step along each axis.
+        axes (torch.Tensor): Their eigenvectors, as columns
+            :math:`(H, C, C)`.
+    """
+
+    name: str
+    matrix: Tensor
+    eigenvalues: Tensor
+    axes: Tensor
+
+    def ellipse(self, head: int, num_points: int = 100) -> Tensor:
+        r"""The steps of unit length, of a metric of two features.
+
+        Args:
+            head (int): The head.
+            num_points (int, optional): Number of points.
+                (default: :obj:`100`)
+
+        Returns:
+            Points on :math:`\mathbf{f}^{\top} \mathbf{M} \mathbf{f} = 1`,
+            :math:`(P, 2)`.
+
+        Raises:
+            ValueError: If there are more features.
+        """
+        if self.matrix.size(-1) != 2:
+            raise ValueError(
+                f'only metrics of two features are ellipses (this one has '
+                f'{self.matrix.size(-1)})'
+            )
+        turn = torch.linspace(0, 2 * torch.pi, num_points).to(self.matrix)
+        circle = torch.stack([turn.cos(), turn.sin()])
+        radius = self.eigenvalues[head].clamp(min=1e-12).rsqrt()
+        return (self.axes[head] @ (radius.unsqueeze(1) * circle)).T
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draws an ellipse of unit length per head for two features, else
+        the matrices as heat maps.
+
+        Args:
+            axes (sequence of matplotlib axes, optional): One per head.
+                (default: :obj:`None`)
+
+        Returns:
+            The axes, an array with one row.
+
+        Raises:
+            ImportError: If matplotlib (extra :obj:`viz`) is missing.
+        """
+        heads, channels, _ = self.matrix.shape
+        axes = make_axes(axes, 1, heads)
+        for head, ax in enumerate(axes[0]):
+            if channels == 2:
+                ax.plot(*self.ellipse(head).cpu().numpy().T)
+                ax.set_aspect('equal')
+                ax.axhline(0, color='lightgrey', zorder=0)
+                ax.axvline(0, color='lightgrey', zorder=0)
+            else:
+                matrix = self.matrix[head].cpu().numpy()
+                limit = float(abs(matrix).max())
+                shown = ax.imshow(
+                    matrix, cmap='RdBu_r', vmin=-limit, vmax=limit
+                )
+                pyplot().colorbar(shown, ax=ax, shrink=0.8)
+                ax.set(xticks=range(channels), yticks=range(channels))
+            ax.set_title(f'{self.name or "metric"}, head {head}')
+        return axes
+
+
+@torch.no_grad()
+def learned_metrics(model: torch.nn.Module) -> list[LearnedMetric]:
+    r"""The metrics of a model's graph modules.
+
+    Args:
+        model (torch.nn.Module): A model with modules
+            :class:`~pyg_unroll.transforms.MahalanobisGraph`, or one of them.
+
+    Returns:
+        One for each module, in order.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, MahalanobisGraph):
+            matrix = module.metric.detach()
+            values, axes = torch.linalg.eigh(matrix.double())
+            values = values.clamp(min=0).to(matrix)
+            found.append(LearnedMetric(name, matrix, values, axes.to(matrix)))
+    if not found:
+        raise ValueError(
+            f"'model' has no 'MahalanobisGraph' (got '{type(model).__name__}')"
+        )
+    return found

@@ -83,15 +83,11 @@ def parameter_table(
     blocks: Any = model.blocks
     rows = []
     for k, block in enumerate(blocks):
-        metrics = [
-            m for m in block.modules() if isinstance(m, MahalanobisGraph)
-        ]
-        net, metric = _count(block.features), sum(map(_count, metrics))
-        rows += [
-            (f'block {k}', 'feature net', net),
-            (f'block {k}', 'metric', metric),
-            (f'block {k}', 'steps', _count(block) - net - metric),
-        ]
+        graphs = (m for m in block.modules() if isinstance(m, MahalanobisGraph))
+        net, metric = _count(block.features), sum(map(_count, graphs))
+        steps = _count(block) - net - metric
+        counts = {'feature net': net, 'metric': metric, 'steps': steps}
+        rows += [(f'block {k}', *item) for item in counts.items()]
     if width is None:
         net = blocks[0].features
         if not hasattr(net, 'hidden_channels'):
@@ -108,10 +104,8 @@ def parameter_table(
             torch.nn.GELU(),
             torch.nn.Linear(4 * width, width),
         )
-    rows += [
-        ('transformer', 'attention', _count(attention)),
-        ('transformer', 'perceptron', _count(perceptron)),
-    ]
+    rows.append(('transformer', 'attention', _count(attention)))
+    rows.append(('transformer', 'perceptron', _count(perceptron)))
     return ParameterTable(rows, width)
 
 

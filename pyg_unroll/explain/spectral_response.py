@@ -153,20 +153,20 @@ class SpectralResponse:
             gain, exact = self.denoising(ells)
             name, eigenvalue, of = 'h', r'\ell', 'L'
         solves, _, heads = gain.shape
-        across, under = ells.flatten().tolist(), grid.flatten().tolist()
+        across, under, gains, errors, exacts = (
+            values.detach().cpu().numpy()
+            for values in (ells, grid, gain, error, exact)
+        )
         for t, head in product(range(solves), range(heads)):
             label = f'head {head}'
             if solves > 1:
                 label += f', iteration {t + 1}'
             style = {'color': f'C{head}', 'alpha': 1 - 0.7 * t / solves}
-            left.plot(across, gain[t, :, head].tolist(), label=label, **style)
-            right.plot(under, error[t, :, head].tolist(), **style)
+            left.plot(across, gains[t, :, head], label=label, **style)
+            right.plot(under, errors[t, :, head], **style)
+            label = '' if t or head else 'exact solution'
             left.plot(
-                across,
-                exact[t, :, head].tolist(),
-                color='grey',
-                linestyle='dashed',
-                label=None if t or head else 'exact solution',
+                across, exacts[t, :, head], '--', color='grey', label=label
             )
         left.set(
             ylim=(min(0, float(gain.min())), 1.15 * float(gain.max())),

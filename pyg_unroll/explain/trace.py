@@ -79,14 +79,8 @@ class LayerTrace:
         return [*(f'head {head}' for head in range(heads)), 'combined']
 
     def rises(self, tolerance: float = 1e-6) -> list[tuple[int, str]]:
-        """Steps after which the objective is larger than before.
-
-        Args:
-            tolerance (float, optional): Relative rise that is taken for
-                rounding. (default: :obj:`1e-6`)
-
-        Returns:
-            Number of the step, from 1, and column.
+        """Steps, from 1, after which the objective is larger than before, and
+        their columns; see :meth:`Trace.rises`.
         """
         before, after = self.objective[:-1], self.objective[1:]
         falls = after <= (1 + tolerance) * before  # not of NaN
@@ -95,33 +89,23 @@ class LayerTrace:
 
     def records(self) -> list[dict[str, Any]]:
         """One dictionary per step and column."""
-        values = {name: getattr(self, name).tolist() for name in QUANTITIES}
         return [
             {'layer': self.name, 'step': step, 'column': label}
-            | {name: rows[step][column] for name, rows in values.items()}
+            | {q: float(getattr(self, q)[step, column]) for q in QUANTITIES}
             for step in range(self.num_steps + 1)
             for column, label in enumerate(self.labels)
         ]
 
     def plot(self, ax: Any) -> None:
         """Draws the objective over the steps; rises are marked."""
-        *heads, combined = self.objective.T.tolist()
-        style: dict[str, Any] = {'marker': 'o', 'markersize': 4}
-        for label, values in zip(self.labels, heads, strict=False):
-            ax.plot(values, linewidth=1.2, label=label, zorder=2, **style)
-        style |= {'color': 'black', 'linewidth': 2}
-        ax.plot(combined, label='combined', zorder=3, **style)
-        for k, (step, label) in enumerate(self.rises()):
-            ax.plot(
-                step,
-                float(self.objective[step, self.labels.index(label)]),
-                marker='^',
-                markersize=9,
-                color='red',
-                linestyle='none',
-                zorder=4,
-                label=None if k else 'rises',
-            )
+        objective = self.objective.cpu().numpy()
+        lines = ax.plot(objective, 'o-', lw=1.2, ms=4, label=self.labels)
+        lines[-1].set(color='black', linewidth=2, zorder=3)
+        if rises := self.rises():
+            steps = [step for step, _ in rises]
+            columns = [self.labels.index(label) for _, label in rises]
+            values = objective[steps, columns]
+            ax.plot(steps, values, 'r^', ms=9, zorder=4, label='rises')
         if bool((self.objective > 0).all()):
             ax.set_yscale('log')
         unit = 'iteration' if self.prior == 'gtv' else 'step'
@@ -140,11 +124,11 @@ class LayerTrace:
             f'{" / ".join(neighbours)} neighbours in effect',
             '  step' + ''.join(f'{name:>12}' for name in QUANTITIES),
         ]
-        rising = {step for step, label in self.rises() if label == 'combined'}
+        rises = self.rises()
         for step in range(self.num_steps + 1):
             values = (float(getattr(self, q)[step, -1]) for q in QUANTITIES)
             row = f'{step:6d}' + ''.join(f'{value:12.4g}' for value in values)
-            rows.append(row + ('  rises' if step in rising else ''))
+            rows.append(row + '  rises' * ((step, 'combined') in rises))
         return '\n'.join(rows)
 
 

@@ -117,7 +117,8 @@ def test_last_step_is_the_output(prior, fidelity, kind):
         handle.remove()
     assert [call.name for call in calls] == ['blocks.0.conv', 'blocks.1.conv']
     for call, output in zip(calls, outputs, strict=True):
-        output, state = output if prior == 'gtv' else (output, None)
+        output, state = output  # blocks call 'solve'
+        assert (state is None) == (prior == 'glr')
         steps = list(call.iterates())
         assert len(steps) == 1 + len(call.layer.alpha)
         last = steps[-1]
