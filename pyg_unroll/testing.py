@@ -122,7 +122,7 @@ def assert_permutation_equivariant(
 def assert_batch_equals_loop(
     function: Callable[[Data], Tensor | Data], examples: Sequence[Data]
 ) -> None:
-    r"""Asserts that a batch gives what its examples give one by one.
+    r"""Asserts that a batch gives the same as its examples one by one.
 
     Args:
         function (callable): A model that returns node signals

@@ -1,4 +1,4 @@
-"""The assertions for users fail on what is wrong, and only on that."""
+"""The assertions for users fail on wrong code, and only on that."""
 
 import pytest
 import torch

@@ -19,15 +19,8 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
     r"""Builds a cycle of smoothed aggregation (Vanek, Mandel and Brezina,
     1996) for a system of first order.
 
-    Features that are known at the same nodes share a hierarchy.
-
-    Args:
-        system (LaplacianSystem): The operator :math:`A`, nonsingular on the
-            free entries.
-
-    Returns:
-        An approximate inverse for residuals :math:`(N, F, 1)`, symmetric
-        positive definite on the free entries.
+    The system must be nonsingular on the free entries. Features that are
+    known at the same nodes share a hierarchy.
 
     Raises:
         ValueError: If the system is of second order or not on the CPU.

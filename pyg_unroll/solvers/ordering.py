@@ -26,16 +26,9 @@ _ORDERS: Any = WeakIdKeyDictionary()
 
 
 def local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
-    r"""Renumbers the nodes of a large graph whose neighbours lie far apart.
-
-    By the reverse Cuthill-McKee order, on the CPU.
-
-    Args:
-        topology (Topology): The graph.
-
-    Returns:
-        The renumbered graph, the old number of each of its nodes :math:`(N)`
-        and of each of its edges :math:`(E)`; :obj:`None` if its order will do.
+    """The reverse Cuthill-McKee order of a large graph on the CPU: the
+    renumbered graph, the old numbers of its nodes and of its edges; None if
+    neighbours are near each other already.
     """
     if topology in _ORDERS:
         return _ORDERS[topology]

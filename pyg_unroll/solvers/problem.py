@@ -110,11 +110,7 @@ class SmoothnessProblem:
         mu: float | Tensor,
         fill: float | str | None,
     ) -> SmoothnessProblem:
-        """Checks the arguments of a solver; see there for their meaning.
-
-        Raises:
-            ValueError: If an argument has a wrong shape, type or value.
-        """
+        """Checks the arguments of a solver; see there for their meaning."""
         check_choice('fidelity', fidelity, get_args(Fidelity))
         dtype = getattr(x, 'dtype', torch.float64)
         is_float = isinstance(x, Tensor) and x.is_floating_point()
@@ -154,20 +150,15 @@ class SmoothnessProblem:
         found = local_order(self.topology)
         if found is None:
             return self
-
-        def rows(x: Tensor | None) -> Tensor | None:
-            # One row stands for all nodes.
-            return x if x is None or x.size(0) == 1 else x[node]
-
         topology, node, edge = found
+        parts = {
+            name: value[node]
+            for name in ('x', 'free', 'confidence')
+            if (value := getattr(self.signal, name)) is not None
+        }
         return replace(
             self,
-            signal=replace(
-                self.signal,
-                x=self.signal.x[node],
-                free=rows(self.signal.free),
-                confidence=rows(self.signal.confidence),
-            ),
+            signal=replace(self.signal, **parts),
             topology=topology,
             weight=self.weight[edge],
             start=self.start[node],
@@ -195,15 +186,8 @@ class SmoothnessProblem:
 
 
 def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
-    r"""Finds entries that no path of positive weight joins to a known one.
-
-    Args:
-        topology (Topology): The graph.
-        weight (torch.Tensor): Weights :math:`(E)`.
-        known (torch.Tensor): Boolean :math:`(N, F)`.
-
-    Returns:
-        Boolean :math:`(N, F)`.
+    """Entries, `[N, F]`, that no path of positive weights `[E]` joins to a
+    known one.
     """
     # Late, as parts of SciPy take longer to load than all of the package.
     from scipy.sparse import csr_array

@@ -6,9 +6,10 @@ takes twice as long for 512 x 512 pixels and 8 neighbours, 0.25 s.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,11 +21,13 @@ from pyg_unroll.checks import check_data, is_integer
 from pyg_unroll.graph import Topology, index_type
 from pyg_unroll.transforms.utils import join_topologies, set_graph
 
+Offsets: TypeAlias = tuple[tuple[int, int], ...]
+
 # Edges of a graph too large to be remembered, 0.4 GiB; up to four are.
 _LARGE = 2**23
 
 # Half of each window: the other half are the reverse directions.
-WINDOWS: dict[int, tuple[tuple[int, int], ...]] = {
+WINDOWS: dict[int, Offsets] = {
     4: ((0, 1), (1, 0)),
     8: ((0, 1), (1, -1), (1, 0), (1, 1)),
     12: ((0, 1), (0, 2), (1, -1), (1, 0), (1, 1), (2, 0)),
@@ -87,7 +90,7 @@ class GridGraph(BaseTransform):
     ) -> Topology:
         """Returns the edges between the pixels of one image."""
         device = torch.device('cpu' if device is None else device)
-        return _grid_topology(1, height, width, self.offsets, device)
+        return _grid_topology((1, height, width), self.offsets, device)
 
     def _topology(self, data: Data) -> tuple[Topology, list[int]]:
         check_data(data)
@@ -101,11 +104,11 @@ class GridGraph(BaseTransform):
         device = _device(data)
         if len(set(shapes)) == 1:
             shape = (len(shapes), *shapes[0])
-            topology = _grid_topology(*shape, self.offsets, device)
+            topology = _grid_topology(shape, self.offsets, device)
             return topology, [topology.num_edges // len(shapes)] * len(shapes)
         parts = [
-            _grid_topology(1, height, width, self.offsets, device)
-            for height, width in shapes
+            _grid_topology((1, *shape), self.offsets, device)
+            for shape in shapes
         ]
         return join_topologies(parts), [part.num_edges for part in parts]
 
@@ -115,7 +118,7 @@ class GridGraph(BaseTransform):
 
 def _half_offsets(
     window: int | Iterable[Sequence[int]],
-) -> tuple[tuple[int, int], ...]:
+) -> Offsets:
     if is_integer(window) and window in WINDOWS:
         return WINDOWS[int(window)]
     if not isinstance(window, Iterable):
@@ -167,27 +170,19 @@ def _device(data: Data) -> torch.device:
 
 
 def _grid_topology(
-    num_images: int,
-    height: int,
-    width: int,
-    offsets: tuple[tuple[int, int], ...],
-    device: torch.device,
+    shape: tuple[int, int, int], offsets: Offsets, device: torch.device
 ) -> Topology:
-    small = num_images * height * width * len(offsets) <= _LARGE
-    build = _remembered if small else _build
-    return build(num_images, height, width, offsets, device)
+    small = math.prod(shape) * len(offsets) <= _LARGE
+    return (_remembered if small else _build)(shape, offsets, device)
 
 
 # Tensors made in inference mode could not be used for training later.
 @torch.inference_mode(False)
 def _build(
-    num_images: int,
-    height: int,
-    width: int,
-    offsets: tuple[tuple[int, int], ...],
-    device: torch.device,
+    shape: tuple[int, int, int], offsets: Offsets, device: torch.device
 ) -> Topology:
     """Connects the pixels of images that follow each other."""
+    num_images, height, width = shape
     size = len(offsets)
     # All neighbours in ascending order: backwards first.
     window = torch.tensor(

@@ -73,7 +73,7 @@ class InterpolateFeatures(BaseTransform):
     directions that are there. The subgraphs that a
     :class:`~torch_geometric.loader.NeighborLoader` samples thus keep the
     weights of the whole graph, but each one sees the known entries of its own
-    nodes only, and its result depends on what was sampled
+    nodes only, and its result depends on the sample
     (:obj:`subgraph_type='induced'` keeps more edges). Weights are
     :obj:`edge_weight`, or else :obj:`edge_attr`, which must hold one number
     per edge. Parallel edges are added up, and self-loops count in :math:`d_i`

@@ -213,20 +213,19 @@ class TemporalProduct(BaseTransform):
                 f"'period' must be smaller than the number of time steps "
                 f'(got {self.period} for {num_steps})'
             )
-        step = torch.arange(num_steps, device=like.device)
-        pairs = [(step[:-1], step[1:])]
-        weights = [self.time_weight]
+        lags = {1: self.time_weight}
         if self.period is not None:
-            pairs.append((step[: -self.period], step[self.period :]))
             own = self.period_weight
-            weights.append(self.time_weight if own is None else own)
+            lags[self.period] = self.time_weight if own is None else own
+        step = torch.arange(num_steps, device=like.device)
+        src = torch.cat([step[:-lag] for lag in lags])
+        dst = torch.cat([step[lag:] for lag in lags])
         weight = torch.cat(
             [
-                like.new_full((src.numel(), 1), value)
-                for (src, _), value in zip(pairs, weights, strict=True)
+                like.new_full((num_steps - lag, 1), value)
+                for lag, value in lags.items()
             ]
         )
-        src, dst = (torch.cat(end) for end in zip(*pairs, strict=True))
         return Topology.from_pairs(src, dst, num_steps), weight
 
     def __repr__(self) -> str:
@@ -240,7 +239,7 @@ def from_product(data: Data, x: Tensor | None = None) -> Tensor:
     r"""Signals on the nodes of :class:`TemporalProduct`, by sensor and time.
 
     Args:
-        data (Data or Batch): What :class:`TemporalProduct` made.
+        data (Data or Batch): Output of :class:`TemporalProduct`.
         x (torch.Tensor, optional): Signals :math:`(N T)` or :math:`(N T, F)`;
             :obj:`data.x` if :obj:`None`. (default: :obj:`None`)
 
@@ -304,14 +303,9 @@ def product_topology(space: Topology, time: Topology) -> Topology:
     :math:`\{i, j\}` of one graph, and to :math:`(i, s)` for each edge
     :math:`\{s, t\}` of the other.
 
-    Args:
-        space (Topology): A graph of :math:`N` nodes and :math:`E` edges.
-        time (Topology): A graph of :math:`T` nodes.
-
-    Returns:
-        The topology; node :math:`(i, t)` is row :math:`i T + t`. Edge
-        :math:`e` of :obj:`space` at :math:`t` is edge :math:`e T + t`; the
-        edges of :obj:`time` follow, one node of :obj:`space` after the other.
+    Node :math:`(i, t)` is row :math:`i T + t`. Edge :math:`e` of :obj:`space`
+    at :math:`t` is edge :math:`e T + t`; the edges of :obj:`time` follow, one
+    node of :obj:`space` after the other.
     """
     num_steps = time.num_nodes
     num_nodes = space.num_nodes * num_steps

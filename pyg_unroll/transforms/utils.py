@@ -15,12 +15,8 @@ from pyg_unroll.graph import Topology, edges_of, read_edges, remember_topology
 
 
 def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
-    """Replaces all edges by `edge_index`, so that batches can be taken apart.
-
-    Args:
-        data (Data): Changed in place: a transform's own shallow copy.
-        topology (Topology): The edges.
-        counts (list[int]): Number of undirected edges of each example.
+    """Replaces the edges of data, a transform's own shallow copy; a batch with
+    so many undirected edges per example can be taken apart.
     """
     edge_index = topology.edge_index
     remember_topology(edge_index, topology)
@@ -33,11 +29,7 @@ def set_graph(data: Data, topology: Topology, counts: list[int]) -> Data:
 
 
 def remove_edges(data: Data) -> None:
-    """Removes edges and all attributes of edges.
-
-    Args:
-        data (Data): Changed in place: a transform's own shallow copy.
-    """
+    """Removes edges and all attributes of edges, in place."""
     names = {'edge_index', 'edge_attr', 'edge_weight', 'adj_t'}
     counted, graph = data, data.get('edge_index')
     if isinstance(graph, Topology):  # which PyG cannot count
@@ -50,7 +42,7 @@ def remove_edges(data: Data) -> None:
 
 
 def examples_of(batch: Batch) -> list[Data]:
-    """The examples of a batch, with what was set on its nodes since."""
+    """The examples of a batch, with node attributes set on it since."""
     parts = batch.to_data_list()
     sizes = batch.ptr.diff().tolist()
     for key in set(batch.keys()) - {*batch._slice_dict, 'batch', 'ptr'}:
@@ -63,15 +55,7 @@ def examples_of(batch: Batch) -> list[Data]:
 
 
 def sizes_of_examples(data: Data, num_nodes: int) -> list[int]:
-    """Numbers of nodes of the examples of a batch, or of the only one.
-
-    Args:
-        data (Data): The data, with :obj:`ptr` or :obj:`batch` of a batch.
-        num_nodes (int): Number of nodes.
-
-    Raises:
-        ValueError: If the nodes of an example do not follow each other.
-    """
+    """Numbers of nodes of the examples of a batch, or of the only one."""
     ptr, batch = data.get('ptr'), data.get('batch')
     if ptr is not None:
         return ptr.diff().tolist()
@@ -86,12 +70,7 @@ def sizes_of_examples(data: Data, num_nodes: int) -> list[int]:
 
 
 def set_edge_weight(data: Data, edge_weight: Tensor) -> Data:
-    """Sets `edge_weight`, one row per column of `edge_index`.
-
-    Args:
-        data (Data): Changed in place: a transform's own shallow copy.
-        edge_weight (torch.Tensor): The weights.
-    """
+    """Sets `edge_weight`, one row per column of `edge_index`, in place."""
     data.edge_weight = edge_weight
     slices = getattr(data, '_slice_dict', {}).get('edge_index')
     if slices is not None:
@@ -130,18 +109,9 @@ def undirected_graph(
     that are there, so that a part of an undirected graph, sampled in one
     direction, has the weights of the whole.
 
-    Args:
-        data (Data): With :obj:`edge_index`, and weights :obj:`edge_weight` or
-            :obj:`edge_attr`, or with :obj:`adj_t`.
-        num_nodes (int): Number of nodes.
-
     Returns:
         The graph without self-loops, its weights :math:`(E)`, and the weight
         of each node's self-loop :math:`(N)`, in float64.
-
-    Raises:
-        ValueError: If there are no edges, an index is out of range, or
-            weights are not one finite, non-negative number per edge.
     """
     edge_index, weight = _read_edges(data)
     if edge_index.numel() > 0 and not (

@@ -501,7 +501,7 @@ def test_points_in_random_order(preconditioner):
     x = torch.randn(count, 2).double().requires_grad_()
     kwargs = {'tol': 1e-11, 'preconditioner': preconditioner}
     mask = torch.rand(count) < 0.3
-    with torch.inference_mode():  # what is remembered serves training, too
+    with torch.inference_mode():  # the remembered order serves training, too
         glr(x, data.edge_index, weight, mask, fill=0.0, tol=1.0)
     out = glr(x, data.edge_index, weight, mask, fill=0.0, **kwargs).x
     lost = unreachable_nodes(data.edge_index, count, mask.unsqueeze(1))[:, 0]

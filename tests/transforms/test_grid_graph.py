@@ -175,7 +175,7 @@ def test_compose_and_names():
 
 
 def test_under_inference_mode():
-    # What is remembered then must not spoil training.
+    # A graph remembered then must not spoil training.
     size = (11, 13)
     with torch.inference_mode():
         GridGraph(4)(make(*size))

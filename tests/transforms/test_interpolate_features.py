@@ -399,7 +399,7 @@ def test_missed_tolerance_is_visible():
 
 
 def part_of(data, nodes):
-    """What a loader hands over, by hand."""
+    """The part of a graph that a loader hands over, by hand."""
     edge_index, edge_weight = subgraph(
         nodes, data.edge_index, data.edge_weight, relabel_nodes=True
     )

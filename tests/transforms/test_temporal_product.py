@@ -106,7 +106,7 @@ def test_product_is_what_sorting_gives(num_steps, num_edges, num_nodes, device):
     for name in ('rowptr', 'col', 'sign'):
         assert torch.equal(getattr(quick, name), getattr(slow, name)), name
         assert getattr(quick, name).dtype == getattr(slow, name).dtype, name
-    # Edges have other numbers; what they are is the same.
+    # Edges have other numbers, but the same ends.
     mine, other = quick.edge_id.long(), slow.edge_id.long()
     for name in ('src', 'dst', 'entry'):
         assert torch.equal(
