@@ -198,7 +198,7 @@ def _build(
     # Row and place in the window of each entry, in the order of the CSR.
     row, slot = (part.to(index) for part in exists.nonzero().unbind(1))
     col = row + (down * width + right).to(index)[slot]
-    number = exists.view(-1).cumsum(0, dtype=index) - 1
+    number = exists.flatten().cumsum(0, dtype=index) - 1
     # The reverse direction stands at the opposite place of the other pixel.
     reverse = number[(col.long() + 1) * (2 * size) - 1 - slot]
     forward = slot >= size
