@@ -154,15 +154,8 @@ Checks: TypeAlias = Mapping[str, Check]
 
 
 def check_parameters(checks: Checks, values: Any) -> None:
-    """Checks the arguments of a constructor by the table of its class.
-
-    Args:
-        checks (dict[str, callable]): By name of an argument, its check.
-        values (dict[str, Any]): The arguments by name, for example
-            :obj:`locals()`.
-
-    Raises:
-        ValueError: If an argument fails its check.
+    """Checks the arguments of a constructor, by name, as :obj:`locals()`
+    gives them, by the table of its class.
     """
     for name, check in checks.items():
         check(name, values[name])

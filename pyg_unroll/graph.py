@@ -346,20 +346,8 @@ def edges_of(data: Data) -> Any:
 def read_edges(
     graph: Any, edge_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Indices and weights of any of PyG's graph layouts, not yet checked.
-
-    Args:
-        graph (torch.Tensor, EdgeIndex or SparseTensor): Indices
-            :math:`(2, |\mathcal{E}|)` or a sparse adjacency matrix.
-        edge_weight (torch.Tensor or None): Weights; those of the matrix if
-            :obj:`None`.
-
-    Returns:
-        Indices :math:`(2, |\mathcal{E}|)`, and one weight for each column if
-        there are weights.
-
-    Raises:
-        ValueError: If it is no such layout.
+    r"""Indices :math:`(2, |\mathcal{E}|)` and weights, those of a matrix if
+    :obj:`None` are given, of any of PyG's graph layouts, not yet checked.
     """
     if isinstance(graph, SparseTensor):
         row, col, value = graph.coo()

@@ -120,19 +120,9 @@ def read_signal(
 
 
 def read_mask(name: str, mask: Any, x: Tensor) -> Tensor:
-    r"""Checks a mask of a signal's entries.
-
-    Args:
-        name (str): Its name in messages.
-        mask (torch.Tensor): Boolean, per node :math:`(N)` or :math:`(N, 1)`,
-            per entry :math:`(N, F)` or per sample :math:`(B, N, F)`.
-        x (torch.Tensor): The signal.
-
-    Returns:
-        The mask :math:`(N, 1)`, :math:`(N, F)` or :math:`(B, N, F)`.
-
-    Raises:
-        ValueError: If it is no tensor, not boolean or of another shape.
+    r"""Checks a mask of a signal's entries, :math:`(N)`, :math:`(N, 1)`,
+    :math:`(N, F)` or, of samples, :math:`(B, N, F)`; that of nodes becomes
+    :math:`(N, 1)`.
     """
     check_tensor(name, mask, _PER_ENTRY)
     check_boolean(name, mask)
@@ -152,13 +142,8 @@ def _per_entry(name: str, value: Tensor, x: Tensor) -> Tensor:
 
 
 def check_known(name: str, x: Tensor, known: Tensor | None, cure: str) -> None:
-    """Raises a `ValueError` unless a signal is finite where it is observed.
-
-    Args:
-        name (str): Its name.
-        x (torch.Tensor): The signal :math:`(N, F)` or :math:`(B, N, F)`.
-        known (torch.Tensor or None): True where observed, broadcastable.
-        cure (str): How to mark an entry as missing.
+    """Raises a `ValueError`, which names the cure, unless a signal is finite
+    where it is observed.
     """
     finite = x.isfinite()
     if bool(finite.all()):
@@ -247,14 +232,8 @@ class BatchLayout:
         return self.count
 
     def fold(self, value: Tensor) -> Tensor:
-        r"""Brings node values in shape.
-
-        Args:
-            value (torch.Tensor): Per node :math:`(N)`, per entry
-                :math:`(N, F)` or per sample :math:`(B, N, F)`.
-
-        Returns:
-            A shape that broadcasts to that of the folded signal.
+        """Brings values per entry :math:`(N, F)` or per sample
+        :math:`(B, N, F)` in a shape that broadcasts to the folded signal's.
         """
         if value.dim() == 2:
             value = value.unsqueeze(-1)

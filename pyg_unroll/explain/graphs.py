@@ -226,7 +226,7 @@ def neighbourhood(
         data (Data): The data that it is run on.
         node (int or tuple[int, int]): The node, or (row, column) of a pixel.
         hops (int, optional): Length of the random walks that measure
-            nearness; a layer's :attr:`receptive_field` is the number of hops
+            nearness; a layer's :obj:`receptive_field` is the number of hops
             that it sees. (default: :obj:`1`)
 
     Returns:

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from pyg_unroll.checks import can_read_values, check_choice, check_model_type
 from pyg_unroll.imaging import weights
-from pyg_unroll.imaging.data import read_images
 from pyg_unroll.imaging.difference_block import DifferenceBlock
 from pyg_unroll.imaging.guided_block import GuidedBlock
-from pyg_unroll.imaging.restorer import Restorer
+from pyg_unroll.imaging.restorer import Restorer, read_images
 from pyg_unroll.imaging.scene import Scene
 from pyg_unroll.transforms import GridGraph
 from pyg_unroll.transforms.grid_graph import WINDOWS

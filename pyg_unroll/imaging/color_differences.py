@@ -44,19 +44,7 @@ class ColorDifferences(torch.nn.Module):
     2. :meth:`fill` interpolates the differences to the corrected green from
        their known sites, on a graph of green.
 
-    Args:
-        prior (str): :obj:`'glr'` or :obj:`'gtv'`.
-        smooth_steps (sequence of int): Size of the layer that smooths:
-            :obj:`(num_steps,)` of :class:`~pyg_unroll.nn.GLRConv`,
-            :obj:`(num_iters, num_steps)` of :class:`~pyg_unroll.nn.GTVConv`.
-        fill_steps (sequence of int): Size of the layer that fills in.
-        feature_channels (int, optional): Features that each graph is made
-            from, too. (default: :obj:`0`)
-        heads (int, optional): Graphs in parallel. (default: :obj:`1`)
-        gain_limit (float, optional): Initial :math:`a_{\max}`.
-            (default: :obj:`1.0`)
-        weight_floor (float, optional): Added to each edge weight.
-            (default: :obj:`0.0`)
+    Layers have the sizes of :obj:`.priors.make_conv`.
     """
 
     def __init__(
@@ -121,24 +109,12 @@ class ColorDifferences(torch.nn.Module):
         guide: Tensor | float = 0.0,
         state: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Corrects green by smoothed differences.
+        """Corrects green by smoothed differences of red and blue to it.
 
-        Args:
-            sensor (torch.Tensor): Measured values :math:`(B, 1, H, W)`.
-            mask (torch.Tensor): True for the measured colour,
-                :math:`(B, 3, H, W)` or :math:`(1, 3, H, W)`.
-            green (torch.Tensor): The estimate of green.
-            chroma (torch.Tensor): That of the differences of red and blue to
-                it, :math:`(B, 2, H, W)`.
-            topology (Topology): The pixel grid.
-            features (sequence of torch.Tensor, optional): Features of the
-                graph, :math:`(B, F, H, W)`.
-            confidence (torch.Tensor, optional): Trust in the differences,
-                :math:`(B, 2, H, W)`; one if :obj:`None`.
-            gain (torch.Tensor or float, optional): :math:`g`.
-            guide (torch.Tensor or float, optional): Added to the correction.
-            state (torch.Tensor, optional): State of the layer in the block
-                before.
+        Measured values :obj:`sensor` and green are :math:`(B, 1, H, W)`,
+        :obj:`chroma` and its :obj:`confidence` :math:`(B, 2, H, W)`,
+        :obj:`features` further features of the graph, :obj:`gain`
+        :math:`g`, and :obj:`guide` is added to the correction.
 
         Returns:
             Green, exact at its sites, and the state of the layer.

@@ -11,8 +11,12 @@ from torch import Tensor
 from pyg_unroll.imaging.block_restorer import Block, BlockRestorer
 from pyg_unroll.imaging.cfa import bayer_phase
 from pyg_unroll.imaging.difference_block import DifferenceBlock
-from pyg_unroll.imaging.directional_green import directional_green
-from pyg_unroll.imaging.filters import SECOND_DIFFERENCE, bilinear, correlate
+from pyg_unroll.imaging.filters import (
+    SECOND_DIFFERENCE,
+    bilinear,
+    correlate,
+    directional_green,
+)
 
 
 class Demosaic(BlockRestorer):

@@ -34,14 +34,11 @@ class DifferenceBlock(torch.nn.Module):
             (default: :obj:`32`)
         feature_channels (int, optional): Features of each graph.
             (default: :obj:`4`)
-        heads (int, optional): Graphs learned in parallel.
+        heads (int, optional): See :class:`GuidedBlock`, and so on.
             (default: :obj:`2`)
-        num_layers (int, optional): Convolutions of the net, even.
-            (default: :obj:`6`)
-        prior (str, optional): :obj:`'glr'` or :obj:`'gtv'`.
-            (default: :obj:`'glr'`)
-        steps (sequence of int, optional): Size of both layers, see
-            :class:`~pyg_unroll.imaging.GuidedBlock`.
+        num_layers (int, optional): The same. (default: :obj:`6`)
+        prior (str, optional): The same. (default: :obj:`'glr'`)
+        steps (sequence of int, optional): Size of both layers.
             (default: :obj:`None`)
         weight_floor (float, optional): The same. (default: :obj:`None`)
 
@@ -110,17 +107,7 @@ class DifferenceBlock(torch.nn.Module):
         estimate: Tensor,
         state: tuple[Tensor | None, ...] | None = None,
     ) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        """Improves an estimate.
-
-        Args:
-            scene (Scene): The images.
-            estimate (torch.Tensor): The estimate :math:`(B, 3, H, W)`.
-            state (tuple, optional): States of the layers in the block before.
-                (default: :obj:`None`)
-
-        Returns:
-            The next estimate, and the states of the layers.
-        """
+        """Improves an estimate, see :meth:`GuidedBlock.forward`."""
         mask, topology = scene.mask, scene.topology
         out = self.features(scene.shown(estimate)).to(estimate.dtype)
         guide, smooth_features, fill_features, gain, trust, keep = out.split(

@@ -13,12 +13,10 @@ from pyg_unroll.imaging.color_differences import (
     DETAIL_RATIO,
     ColorDifferences,
 )
-from pyg_unroll.imaging.data import read_images
-from pyg_unroll.imaging.directional_green import directional_green
-from pyg_unroll.imaging.filters import local_interpolation
+from pyg_unroll.imaging.filters import directional_green, local_interpolation
 from pyg_unroll.imaging.images import to_images, to_signals
 from pyg_unroll.imaging.priors import Prior
-from pyg_unroll.imaging.restorer import Restorer
+from pyg_unroll.imaging.restorer import Restorer, read_images
 from pyg_unroll.transforms import GridGraph
 
 # Pixels mirrored around an image, even: wider than the filters, and enough for
@@ -37,9 +35,8 @@ class GraphDemosaic(Restorer):
     within objects, so that graph layers can interpolate :math:`R - G` and
     :math:`B - G` where they could not interpolate :math:`R` and :math:`B`:
 
-    1. Green by directional filters
-       (:obj:`pyg_unroll.imaging.directional_green`); for X-Trans, by a graph
-       layer on the pixel grid.
+    1. Green by directional filters; for X-Trans, by a graph layer on the
+       pixel grid.
     2. A layer smooths the colour differences on the graph of green and these
        differences, and green is corrected by them; a layer interpolates the
        differences to the corrected green on its graph, known entries held

@@ -139,16 +139,8 @@ class GuidedBlock(torch.nn.Module):
     def forward(
         self, scene: Scene, estimate: Tensor, state: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Improves an estimate.
-
-        Args:
-            scene (Scene): The images.
-            estimate (torch.Tensor): The estimate :math:`(B, C, H, W)`.
-            state (torch.Tensor, optional): State of the layer in the block
-                before. (default: :obj:`None`)
-
-        Returns:
-            The next estimate, and the state of the layer.
+        """Improves an estimate :math:`(B, C, H, W)`, from the state of the
+        layer in the block before; returns the next of both.
         """
         image, mask = scene.image, scene.mask
         out = self.features(scene.shown(estimate)).to(image.dtype)

@@ -33,18 +33,9 @@ def check_steps(name: str, value: Any) -> None:
 def make_conv(
     prior: Prior, steps: Sequence[int], heads: int, **options: Any
 ) -> SmoothnessConv:
-    """Makes the layer of a prior.
-
-    Args:
-        prior (str): :obj:`'glr'` or :obj:`'gtv'`.
-        steps (sequence of int): :obj:`(num_steps,)` of
-            :class:`~pyg_unroll.nn.GLRConv`, :obj:`(num_iters, num_steps)` of
-            :class:`~pyg_unroll.nn.GTVConv`.
-        heads (int): Number of graphs in parallel.
-        **options (Any): Further arguments of the layer.
-
-    Raises:
-        ValueError: If the number of steps is not that of the layer.
+    """Makes the layer of a prior, with steps `(num_steps,)` of
+    :class:`~pyg_unroll.nn.GLRConv` or `(num_iters, num_steps)` of
+    :class:`~pyg_unroll.nn.GTVConv`.
     """
     if len(steps) != len(STEPS[prior]):
         raise ValueError(

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
-from pyg_unroll.imaging.data import restore_data
+from pyg_unroll.checks import check_data
+from pyg_unroll.imaging.images import data_to_image, to_signals
 from pyg_unroll.imaging.tiles import restore_in_tiles
+from pyg_unroll.inputs import read_signal
+from pyg_unroll.transforms.utils import examples_of
 
 
 class Restorer(torch.nn.Module):
@@ -27,8 +31,42 @@ class Restorer(torch.nn.Module):
         self.max_pixels = max_pixels
 
     def forward(self, data: Data) -> Tensor:
-        """Restores the images of data, see the class."""
-        return restore_data(self, data)
+        """Restores the images of data, those of a batch that are of one size
+        and phase together; see the class.
+        """
+        check_data(data)
+        if data.get('mask') is None:
+            raise ValueError(
+                "'data' must have a 'mask', True where known; make mosaics "
+                "with 'pyg_unroll.mosaic', or set 'data.mask'"
+            )
+        # The restorer says what must be known of each image.
+        signal = read_signal(
+            data.get('x'), data.mask, name='data.x', allow_unknown=True
+        )
+        examples = [data]
+        if isinstance(data, Batch):
+            data = data.clone()
+            data.x, data.mask = signal.x, signal.observed
+            examples = examples_of(data)
+        noise = _noise_of(data, len(examples), signal.x.dtype)
+        groups: dict[Any, list[int]] = {}
+        images, masks = [], []
+        for number, example in enumerate(examples):
+            known = signal.observed if len(examples) == 1 else example.mask
+            images.append(_image(example, example.x))
+            masks.append(_image(example, known))
+            key = images[-1].shape, self.phase(masks[-1])
+            groups.setdefault(key, []).append(number)
+        outs: dict[int, Tensor] = {}
+        for members in groups.values():
+            restored = self.restore(
+                torch.cat([images[k] for k in members]),
+                torch.cat([masks[k] for k in members]),
+                None if noise is None else noise[members],
+            )
+            outs |= dict(zip(members, to_signals(restored), strict=True))
+        return torch.cat([outs[k] for k in range(len(examples))])
 
     def restore(
         self,
@@ -101,3 +139,56 @@ class Restorer(torch.nn.Module):
         """Restores windows, of even height and width, of the images of
         :meth:`prepare`.
         """
+
+
+def _image(data: Data, x: Tensor) -> Tensor:
+    """One image `[1, C, H, W]`."""
+    image = data_to_image(data, x)
+    return image if image.dim() == 4 else image.unsqueeze(0)
+
+
+def _noise_of(data: Data, count: int, dtype: torch.dtype) -> Tensor | None:
+    """The noise of each image `[B]`, if it is given."""
+    noise = data.get('noise_std')
+    if noise is None:
+        return None
+    noise = torch.as_tensor(noise, dtype=dtype).view(-1)
+    if len(noise) not in (1, count):
+        raise ValueError(
+            f"'data.noise_std' must be one value or one for each of {count} "
+            f'image(s) (got {len(noise)})'
+        )
+    return noise.expand(count)
+
+
+def read_images(
+    image: Any, mask: Any, channels: int | None, allow_unknown: bool = False
+) -> None:
+    """Raises a `ValueError` unless images `[B, C, H, W]` and their mask, which
+    may have `B = 1`, fit each other, and known pixels are finite.
+    """
+    shape = f'[batch, {channels or "channels"}, height, width]'
+    for name, value in (('image', image), ('mask', mask)):
+        got = list(value.shape) if isinstance(value, Tensor) else value
+        if not isinstance(value, Tensor) or value.dim() != 4:
+            raise ValueError(
+                f"'{name}' must be a tensor of shape {shape} (got {got}); one "
+                f"image needs '.unsqueeze(0)'"
+            )
+    if channels is not None and image.size(1) != channels:
+        raise ValueError(
+            f"'image' must have shape {shape} (got {list(image.shape)})"
+        )
+    if mask.shape not in (image.shape, (1, *image.shape[1:])):
+        raise ValueError(
+            f"'mask' must have shape {list(image.shape)} or "
+            f'{[1, *image.shape[1:]]} (got {list(mask.shape)})'
+        )
+    known = to_signals(mask)
+    read_signal(
+        to_signals(image),
+        known[0] if known.size(0) == 1 else known,
+        name='image',
+        samples=True,
+        allow_unknown=allow_unknown,
+    )

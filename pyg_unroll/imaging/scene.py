@@ -18,21 +18,10 @@ _NOISE_SCALE = 10.0
 
 @dataclass(frozen=True, eq=False)
 class Scene:
-    """Images with their first estimate and the pixel grid.
-
-    Attributes:
-        image (torch.Tensor): Measured samples where known,
-            :math:`(B, C, H, W)`.
-        mask (torch.Tensor): True where known, :math:`(B, C, H, W)` or
-            :math:`(1, C, H, W)`.
-        estimate (torch.Tensor): First estimate :math:`(B, C, H, W)`.
-        context (torch.Tensor): Images that nets see besides the estimate,
-            :math:`(B, 2, H, W)`.
-        reference (torch.Tensor): Image :math:`(B, 1, H, W)` that estimates
-            are shown relative to.
-        noise_std (torch.Tensor or None): Standard deviation of the noise,
-            :math:`(B, 1, H, W)`, where samples are noisy.
-        topology (Topology): The pixel grid.
+    """Images `[B, C, H, W]` with their first estimate, the context that nets
+    see besides the estimate `[B, 2, H, W]`, the reference that estimates are
+    shown relative to `[B, 1, H, W]`, and the level of their noise, if they are
+    noisy, likewise.
     """
 
     image: Tensor

@@ -22,11 +22,7 @@ _Model = TypeVar('_Model', bound=torch.nn.Module)
 def write(
     model: Any, path: str | Path, notes: Mapping[str, str] | None = None
 ) -> None:
-    """Writes weights and configuration to one safetensors file.
-
-    Raises:
-        ValueError: If the file cannot be written.
-    """
+    """Writes weights and configuration to one safetensors file."""
     metadata = {
         **(notes or {}),
         'class': type(model).__name__,
@@ -43,11 +39,7 @@ def write(
 
 
 def read(cls: type[_Model], path: str | Path) -> _Model:
-    """Reads a model of a class that :func:`write` wrote.
-
-    Raises:
-        ValueError: If the file cannot be read or holds another model.
-    """
+    """Reads a model of a class that :func:`write` wrote."""
     try:
         with safe_open(path, framework='pt') as file:
             metadata = file.metadata() or {}
@@ -85,11 +77,7 @@ def names(cls: type, prior: str) -> list[str]:
 
 
 def packaged(cls: type, name: str, prior: str) -> Path:
-    """The file of a packaged model.
-
-    Raises:
-        ValueError: If there is no such model.
-    """
+    """The file of a packaged model; a `ValueError` if there is none."""
     found = names(cls, prior)
     if name not in found:
         raise ValueError(

@@ -71,14 +71,9 @@ class GTVConv(SmoothnessConv):
         num_iters (int): Number of iterations :math:`T`.
         num_steps (int, optional): Steps :math:`K` in each iteration.
             (default: :obj:`4`)
-        heads (int, optional): Number of graphs :math:`H` used in parallel,
-            whose results are averaged with learned weights that sum to one.
-            (default: :obj:`1`)
-        fidelity (str, optional): :obj:`'hard'` or :obj:`'soft'`; without a
-            mask there is no difference. (default: :obj:`'hard'`)
-        mu (float, optional): Initial weight :math:`\mu` of the prior, learned
-            per head; unused where known entries are held.
-            (default: :obj:`1.0`)
+        heads (int, optional): See :class:`GLRConv`. (default: :obj:`1`)
+        fidelity (str, optional): The same. (default: :obj:`'hard'`)
+        mu (float, optional): The same. (default: :obj:`1.0`)
         rho (float, optional): Initial penalty. About the inverse of a typical
             weighted difference :math:`w_{ij} |x_i - x_j|`: the default suits
             signals and weights of unit scale. (default: :obj:`2.0`)
@@ -91,26 +86,16 @@ class GTVConv(SmoothnessConv):
             computed again (see :obj:`pyg_unroll.ops.replay.DualReplay`),
             except under :meth:`torch.compile`.
             (default: :obj:`False`)
-        validate_args (bool, optional): Check the values of the inputs: finite
-            signal, non-negative and symmetric weights. Costs a pass over the
-            edges and, on CUDA, a synchronisation. (default: :obj:`True`)
+        validate_args (bool, optional): See :class:`GLRConv`.
+            (default: :obj:`True`)
 
     Shapes:
-        - **input:**
-          node signals :math:`(|\mathcal{V}|, F)` or, of several samples on
-          one graph, :math:`(B, |\mathcal{V}|, F)`,
-          undirected edge indices :math:`(2, |\mathcal{E}|)` or any layout
-          that :func:`~pyg_unroll.graph.resolve_graph` takes,
-          symmetric edge weights :math:`(|\mathcal{E}|)` or
-          :math:`(|\mathcal{E}|, H)`, or of each sample
-          :math:`(B, |\mathcal{E}|, H)` *(optional)*,
-          mask, True where known, :math:`(|\mathcal{V}|)`,
-          :math:`(|\mathcal{V}|, F)` or :math:`(B, |\mathcal{V}|, F)`
-          *(optional)*
+        - **input:** as that of :class:`GLRConv`
         - **output:** node signals of the shape of the input, and with
           :obj:`return_state=True` the dual variable
           :math:`(|\mathcal{E}| / 2, F, H)` or
-          :math:`(B, |\mathcal{E}| / 2, F, H)`
+          :math:`(B, |\mathcal{E}| / 2, F, H)`, near :math:`\pm 1` on edges
+          across which the signal jumps
 
     Raises:
         ValueError: If an argument has a wrong shape, type or value; the

@@ -69,12 +69,7 @@ class SmoothnessConv(MessagePassing):
     recognise it, and edge masks of its explainers act on the weights;
     messages are never materialised, hence :meth:`propagate` is not used.
 
-    Args:
-        heads (int): Number of graphs :math:`H` used in parallel.
-        fidelity (str): :obj:`'hard'` holds known entries, :obj:`'soft'`
-            weighs them against the prior.
-        mu (float): Initial weight of the prior where observations are noisy.
-        validate_args (bool): Check the values of the inputs, too.
+    Its arguments are those of :class:`~pyg_unroll.nn.GLRConv`.
     """
 
     _checks: ClassVar[Checks] = {

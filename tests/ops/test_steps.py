@@ -1,10 +1,9 @@
 import pytest
 import torch
-from pyg_unroll.data import image_to_data
 from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.data import Batch
 
-from pyg_unroll import GridGraph, Topology, ops
+from pyg_unroll import GridGraph, Topology, image_to_data, ops
 from pyg_unroll.ops.admm import admm_step
 from pyg_unroll.ops.cg import cg_iterates, cg_steps
 from pyg_unroll.ops.reference.cg import Matrix
