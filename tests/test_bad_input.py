@@ -584,7 +584,7 @@ ESTIMATORS = [
         lambda: fitted().predict(
             data(x=torch.rand(9, 2), pos=torch.rand(9, 2))
         ),
-        r"'data' must have as many features of 'x'.*'fit', \(1, 2, 0\) \(got \(2",
+        r"'data' must have as many features of 'x'.*'fit', \(1, 2, 0\) \(got",
     ),
     (lambda: fitted().metric(), 'no metric was learned'),
 ]
