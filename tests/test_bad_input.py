@@ -551,7 +551,7 @@ ESTIMATORS = [
     ),
     (
         lambda: GraphInterpolator().fit(data(x=X, pos=X * NAN, mask=MASK)),
-        "'data.pos' must be finite at all nodes",
+        r"'data.pos' must be finite \(got nan at index \[0, 0\]\)",
     ),
     (
         lambda: GraphInterpolator().fit(Batch.from_data_list([points()])),
@@ -584,7 +584,7 @@ ESTIMATORS = [
         lambda: fitted().predict(
             data(x=torch.rand(9, 2), pos=torch.rand(9, 2))
         ),
-        r"'data.x' must have the 1 feature\(s\) of 'fit' \(got 2\)",
+        r"'data' must have as many features of 'x'.*'fit', \(1, 2, 0\) \(got",
     ),
     (lambda: fitted().metric(), 'no metric was learned'),
 ]

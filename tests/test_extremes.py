@@ -98,9 +98,9 @@ def test_gtv_refuses_weights_whose_squares_overflow():
 @parametrize_convs
 def test_expanded_inputs(make):
     graph = random_graph(12, 20)
-    x = torch.randn(12, 1).expand(-1, 3)
+    x = torch.randn(12, 1).expand(-1, 2)
     weight = graph.edge_weight.unsqueeze(1).expand(-1, 2)
-    mask = (torch.arange(12) % 3 == 0).unsqueeze(1).expand(-1, 3)
+    mask = (torch.arange(12) % 3 == 0).unsqueeze(1).expand(-1, 2)
     conv = make(heads=2)
     out = conv(x, graph.edge_index, weight, mask)
     whole = (v.contiguous() for v in (x, graph.edge_index, weight, mask))
@@ -113,7 +113,7 @@ def models():
     grid = GridGraph(8)(image)
     return {
         'Demosaic': (
-            SelfEnsemble(Tiled(Demosaic([DifferenceBlock(4, 2)]), 5000), 2),
+            SelfEnsemble(Tiled(Demosaic([DifferenceBlock(8)]), 5000), 2),
             image,
         ),
         'uGTV': (UnrolledGTV(1, graph=KNNGraph(3), num_blocks=1), points),
@@ -172,7 +172,7 @@ def test_threads(make):
     # Graphs are remembered, and kernels shared, between threads.
     conv = make()
     graphs = [random_graph(40, 80) for _ in range(3)]
-    x = torch.randn(40, 3)
+    x = torch.randn(40, 2)
 
     def work(k):
         graph = graphs[k % 3]

@@ -104,14 +104,13 @@ def test_images_are_data(photo):
         assert torch.equal(out, model.restore(both, mask.expand(2, -1, -1, -1)))
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
 @torch.no_grad()
-def test_noise_maps(dtype):
-    model = make(fidelity='soft', num_blocks=1, num_layers=2, dtype=dtype)
+def test_noise_maps():
+    model = make(fidelity='soft', num_blocks=1, num_layers=2)
     reach = model.receptive_field
     height = 2 * reach + 31
-    image, mask = mosaics(torch.rand(2, 3, height, 20, dtype=dtype))
-    flat = torch.full((2, 1, height, 20), 0.1, dtype=dtype)
+    image, mask = mosaics(torch.rand(2, 3, height, 20))
+    flat = torch.full((2, 1, height, 20), 0.1)
     expected = model.restore(image, mask, 0.1)
     assert torch.equal(model.restore(image, mask, flat), expected)
     # Noise above some row matters there, and for no row that does not see it.

@@ -113,7 +113,7 @@ def test_restorers(kind, block, prior):
     )
     # Tiles are at least four times as large as their halo.
     height = 4 * model.receptive_field + 20
-    image, mask = observed(kind, torch.rand(2, 3, height, 30).double())
+    image, mask = observed(kind, torch.rand(1, 3, height, 30).double())
     with torch.no_grad():
         whole = model.restore(image, mask)
         tiled = Tiled(model, 1).restore(image, mask)

@@ -147,7 +147,7 @@ def test_tiles(dtype):
     ('kind', 'options'),
     [
         (Demosaic, {'prior': 'gtv', 'steps': (2, 1), 'num_layers': 4}),
-        (Demosaic, {'fidelity': 'soft', 'heads': 1}),
+        (Demosaic, {'fidelity': 'soft', 'num_blocks': 1}),
         (Inpaint, {'channels': 1, 'weight_floor': 0.5}),
         (Inpaint, {'hidden_channels': np.int64(6)}),
     ],

@@ -78,7 +78,7 @@ def test_median():
 @pytest.mark.parametrize('fidelity', ['hard', 'soft'])
 def test_state_is_passed_on(heads, fidelity):
     graph = random_graph(20, 40, heads, torch.float64)
-    x = torch.randn(20, 3).double()
+    x = torch.randn(20, 2).double()
     mask = torch.rand(20) < 0.4
     mask[0] = True
     kwargs = {'num_steps': 3, 'fidelity': fidelity}
@@ -87,7 +87,7 @@ def test_state_is_passed_on(heads, fidelity):
     for weight in weights:
         arguments = x, graph.edge_index, weight, mask
         out, state = half(*arguments, return_state=True)
-        assert state.shape == (graph.edge_index.size(1) // 2, 3, 1)
+        assert state.shape == (graph.edge_index.size(1) // 2, 2, 1)
         out, state = half(
             *arguments, warm_start=out, state=state, return_state=True
         )
@@ -101,10 +101,10 @@ def test_state_is_passed_on(heads, fidelity):
 
 def test_state_of_heads():
     graph = random_graph(20, 40, 2)
-    x, mask = torch.randn(20, 3), torch.arange(20) < 8
+    x, mask = torch.randn(20, 2), torch.arange(20) < 8
     conv = GTVConv(3, heads=2)
     out, state = conv(x, *graph[:2], mask, return_state=True)
-    assert state.shape == (graph.edge_index.size(1) // 2, 3, 2)
+    assert state.shape == (graph.edge_index.size(1) // 2, 2, 2)
     assert torch.equal(out, conv(x, *graph[:2], mask))
     zero = torch.zeros_like(state)
     assert torch.equal(out, conv(x, *graph[:2], mask, state=zero))

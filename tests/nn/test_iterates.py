@@ -22,11 +22,11 @@ N = 14
 def arguments(kind):
     """Positional arguments, and the known entries that are held."""
     graph = random_graph(N, 2 * N, 2 if kind == 'own' else None)
-    x = torch.randn(N, 2) if kind == 'one' else torch.randn(3, N, 2)
+    x = torch.randn(N, 2) if kind == 'one' else torch.randn(2, N, 2)
     weight, mask = graph.edge_weight, torch.rand(x.shape) < 0.4
     mask[..., 0, :], mask[..., 1, :] = True, False
     if kind == 'own':
-        weight = weight * torch.rand(3, 1, 1)
+        weight = weight * torch.rand(2, 1, 1)
     return x, graph.edge_index, weight, mask
 
 
@@ -89,7 +89,7 @@ def test_states_of_samples():
     *_, last = conv.iterates(x, edge_index, weight, mask)
     out, state = conv.solve(x, edge_index, weight, mask)
     assert torch.equal(last.x, out) and torch.equal(last.state, state)
-    assert state.shape == (3, edge_index.size(1) // 2, 2, 2)
+    assert state.shape == (2, edge_index.size(1) // 2, 2, 2)
     # They go on from a state.
     first, *_, last = conv.iterates(
         x, edge_index, weight, mask, warm_start=out, state=state

@@ -9,7 +9,7 @@ from pyg_unroll.testing import assert_compiles, assert_same
 from tests.nn.test_convs import CONVS
 from tests.oracles import random_graph
 
-B, N, F = 3, 14, 2
+B, N, F = 2, 14, 2
 parametrize_convs = pytest.mark.parametrize(
     'make', CONVS.values(), ids=list(CONVS)
 )

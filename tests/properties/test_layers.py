@@ -171,7 +171,7 @@ def test_untrained_glr_descends(order, case, fidelity, num_steps, mu):
 def test_samples_equal_loop(make, case, fidelity):
     index, weight = case.columns()
     conv = make(heads=case.heads, fidelity=fidelity)
-    x = case.randn(3, case.num_nodes, 1)
+    x = case.randn(2, case.num_nodes, 1)
     mask = case.mask
     if mask is not None and mask.dim() == 2:
         mask = mask[:, :1]
