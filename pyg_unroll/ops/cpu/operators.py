@@ -98,8 +98,12 @@ def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
     here = load(x, at(node, place), lanes)
     if is_inner:
         size = window_size(lanes)
-        for k in range(2 * size):
+        for k in range(size):
             other, edge = node + steps[k], base[k] + node * size
+            total = _add_term(total, here, other, edge, place, lanes, w, x)
+        own = base[size] + node * size
+        for k in range(size):
+            other, edge = node + steps[size + k], own + k
             total = _add_term(total, here, other, edge, place, lanes, w, x)
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
@@ -150,14 +154,15 @@ def _edge_dot(first, last, base, graph, place, lanes, a, b, same, out):
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
         if inner <= i and i < outer:
-            for k in range(size, 2 * size):
-                other, edge = i + steps[k], base[k] + i * size
-                _put_product(i, other, edge, place, lanes, a, b, same, out)
+            own = base[size] + i * size
+            for k in range(size):
+                j = i + steps[size + k]
+                _put_product(i, j, own + k, place, lanes, a, b, same, out)
             continue
         for entry in range(rowptr[i], rowptr[i + 1]):
-            other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
-            if other > i:
-                _put_product(i, other, edge, place, lanes, a, b, same, out)
+            j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
+            if j > i:
+                _put_product(i, j, edge, place, lanes, a, b, same, out)
 
 
 def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
