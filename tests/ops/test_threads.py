@@ -5,34 +5,27 @@ import pytest
 import torch
 
 from pyg_unroll import GridGraph, image_to_data
-from pyg_unroll.ops import threads
 from tests.backends import needs_numba
 
-
-@pytest.fixture(params=['openmp', 'pool'])
-def each_way(request, monkeypatch):
-    if request.param == 'pool':
-        monkeypatch.setattr(threads, '_openmp', lambda: None)
-    elif threads._openmp() is None:
-        pytest.skip("PyTorch does not use GNU's OpenMP here")
+launch = pytest.importorskip('pyg_unroll.ops.cpu.launch')
 
 
 @pytest.mark.parametrize('count', [0, 1, 2, 3, 40])
-def test_each_call_once(each_way, count):
+def test_each_call_once(count):
     calls = Counter()
-    threads.run(lambda k: calls.update([k]), count)
+    launch.run(lambda k: calls.update([k]), count)
     assert calls == Counter(range(count))
 
 
 @pytest.mark.parametrize('bad', [0, 1, 2])
-def test_errors_are_raised(each_way, bad):
+def test_errors_are_raised(bad):
     def work(k):
         if k == bad:
             raise ZeroDivisionError(k)
 
     with pytest.raises(ZeroDivisionError, match=str(bad)):
-        threads.run(work, 3)
-    threads.run(lambda k: None, 3)
+        launch.run(work, 3)
+    launch.run(lambda k: None, 3)
 
 
 _OPERANDS = []
@@ -50,7 +43,7 @@ def _laplacian(_):
     reason='no fork on this system',
 )
 def test_in_a_forked_process():
-    # OpenMP's threads are lost there; those of the pool are made again.
+    # Threads of the pool are lost there, and made again.
     data = image_to_data(torch.rand(4, 300, 300))
     topology = GridGraph(8).topology(data)
     weight = torch.rand(topology.num_edges, 1)
