@@ -1,9 +1,8 @@
 """Cutting the work of the CPU kernels, and running them on threads.
 
 Threads are those of a pool. PyTorch's OpenMP threads, borrowed through
-ctypes, were no faster on a quiet machine (a demosaiced image took 223 ms
-against 162 ms on two cores) and three times slower beside other work, as
-they wait for work at full speed.
+ctypes, were no faster (a demosaiced image took 223 ms against 162 ms on two
+quiet cores), and wait for work at full speed.
 
 A kernel takes the first and the last of its rows (nodes or edges), scratch,
 arrays of the graph, and for each block of features and heads its place: the
