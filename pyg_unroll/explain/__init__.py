@@ -5,13 +5,16 @@ Not imported by :obj:`import pyg_unroll`; plots need the extra :obj:`viz`.
 
 from pyg_unroll.explain.graphs import (
     LayerNeighbourhood,
-    LearnedMetric,
     Neighbourhood,
     learned_graphs,
-    learned_metrics,
     neighbourhood,
 )
-from pyg_unroll.explain.parameter_table import ParameterTable, parameter_table
+from pyg_unroll.explain.parameters import (
+    LearnedMetric,
+    ParameterTable,
+    learned_metrics,
+    parameter_table,
+)
 from pyg_unroll.explain.spectral_response import (
     SpectralResponse,
     spectral_response,

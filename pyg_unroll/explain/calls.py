@@ -13,8 +13,7 @@ from torch_geometric.data import Batch, Data
 
 from pyg_unroll.checks import check_data
 from pyg_unroll.graph import Topology, edges_of
-from pyg_unroll.imaging import GraphDemosaic, SelfEnsemble, data_to_image
-from pyg_unroll.imaging.restorer import Restorer
+from pyg_unroll.imaging import Restorer, SelfEnsemble, data_to_image
 from pyg_unroll.imaging.tiles import mirrored_frame
 from pyg_unroll.imaging.wrappers import Wrapper
 from pyg_unroll.inputs import Observations, read_signal
@@ -145,7 +144,7 @@ def node_places(model: torch.nn.Module, data: Data) -> tuple[Tensor, int]:
     return place, height * width
 
 
-def _restorer_of(model: torch.nn.Module) -> Restorer | GraphDemosaic | None:
+def _restorer_of(model: torch.nn.Module) -> Restorer | None:
     while isinstance(model, Wrapper):
         if isinstance(model, SelfEnsemble):
             raise ValueError(
@@ -153,7 +152,7 @@ def _restorer_of(model: torch.nn.Module) -> Restorer | GraphDemosaic | None:
                 "'SelfEnsemble'); explain its 'restorer'"
             )
         model = model.restorer
-    return model if isinstance(model, Restorer | GraphDemosaic) else None
+    return model if isinstance(model, Restorer) else None
 
 
 def _run_model(model: torch.nn.Module, data: Data) -> None:

@@ -202,7 +202,8 @@ def spectral_response(layer: GLRConv | GTVConv) -> SpectralResponse:
             f"'{type(layer).__name__}'); of a model, take one of its layers, "
             f"as in 'model.blocks[0].conv'"
         )
-    alpha, beta = layer.alpha.double(), layer.beta.double()
+    # Detached: a parameter that is in double precision comes back as itself.
+    alpha, beta = layer.alpha.detach().double(), layer.beta.detach().double()
     mu = layer.log_mu.double().exp().unsqueeze(0)
     if isinstance(layer, GTVConv):
         mu = mu * layer.log_rho.double().exp() / 2

@@ -13,6 +13,7 @@ from pyg_unroll.imaging.images import (
     to_unit_range,
 )
 from pyg_unroll.imaging.inpaint import Inpaint
+from pyg_unroll.imaging.restorer import Restorer
 from pyg_unroll.imaging.wrappers import SelfEnsemble, Tiled
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     'GraphDemosaic',
     'GuidedBlock',
     'Inpaint',
+    'Restorer',
     'SelfEnsemble',
     'Tiled',
     'cfa_mask',

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from pyg_unroll.imaging.guided_block import (
     SOFTPLUS_ONE,
     GuidedBlock,
 )
-from pyg_unroll.imaging.priors import FLOORS, STEPS, Prior
+from pyg_unroll.imaging.priors import Prior, complete
 from pyg_unroll.imaging.scene import CONTEXT_CHANNELS, Scene
 from pyg_unroll.inputs import Fidelity
 
@@ -67,13 +67,8 @@ class DifferenceBlock(torch.nn.Module):
         values = locals()
         super().__init__()
         check_parameters(self._checks, values)
-        steps = STEPS[prior] if steps is None else steps
-        floor = FLOORS[prior] if weight_floor is None else weight_floor
-        self.config: dict[str, Any] = {
-            **{name: values[name] for name in self._checks},
-            'steps': list(steps),
-            'weight_floor': floor,
-        }
+        self.config = complete({name: values[name] for name in self._checks})
+        steps, floor = self.config['steps'], self.config['weight_floor']
         # Guide, features of both graphs, gain, confidence, share kept.
         self.output_sizes = [3, feature_channels, feature_channels, 1, 2, 1]
         self.features = CellFeatures(

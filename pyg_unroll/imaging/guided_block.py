@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -20,10 +20,9 @@ from pyg_unroll.checks import (
 from pyg_unroll.imaging.features import CellFeatures
 from pyg_unroll.imaging.images import to_images, to_signals
 from pyg_unroll.imaging.priors import (
-    FLOORS,
-    STEPS,
     Prior,
     check_steps,
+    complete,
     make_conv,
 )
 from pyg_unroll.imaging.scene import CONTEXT_CHANNELS, Scene
@@ -99,13 +98,8 @@ class GuidedBlock(torch.nn.Module):
         values = locals()
         super().__init__()
         check_parameters(self._checks, values)
-        steps = STEPS[prior] if steps is None else steps
-        floor = FLOORS[prior] if weight_floor is None else weight_floor
-        self.config: dict[str, Any] = {
-            **{name: values[name] for name in self._checks},
-            'steps': list(steps),
-            'weight_floor': floor,
-        }
+        self.config = complete({name: values[name] for name in self._checks})
+        steps, floor = self.config['steps'], self.config['weight_floor']
         self.channels = channels
         self.fidelity: Fidelity = fidelity
         is_soft = fidelity == 'soft'

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
 from pyg_unroll.checks import check_positive
@@ -30,6 +30,19 @@ def check_steps(name: str, value: Any) -> None:
         check_positive(name, number)
 
 
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of a block with the sizes and the floor that its
+    prior has by default.
+    """
+    prior = config['prior']
+    steps, floor = config['steps'], config['weight_floor']
+    return {
+        **config,
+        'steps': list(STEPS[prior] if steps is None else steps),
+        'weight_floor': FLOORS[prior] if floor is None else floor,
+    }
+
+
 def make_conv(
     prior: Prior, steps: Sequence[int], heads: int, **options: Any
 ) -> SmoothnessConv:
@@ -40,7 +53,7 @@ def make_conv(
     if len(steps) != len(STEPS[prior]):
         raise ValueError(
             f"'steps' must be {len(STEPS[prior])} number(s) for prior="
-            f'{prior!r}, such as {STEPS[prior]} (got {steps!r})'
+            f'{prior!r}, such as {STEPS[prior]} (got {tuple(steps)})'
         )
     conv: Any = GLRConv if prior == 'glr' else GTVConv
     made: SmoothnessConv = conv(

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -26,7 +27,7 @@ def write(
     metadata = {
         **(notes or {}),
         'class': type(model).__name__,
-        'config': json.dumps(model.config, default=int),
+        'config': json.dumps(model.config, default=np.generic.item),
     }
     state = {k: v.contiguous() for k, v in model.state_dict().items()}
     try:

@@ -133,10 +133,9 @@ class SmoothnessConv(MessagePassing):
             return_state (bool, optional): Return the state, too, as
                 :meth:`solve` does. (default: :obj:`False`)
         """
-        signal, topology, weight = self.read(
-            x, edge_index, edge_weight, mask, confidence
+        signal, run = self._begin(
+            x, edge_index, edge_weight, mask, confidence, warm_start, state
         )
-        run = self._run(signal, topology, weight, warm_start, state)
         out = self._combine(run.finish(), signal)
         return (out, run.state()) if return_state else out
 
@@ -152,23 +151,11 @@ class SmoothnessConv(MessagePassing):
         )
         return out
 
-    def iterates(
-        self,
-        x: Tensor,
-        edge_index: Any,
-        edge_weight: Tensor | None = None,
-        mask: Tensor | None = None,
-        confidence: Tensor | None = None,
-        warm_start: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> Iterator[Iterate]:
+    def iterates(self, *args: Any, **kwargs: Any) -> Iterator[Iterate]:
         """Yields the start and the :class:`Iterate` after each step, with the
         arguments of :meth:`forward`; the last one is the result, to the bit.
         """
-        signal, topology, weight = self.read(
-            x, edge_index, edge_weight, mask, confidence
-        )
-        run = self._run(signal, topology, weight, warm_start, state)
+        signal, run = self._begin(*args, **kwargs)
         for out in run.steps():
             heads = out
             if signal.free is not None:  # as held entries come out
@@ -178,6 +165,22 @@ class SmoothnessConv(MessagePassing):
                 signal.layout.unfold_heads(heads),
                 run.state(),
             )
+
+    def _begin(
+        self,
+        x: Tensor,
+        edge_index: Any,
+        edge_weight: Tensor | None = None,
+        mask: Tensor | None = None,
+        confidence: Tensor | None = None,
+        warm_start: Tensor | None = None,
+        state: Tensor | None = None,
+    ) -> tuple[Observations, Run]:
+        """Reads the arguments of :meth:`forward`; the iteration on them."""
+        signal, topology, weight = self.read(
+            x, edge_index, edge_weight, mask, confidence
+        )
+        return signal, self._run(signal, topology, weight, warm_start, state)
 
     @abstractmethod
     def _run(

@@ -16,6 +16,7 @@ from pyg_unroll.checks import (
     Checks,
     check_data,
     check_model_type,
+    check_non_negative,
     check_parameters,
     check_positive,
 )
@@ -130,6 +131,7 @@ class UnrolledStack(torch.nn.Module):
     _checks: ClassVar[Checks] = {
         'in_channels': check_positive,
         'num_blocks': check_positive,
+        'weight_floor': check_non_negative,
     }
 
     def __init__(
@@ -268,11 +270,11 @@ class UnrolledGLR(UnrolledStack):
         in_channels (int): Number of signal channels :math:`C`.
         features (torch.nn.Module or sequence, optional): The feature net, of
             which further blocks get copies that are reset, or one per block:
-            called with the current
-            estimate :math:`(N, C)`, the mask :math:`(N, C)` and the data, it
-            returns node features :math:`(N, D)`, with :math:`D` as its
-            :obj:`out_channels`; :class:`~pyg_unroll.nn.MLPFeatures` with 8
-            features if :obj:`None`. (default: :obj:`None`)
+            called with the current estimate :math:`(N, C)`, the mask
+            :math:`(N, C)` and the data, it returns node features
+            :math:`(N, D)`, with :math:`D` as its :obj:`out_channels`;
+            :class:`~pyg_unroll.nn.MLPFeatures` with 8 features if
+            :obj:`None`. (default: :obj:`None`)
         graph (BaseTransform, optional): Makes the edges of data that has
             none, such as :class:`~pyg_unroll.transforms.KNNGraph` or
             :class:`~pyg_unroll.transforms.GridGraph`. (default: :obj:`None`)
@@ -375,10 +377,16 @@ class UnrolledGTV(UnrolledStack):
         weight_floor: float = 0.03,
         **kwargs: Any,
     ) -> None:
-        options = {'rho': 16.0, 'validate_args': False} | kwargs
+        kwargs = {'rho': 16.0} | kwargs
 
         def make_conv() -> GTVConv:
-            return GTVConv(num_iters, num_steps, heads=heads, **options)
+            return GTVConv(
+                num_iters,
+                num_steps,
+                heads=heads,
+                validate_args=False,
+                **kwargs,
+            )
 
         super().__init__(
             in_channels,

@@ -17,9 +17,10 @@ SILENT = (
 
 
 @pytest.fixture(autouse=True)
-def path(monkeypatch):
-    """The examples import their neighbours."""
+def place(monkeypatch, tmp_path):
+    """The examples import their neighbours and write where they are run."""
     monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

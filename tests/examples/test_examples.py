@@ -36,7 +36,8 @@ def test_demosaic_odd_image(run, tmp_path, photo):
     assert ours > bilinear + 4
     plain = run('demosaic.py', tmp_path / 'photo.png', '--untrained')
     assert figures(plain.stdout, 'GraphDemosaic, GLR')[0] < ours
-    assert min(Image.open(out).size) > 500
+    for file in (out, tmp_path / 'demosaic.png'):  # named, and by default
+        assert min(Image.open(file).size) > 500
 
 
 def test_demosaic_noise(run, tmp_path, photo):

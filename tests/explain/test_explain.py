@@ -9,6 +9,7 @@ from torch_geometric.utils import to_torch_csr_tensor
 from pyg_unroll import (
     Demosaic,
     GLRConv,
+    GraphDemosaic,
     GridGraph,
     Inpaint,
     KNNGraph,
@@ -24,7 +25,7 @@ from pyg_unroll.explain import (
     spectral_response,
     trace,
 )
-from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
+from pyg_unroll.imaging import DifferenceBlock, GuidedBlock, Tiled
 from pyg_unroll.nn import MLPFeatures
 
 
@@ -131,8 +132,15 @@ def test_parameters(kind):
     assert table.total('transformer') == count(block) - norms
     assert len(table.records()) == len(table.rows) == 8
     assert 'feature net' in str(table)
+
+
+@pytest.mark.parametrize(
+    'make',
+    [lambda: torch.nn.Linear(1, 1), GraphDemosaic, lambda: Tiled(Demosaic())],
+)
+def test_parameters_of_other_modules(make):
     with pytest.raises(ValueError, match="'model' must be an 'UnrolledGLR'"):
-        parameter_table(torch.nn.Linear(1, 1))
+        parameter_table(make())
 
 
 class Plain(torch.nn.Module):

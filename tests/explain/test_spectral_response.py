@@ -38,6 +38,7 @@ def test_held_entries(order):
     x = torch.randn(24, 3, dtype=torch.float64)
     mask = torch.arange(24) % 3 == 0
     response = spectral_response(layer)
+    assert not response.alpha.requires_grad  # though in the layer's own type
     expected = torch.zeros_like(x)
     for head, share in enumerate(layer.head_logits.softmax(0)):
         matrix = dense_laplacian(

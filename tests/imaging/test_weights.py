@@ -150,6 +150,7 @@ def test_tiles(dtype):
         (Demosaic, {'fidelity': 'soft', 'num_blocks': 1}),
         (Inpaint, {'channels': 1, 'weight_floor': 0.5}),
         (Inpaint, {'hidden_channels': np.int64(6)}),
+        (Inpaint, {'weight_floor': np.float32(0.5)}),
     ],
 )
 def test_save_and_load(kind, options, tmp_path):

@@ -465,8 +465,14 @@ def test_wrong_arguments(cls, kwargs, match):
         cls(**({'in_channels': 3} | kwargs))
 
 
+@parametrize_models
+def test_layers_do_not_check_again(cls):
+    with pytest.raises(TypeError, match='validate_args'):
+        cls(1, validate_args=True)
+
+
 def test_wrong_weight_floor():
-    with pytest.raises(ValueError, match="'floor' must be a finite, non-negat"):
+    with pytest.raises(ValueError, match="'weight_floor' must be a finite"):
         UnrolledGTV(1, weight_floor=-0.1)
 
 
