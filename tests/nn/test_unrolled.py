@@ -273,7 +273,7 @@ def test_any_features(cls):
     # One net is copied for each block.
     nets = [block.features for block in one.blocks]
     assert nets[0] is not nets[1]
-    assert [float(net.scale) for net in nets] == [2.0, 2.0]
+    assert [net.scale.item() for net in nets] == [2.0, 2.0]
     own = [Positions(2.0), Positions(2.0)]
     for features in (own, torch.nn.ModuleList(own)):
         model = cls(2, features, KNNGraph(4), **MODELS[cls])
