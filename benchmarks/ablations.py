@@ -39,11 +39,7 @@ class NoSteps(GLRConv):
     """A layer that returns its start."""
 
     def solve(
-        self,
-        x: Tensor,
-        *_: Any,
-        warm_start: Tensor | None = None,
-        **__: Any,
+        self, x: Tensor, *_: Any, warm_start: Tensor | None = None, **__: Any
     ) -> tuple[Tensor, None]:
         """Takes no step."""
         return x if warm_start is None else warm_start, None
@@ -173,8 +169,7 @@ def main() -> None:
         torch.manual_seed(0)
         model = make()
         patches = Patches(
-            *(images, Task('demosaic'), PATCH, BATCH),
-            *(2, 0.3, limit, 0),
+            *(images, Task('demosaic'), PATCH, BATCH), *(2, 0.3, limit, 0)
         )
         seconds = train(model, patches, args.steps)
         row = {

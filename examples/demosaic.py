@@ -35,11 +35,7 @@ from torch_geometric.data import Data
 from tqdm import tqdm
 
 from pyg_unroll import Demosaic, GraphDemosaic, data_to_image, mosaic
-from pyg_unroll.imaging import (
-    CFA_PATTERNS,
-    SelfEnsemble,
-    local_interpolation,
-)
+from pyg_unroll.imaging import CFA_PATTERNS, SelfEnsemble, local_interpolation
 
 ZOOM = 96
 

@@ -85,10 +85,7 @@ def smooth(problem: HiddenSignal, order: int) -> Tensor:
     x, mean = _centred(problem)
     edges, weight = _graph(problem)
     result = solvers.glr(
-        *(x, edges, weight, problem.mask),
-        order=order,
-        tol=1e-5,
-        fill='mean',
+        *(x, edges, weight, problem.mask), order=order, tol=1e-5, fill='mean'
     )
     return result.x + mean
 
@@ -209,9 +206,7 @@ def spline(problem: HiddenSignal) -> Tensor:
 
     def error(smoothing: float) -> float:
         rbf = RBFInterpolator(
-            *(known[train], values[train]),
-            neighbors=count,
-            smoothing=smoothing,
+            *(known[train], values[train]), neighbors=count, smoothing=smoothing
         )
         return float(np.square(rbf(known[test]) - values[test]).mean())
 

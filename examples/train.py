@@ -61,11 +61,7 @@ class Loss(torch.nn.Module):
     """
 
     def __init__(
-        self,
-        model: Models,
-        early: float,
-        knee: float,
-        amp: bool = True,
+        self, model: Models, early: float, knee: float, amp: bool = True
     ) -> None:
         super().__init__()
         self.model = model
@@ -158,11 +154,7 @@ def parse_args() -> argparse.Namespace:
         default=4 if has_cuda else 0,
         help='processes that cut patches while the net learns',
     )
-    add(
-        '--device',
-        default='cuda' if has_cuda else 'cpu',
-        help='cpu or cuda',
-    )
+    add('--device', default='cuda' if has_cuda else 'cpu', help='cpu or cuda')
     add(
         '--no-amp',
         action='store_true',

@@ -97,10 +97,7 @@ class Task:
 
 
 def _some_pixels(
-    height: int,
-    width: int,
-    known: float | None,
-    generator: np.random.Generator,
+    height: int, width: int, known: float | None, generator: np.random.Generator
 ) -> np.ndarray:
     """Known pixels `[H, W]`: one in four times a grid of 2 or 4 pixels."""
     mask = np.zeros((height, width), dtype=bool)

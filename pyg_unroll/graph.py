@@ -112,10 +112,7 @@ class Topology:
 
     @classmethod
     def from_edge_index(
-        cls,
-        edge_index: Tensor,
-        num_nodes: int,
-        validate_args: bool = True,
+        cls, edge_index: Tensor, num_nodes: int, validate_args: bool = True
     ) -> Topology:
         r"""Builds the topology of an undirected graph.
 

@@ -105,8 +105,7 @@ def dense_proximal(y, edge_index, edge_weight, confidence, mu, order=1):
 def sparse_laplacian(edge_index, edge_weight, num_nodes):
     row, col = edge_index.numpy()
     adjacency = sp.coo_array(
-        (edge_weight.double().numpy(), (row, col)),
-        shape=(num_nodes, num_nodes),
+        (edge_weight.double().numpy(), (row, col)), shape=(num_nodes, num_nodes)
     ).tocsr()
     return (sp.csr_array(sp.diags(adjacency.sum(1))) - adjacency).tocsr()
 

@@ -32,12 +32,7 @@ from pyg_unroll import (
     ops,
     solvers,
 )
-from pyg_unroll.imaging import (
-    DifferenceBlock,
-    GuidedBlock,
-    SelfEnsemble,
-    Tiled,
-)
+from pyg_unroll.imaging import DifferenceBlock, GuidedBlock, SelfEnsemble, Tiled
 
 NAN = float('nan')
 PATH = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
@@ -469,10 +464,7 @@ RESTORERS = [
         lambda: soft().restore(IMAGES, MASKS, 20.0),
         r"'noise_std' must be in the unit of the image.*got 20\.0",
     ),
-    (
-        lambda: soft()(mosaic(IMAGE)),
-        "6 x 6 pixels.*set 'data.noise_std'",
-    ),
+    (lambda: soft()(mosaic(IMAGE)), "6 x 6 pixels.*set 'data.noise_std'"),
     (
         lambda: demosaic().estimates(IMAGES, MASKS.flip(3)),
         r"'image' must have an even size.*lacks 0 row\(s\) and 1 column",

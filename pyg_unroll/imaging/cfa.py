@@ -12,14 +12,7 @@ from pyg_unroll.imaging.images import image_to_data, to_unit_range
 _BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
 _TILES: dict[str, tuple[str, ...]] = {
     **{name: (name[:2], name[2:]) for name in _BAYER},
-    'X-Trans': (
-        'GBGGRG',
-        'RGRBGB',
-        'GBGGRG',
-        'GRGGBG',
-        'BGBRGR',
-        'GRGGBG',
-    ),
+    'X-Trans': ('GBGGRG', 'RGRBGB', 'GBGGRG', 'GRGGBG', 'BGBRGR', 'GRGGBG'),
 }
 CFA_PATTERNS: tuple[str, ...] = tuple(_TILES)
 

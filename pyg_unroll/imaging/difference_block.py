@@ -78,12 +78,7 @@ class DifferenceBlock(torch.nn.Module):
             num_layers,
         )
         self.step = ColorDifferences(
-            prior,
-            steps,
-            steps,
-            feature_channels,
-            heads,
-            weight_floor=floor,
+            prior, steps, steps, feature_channels, heads, weight_floor=floor
         )
 
     def reset_parameters(self) -> None:

@@ -9,10 +9,7 @@ from torch import Tensor
 
 from pyg_unroll.checks import check_choice, check_not_half
 from pyg_unroll.imaging.cfa import check_one_color
-from pyg_unroll.imaging.color_differences import (
-    DETAIL_RATIO,
-    ColorDifferences,
-)
+from pyg_unroll.imaging.color_differences import DETAIL_RATIO, ColorDifferences
 from pyg_unroll.imaging.filters import directional_green, local_interpolation
 from pyg_unroll.imaging.images import to_images, to_signals
 from pyg_unroll.imaging.priors import Prior

@@ -19,12 +19,7 @@ from pyg_unroll.checks import (
 )
 from pyg_unroll.imaging.features import CellFeatures
 from pyg_unroll.imaging.images import to_images, to_signals
-from pyg_unroll.imaging.priors import (
-    Prior,
-    check_steps,
-    complete,
-    make_conv,
-)
+from pyg_unroll.imaging.priors import Prior, check_steps, complete, make_conv
 from pyg_unroll.imaging.scene import CONTEXT_CHANNELS, Scene
 from pyg_unroll.inputs import Fidelity
 from pyg_unroll.transforms import MahalanobisGraph

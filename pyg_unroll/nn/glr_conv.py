@@ -11,11 +11,7 @@ from torch import Tensor
 from pyg_unroll.checks import Checks, check_parameters, check_positive, one_of
 from pyg_unroll.graph import Topology
 from pyg_unroll.inputs import Fidelity, Observations
-from pyg_unroll.nn.smoothness_conv import (
-    Run,
-    SmoothnessConv,
-    read_spectrum,
-)
+from pyg_unroll.nn.smoothness_conv import Run, SmoothnessConv, read_spectrum
 from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
 
 

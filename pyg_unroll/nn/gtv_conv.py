@@ -21,11 +21,7 @@ from pyg_unroll.checks import (
 )
 from pyg_unroll.graph import Topology
 from pyg_unroll.inputs import Fidelity, Observations
-from pyg_unroll.nn.smoothness_conv import (
-    Run,
-    SmoothnessConv,
-    read_spectrum,
-)
+from pyg_unroll.nn.smoothness_conv import Run, SmoothnessConv, read_spectrum
 from pyg_unroll.ops import degree
 from pyg_unroll.ops.admm import TotalVariation, admm_step
 from pyg_unroll.ops.system import chebyshev_coefficients

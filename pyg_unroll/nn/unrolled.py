@@ -381,11 +381,7 @@ class UnrolledGTV(UnrolledStack):
 
         def make_conv() -> GTVConv:
             return GTVConv(
-                num_iters,
-                num_steps,
-                heads=heads,
-                validate_args=False,
-                **kwargs,
+                num_iters, num_steps, heads=heads, validate_args=False, **kwargs
             )
 
         super().__init__(

@@ -10,12 +10,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cg import cg_iterates, cg_steps, composed_cg_iterates
-from pyg_unroll.ops.operators import (
-    degree,
-    edge_dot,
-    endpoint_sum,
-    laplacian,
-)
+from pyg_unroll.ops.operators import degree, edge_dot, endpoint_sum, laplacian
 from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.ops.reference.operators import accumulate_type
 
@@ -65,12 +60,7 @@ class LaplacianSystem:
         if confidence is not None:
             diagonal = diagonal + confidence
         return cls(
-            topology,
-            weight,
-            confidence,
-            free,
-            _divisor(diagonal),
-            degrees,
+            topology, weight, confidence, free, _divisor(diagonal), degrees
         )
 
     def prior(self, x: Tensor) -> Tensor:

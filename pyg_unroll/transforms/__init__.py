@@ -5,10 +5,7 @@ from pyg_unroll.transforms.interpolate_features import InterpolateFeatures
 from pyg_unroll.transforms.knn_graph import KNNGraph
 from pyg_unroll.transforms.mahalanobis_graph import MahalanobisGraph
 from pyg_unroll.transforms.points import points_to_data
-from pyg_unroll.transforms.temporal_product import (
-    TemporalProduct,
-    from_product,
-)
+from pyg_unroll.transforms.temporal_product import TemporalProduct, from_product
 
 __all__ = [
     'GridGraph',

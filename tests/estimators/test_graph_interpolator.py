@@ -214,11 +214,7 @@ def test_sites_that_nodes_share():
     noise = 0.01 * torch.randn(300, 1, dtype=torch.float64)
     both = torch.cat([truth, truth]) + noise
     mask = torch.cat([data.mask, torch.rand(150) < 0.5])
-    twice = Data(
-        x=both,
-        pos=torch.cat([data.pos, data.pos]),
-        mask=mask,
-    )
+    twice = Data(x=both, pos=torch.cat([data.pos, data.pos]), mask=mask)
     fitted = GraphInterpolator().fit(twice)
     out = fitted.predict()
     beside = ~mask & mask.roll(150)
@@ -298,10 +294,7 @@ def test_components_without_known_nodes():
         ({'x': torch.arange(40)}, "'data.x'.*int64"),
         ({'mask': torch.zeros(40)}, "'data.mask'"),
         ({'mask': torch.ones(3) > 0}, "'data.mask'"),
-        (
-            {'pos': torch.full((40, 2), torch.nan)},
-            "'data.pos' must be finite",
-        ),
+        ({'pos': torch.full((40, 2), torch.nan)}, "'data.pos' must be finite"),
         (
             {'covariates': torch.rand(39)},
             r"'data.covariates' must be real, of shape \[40,.*of \[39, 1\]",

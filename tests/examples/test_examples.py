@@ -108,8 +108,7 @@ def test_demosaic_quality(run, folder, least):
 
 
 @pytest.mark.parametrize(
-    'options',
-    [(), ('--prior', 'gtv', '--task', 'inpaint')],
+    'options', [(), ('--prior', 'gtv', '--task', 'inpaint')]
 )
 def test_explain(run, tmp_path, photo, options):
     Image.fromarray(photo).save(tmp_path / 'photo.png')

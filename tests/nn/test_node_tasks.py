@@ -10,10 +10,7 @@ from torch_geometric.data import Data, HeteroData
 from torch_geometric.loader import NeighborLoader
 from torch_geometric.nn import APPNP, HeteroConv, SAGEConv, to_hetero
 from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE
-from torch_geometric.utils import (
-    k_hop_subgraph,
-    stochastic_blockmodel_graph,
-)
+from torch_geometric.utils import k_hop_subgraph, stochastic_blockmodel_graph
 
 from pyg_unroll import GLRConv
 from pyg_unroll.testing import assert_same

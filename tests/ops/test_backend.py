@@ -45,10 +45,7 @@ def test_one_warning_without_the_package():
 @pytest.mark.parametrize('family', ['operators', 'cg', 'admm'])
 @pytest.mark.parametrize(
     'device, name',
-    [
-        pytest.param('cpu', 'cpu', marks=needs_numba),
-        ('meta', 'reference'),
-    ],
+    [pytest.param('cpu', 'cpu', marks=needs_numba), ('meta', 'reference')],
 )
 def test_chosen_by_device(family, device, name):
     module = backend.kernels(family, torch.ones(1, device=device))

@@ -12,13 +12,7 @@ from pyg_unroll import Topology, ops
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 from pyg_unroll.testing import TOLERANCES, assert_laplacian
 from tests.backends import needs_numba
-from tests.properties.strategies import (
-    FLOATS,
-    HALVES,
-    HEADS,
-    cases,
-    share,
-)
+from tests.properties.strategies import FLOATS, HALVES, HEADS, cases, share
 
 needs_triton = pytest.mark.skipif(
     find_spec('triton') is None, reason='Triton is not installed'

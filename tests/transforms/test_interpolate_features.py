@@ -7,11 +7,7 @@ import torch_geometric.transforms as T
 from torch_geometric.data import Batch, Data, HeteroData
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.loader import DataLoader, NeighborLoader
-from torch_geometric.typing import (
-    WITH_PYG_LIB,
-    WITH_TORCH_SPARSE,
-    SparseTensor,
-)
+from torch_geometric.typing import WITH_PYG_LIB, WITH_TORCH_SPARSE, SparseTensor
 from torch_geometric.utils import (
     k_hop_subgraph,
     subgraph,

@@ -6,10 +6,7 @@ from torch_geometric.data.datapipes import functional_transform
 
 from pyg_unroll import KNNGraph, Topology
 from pyg_unroll.testing import assert_batch_equals_loop
-from pyg_unroll.transforms.knn_graph import (
-    nearest_by_distance,
-    nearest_by_tree,
-)
+from pyg_unroll.transforms.knn_graph import nearest_by_distance, nearest_by_tree
 
 
 def brute_force(pos, k):

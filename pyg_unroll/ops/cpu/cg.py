@@ -10,12 +10,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.ops.cpu.launch import flat, over_rows
-from pyg_unroll.ops.cpu.operators import (
-    at,
-    at_edge,
-    enter_line,
-    laplacian_row,
-)
+from pyg_unroll.ops.cpu.operators import at, at_edge, enter_line, laplacian_row
 from pyg_unroll.ops.cpu.simd import (
     add,
     add_heads,

@@ -59,11 +59,7 @@ def run(work: Callable[[int], None], count: int) -> None:
 
 
 def launch(
-    kernel: _Kernel,
-    rows: int,
-    width: int,
-    *arguments: Any,
-    partial: Any = None,
+    kernel: _Kernel, rows: int, width: int, *arguments: Any, partial: Any = None
 ) -> None:
     """Calls a kernel on chunks of rows, with a row of `partial` for each."""
     step = max(_CHUNK // width, 1)
