@@ -42,7 +42,7 @@ def _choose(device: str) -> str:
         return 'reference'
     name, package = _BACKENDS[device]
     try:
-        import_module(package)
+        import_module(f'pyg_unroll.ops.{name}.launch')
     except ImportError as error:
         warnings.warn(
             f"graph operators on '{device}' run in plain PyTorch, several "

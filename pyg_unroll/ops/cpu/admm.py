@@ -11,7 +11,6 @@ from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cpu.launch import flat, over_rows
 from pyg_unroll.ops.cpu.operators import at, at_edge
 from pyg_unroll.ops.cpu.simd import (
-    add,
     add_heads,
     fma,
     inlined,
@@ -20,10 +19,7 @@ from pyg_unroll.ops.cpu.simd import (
     load_heads,
     maximum,
     minimum,
-    mul,
-    neg,
     store,
-    sub,
     zero_where_equal,
     zeros,
 )
@@ -37,16 +33,16 @@ def _edge_state(here, j, edge, forward, place, lanes, w, x, dual, scalars):
     inverse = load_heads(scalars, 3 * heads + head, lanes)
     relaxation = load_heads(scalars, 2 * heads + head, lanes)
     weight = load_heads(w, at_edge(edge, place), lanes)
-    d = sub(here, load(x, at(j, place), lanes))
+    d = here - load(x, at(j, place), lanes)
     if not forward:
-        d = neg(d)
-    flow = mul(weight, d)
+        d = -d
+    flow = weight * d
     p = fma(rho_previous, flow, load(dual, at(edge, place), lanes))
     s = fma(p, inverse, flow)
-    clamped = maximum(minimum(s, inverse), neg(inverse))
-    excess = sub(sub(s, clamped), flow)
+    clamped = maximum(minimum(s, inverse), -inverse)
+    excess = s - clamped - flow
     target = fma(relaxation, excess, flow)
-    u = fma(neg(p), inverse, target)
+    u = fma(-p, inverse, target)
     return weight, d, flow, p, s, clamped, excess, target, u
 
 
@@ -65,10 +61,10 @@ def _admm_step(
                 here, j, edge, j > i, place, lanes, w, x, dual, scalars
             )
             if j > i:
-                store(new_dual, at(edge, place), fma(neg(rho), target, p))
+                store(new_dual, at(edge, place), fma(-rho, target, p))
                 total = fma(weight, u, total)
             else:
-                total = fma(neg(weight), u, total)
+                total = fma(-weight, u, total)
         store(b, at(i, place), total)
 
 
@@ -98,32 +94,32 @@ def _admm_step_backward(
             weight, d, flow, p, s, clamped, excess, target, u = _edge_state(
                 here, j, edge, j > i, place, lanes, w, x, dual, scalars
             )
-            slope = sub(grad_here, load(grad_b, at(j, place), lanes))
+            slope = grad_here - load(grad_b, at(j, place), lanes)
             if j < i:
-                slope = neg(slope)
-            grad_u = mul(weight, slope)
+                slope = -slope
+            grad_u = weight * slope
             grad_q = load(grad_new, at(edge, place), lanes)
-            grad_target = fma(neg(rho), grad_q, grad_u)
-            grad_p = fma(neg(inverse), grad_u, grad_q)
-            grad_excess = mul(relaxation, grad_target)
+            grad_target = fma(-rho, grad_q, grad_u)
+            grad_p = fma(-inverse, grad_u, grad_q)
+            grad_excess = relaxation * grad_target
             grad_s = zero_where_equal(s, clamped, grad_excess)
             grad_p = fma(inverse, grad_s, grad_p)
-            grad_flow = add(sub(grad_target, grad_excess), grad_s)
+            grad_flow = grad_target - grad_excess + grad_s
             grad_flow = fma(rho_previous, grad_p, grad_flow)
             if j < i:
-                total = fma(neg(weight), grad_flow, total)
+                total = fma(-weight, grad_flow, total)
                 continue
             total = fma(weight, grad_flow, total)
             store(grad_dual, at(edge, place), grad_p)
-            change = fma(u, slope, mul(grad_flow, d))
+            change = fma(u, slope, grad_flow * d)
             add_heads(grad_w, at_edge(edge, place), change, lanes)
             sum_previous = fma(grad_p, flow, sum_previous)
             sum_relaxation = fma(grad_target, excess, sum_relaxation)
-            scaled = mul(mul(p, inverse), inverse)
-            change = mul(grad_s, mul(clamped, inverse))
-            change = fma(sub(grad_u, grad_s), scaled, change)
-            change = fma(neg(target), grad_q, change)
-            sum_rho = add(sum_rho, change)
+            scaled = p * inverse * inverse
+            change = grad_s * (clamped * inverse)
+            change = fma(grad_u - grad_s, scaled, change)
+            change = fma(-target, grad_q, change)
+            sum_rho = sum_rho + change
         store(grad_x, at(i, place), total)
     add_heads(dots, head, sum_previous, lanes)
     add_heads(dots, heads + head, sum_rho, lanes)

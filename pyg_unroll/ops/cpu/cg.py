@@ -12,18 +12,13 @@ from torch import Tensor
 from pyg_unroll.ops.cpu.launch import flat, over_rows
 from pyg_unroll.ops.cpu.operators import at, at_edge, enter_line, laplacian_row
 from pyg_unroll.ops.cpu.simd import (
-    add,
     add_heads,
-    div,
     fma,
     inlined,
     kernel,
     load,
     load_heads,
-    mul,
-    neg,
     store,
-    sub,
     window_size,
     zeros,
 )
@@ -69,10 +64,10 @@ def _cg_step(
         if confidence_features > 0:
             c = _load_diagonal(confidence, i, confidence_features, place, lanes)
             total = fma(c, old, total)
-        r = fma(neg(alpha), total, load(residual, here, lanes))
+        r = fma(-alpha, total, load(residual, here, lanes))
         store(residual, here, r)
         d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
-        new = fma(beta, old, div(r, d_i))
+        new = fma(beta, old, r / d_i)
         store(new_v, here, new)
         store(x, here, fma(alpha_next, new, load(x, here, lanes)))
 
@@ -90,7 +85,7 @@ def cg_step(
 
 @inlined
 def _add_term(total, here, other, edge, place, lanes, w, q):
-    dq = sub(here, load(q, at(other, place), lanes))
+    dq = here - load(q, at(other, place), lanes)
     return fma(load_heads(w, at_edge(edge, place), lanes), dq, total), dq
 
 
@@ -109,16 +104,16 @@ def _row_and_edges(
             other, edge = node + steps[k], base[k] + node * size
             total, dq = _add_term(total, here, other, edge, place, lanes, w, q)
             if k >= size:
-                dv = sub(here_v, load(v, at(other, place), lanes))
-                change = mul(scale, mul(dq, dv))
+                dv = here_v - load(v, at(other, place), lanes)
+                change = scale * (dq * dv)
                 add_heads(out, at_edge(edge, place), change, lanes)
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
             other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
             total, dq = _add_term(total, here, other, edge, place, lanes, w, q)
             if other > node:
-                dv = sub(here_v, load(v, at(other, place), lanes))
-                change = mul(scale, mul(dq, dv))
+                dv = here_v - load(v, at(other, place), lanes)
+                change = scale * (dq * dv)
                 add_heads(out, at_edge(edge, place), change, lanes)
     return total
 
@@ -142,28 +137,28 @@ def _cg_step_backward(
             end, inner, outer = enter_line(i, last, base, graph, lanes)
         is_inner = inner <= i and i < outer
         total = _row_and_edges(
-            i, is_inner, base, graph, place, lanes, w, q, v, neg(alpha), grad_w
+            i, is_inner, base, graph, place, lanes, w, q, v, -alpha, grad_w
         )
         here = at(i, place)
         this_q, this_v = load(q, here, lanes), load(v, here, lanes)
         if confidence_features > 0:
             c = _load_diagonal(confidence, i, confidence_features, place, lanes)
             total = fma(c, this_q, total)
-            change = mul(neg(alpha), mul(this_q, this_v))
+            change = -alpha * (this_q * this_v)
             old = load(sum_confidence, here, lanes)
-            store(sum_confidence, here, add(old, change))
-        slope = sub(load(grad_x, here, lanes), total)
+            store(sum_confidence, here, old + change)
+        slope = load(grad_x, here, lanes) - total
         dot_alpha = fma(slope, this_v, dot_alpha)
-        new = mul(beta, load(grad_v, here, lanes))
+        new = beta * load(grad_v, here, lanes)
         new = fma(alpha, slope, new)
         store(grad_v, here, new)
         previous = load(u, here, lanes)
         dot_beta = fma(new, previous, dot_beta)
-        change = mul(new, sub(this_v, mul(beta_previous, previous)))
+        change = new * (this_v - beta_previous * previous)
         old = load(sum_diagonal, here, lanes)
-        store(sum_diagonal, here, add(old, change))
+        store(sum_diagonal, here, old + change)
         d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
-        store(new_q, here, add(this_q, div(new, d_i)))
+        store(new_q, here, this_q + new / d_i)
     add_heads(dots, head, dot_alpha, lanes)
     add_heads(dots, heads + head, dot_beta, lanes)
 

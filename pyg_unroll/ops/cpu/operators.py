@@ -26,16 +26,13 @@ from pyg_unroll.ops.cpu.launch import (
     over_rows,
 )
 from pyg_unroll.ops.cpu.simd import (
-    add,
     fma,
     inlined,
     kernel,
     load,
     load_heads,
-    mul,
     put_heads,
     store,
-    sub,
     window_size,
     zeros,
 )
@@ -86,7 +83,7 @@ def enter_line(node, last, base, graph, lanes):
 
 @inlined
 def _add_term(total, here, other, edge, place, lanes, w, x):
-    difference = sub(here, load(x, at(other, place), lanes))
+    difference = here - load(x, at(other, place), lanes)
     return fma(load_heads(w, at_edge(edge, place), lanes), difference, total)
 
 
@@ -136,12 +133,12 @@ def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
 @inlined
 def _put_product(node, other, edge, place, lanes, a, b, same, out):
     here, there = at(node, place), at(other, place)
-    da = sub(load(a, here, lanes), load(a, there, lanes))
+    da = load(a, here, lanes) - load(a, there, lanes)
     db = da
     if not same:
-        db = sub(load(b, here, lanes), load(b, there, lanes))
+        db = load(b, here, lanes) - load(b, there, lanes)
     is_first = place[1] == place[3]  # other blocks of features add to it
-    put_heads(out, at_edge(edge, place), mul(da, db), is_first, lanes)
+    put_heads(out, at_edge(edge, place), da * db, is_first, lanes)
 
 
 @kernel
@@ -183,7 +180,7 @@ def to_edges_kernel(first, last, base, ends, place, lanes, sign, x, out):
     for edge in range(first, last):
         i = load(x, at(np.int64(src[edge]), place), lanes)
         j = load(x, at(np.int64(dst[edge]), place), lanes)
-        store(out, at(edge, place), add(i, j) if sign > 0 else sub(i, j))
+        store(out, at(edge, place), i + j if sign > 0 else i - j)
 
 
 def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
@@ -204,9 +201,9 @@ def _to_nodes(first, last, base, graph, place, lanes, sign, z, out):
         for entry in range(rowptr[i], rowptr[i + 1]):
             block = load(z, at(np.int64(edge_id[entry]), place), lanes)
             if sign < 0 and col[entry] < i:
-                total = sub(total, block)
+                total = total - block
             else:
-                total = add(total, block)
+                total = total + block
         store(out, at(i, place), total)
 
 

@@ -7,6 +7,7 @@ vector registers, which it does not do for small arrays.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -16,7 +17,12 @@ import numba
 from llvmlite import ir
 from numba import extending, types
 from numba.core import cgutils
-from numba.extending import NativeValue, models, register_model
+from numba.core.typing.templates import (
+    AbstractTemplate,
+    infer_global,
+    signature,
+)
+from numba.extending import NativeValue, lower_builtin, models, register_model
 
 # Numba's own types say that the typing context is an argument of calls.
 intrinsic: Any = extending.intrinsic
@@ -200,7 +206,7 @@ def put_heads(array, offset, block, is_first, lanes):
     """As `add_heads`, but overwrites at the first block."""
     total = _sum_features(block, lanes)
     if not is_first:
-        total = add(_load_row(array, offset, lanes), total)
+        total = _load_row(array, offset, lanes) + total
     store(array, offset, total)
 
 
@@ -208,16 +214,35 @@ def _arithmetic(emit: Callable[..., Any], arity: int) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return emit(builder, *args)
 
-    def unary(typing_context, a):
-        return a(a), codegen
-
     def binary(typing_context, a, b):
         return a(a, b), codegen
 
     def ternary(typing_context, a, b, c):
         return a(a, b, c), codegen
 
-    return intrinsic((unary, binary, ternary)[arity - 1])
+    return intrinsic(binary if arity == 2 else ternary)
+
+
+def _overload(operator: Any, emit: str, arity: int) -> None:
+    """Gives blocks one of Python's operators."""
+
+    @infer_global(operator)
+    class _(AbstractTemplate):  # type: ignore[misc]
+        def generic(self, args: Any, kws: Any) -> Any:
+            if isinstance(args[0], _Vector) and len(set(args)) == 1:
+                return signature(args[0], *args)
+            return None
+
+    @lower_builtin(operator, *[_Vector] * arity)
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return getattr(builder, emit)(*args)
+
+
+_overload(operator.add, 'fadd', 2)
+_overload(operator.sub, 'fsub', 2)
+_overload(operator.mul, 'fmul', 2)
+_overload(operator.truediv, 'fdiv', 2)
+_overload(operator.neg, 'fneg', 1)
 
 
 def _zero_where_equal(builder: Any, a: Any, b: Any, value: Any) -> Any:
@@ -243,11 +268,6 @@ def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
     return builder.call(function, [a, b, c])
 
 
-add = _arithmetic(lambda builder, a, b: builder.fadd(a, b), 2)
-sub = _arithmetic(lambda builder, a, b: builder.fsub(a, b), 2)
-mul = _arithmetic(lambda builder, a, b: builder.fmul(a, b), 2)
-div = _arithmetic(lambda builder, a, b: builder.fdiv(a, b), 2)
-neg = _arithmetic(lambda builder, a: builder.fneg(a), 1)
 # a * b + c with one rounding, the same on every path through a kernel.
 fma = _arithmetic(_fma, 3)
 minimum = _arithmetic(lambda builder, a, b: _select(builder, a, b, True), 2)

@@ -13,10 +13,11 @@ from pyg_unroll.ops.cuda.launch import (
     Launch,
     contiguous,
     csr,
+    entry,
     heads_of,
     load,
+    load_index,
     load_scalar,
-    neighbour,
     store_partial,
     sum_features,
     tile_of,
@@ -37,37 +38,22 @@ def _edge_state(difference, w, dual, rho_previous, rho, relaxation):
 
 
 @triton.jit
-def _admm_step(
-    rowptr,
-    col,
-    edge_id,
-    num_nodes,
-    features,
-    dual,
-    new_dual,
-    weight,
-    x,
-    b,
-    scalars,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """One iteration along the edges."""
-    first, width = tl.program_id(1) * BF, features * HEADS
-    start, count, node, head, lanes, place, at, here = tile_of(
-        rowptr, num_nodes, features, first, HEADS, BLOCK, BF, BH, INDEX
-    )
-    rho_previous = load_scalar(scalars, 0, head, HEADS)
-    rho = load_scalar(scalars, 1, head, HEADS)
-    relaxation = load_scalar(scalars, 2, head, HEADS)
+def _admm_step(graph, size, operands, results, TILE: tl.constexpr):
+    _rowptr, col, edge_id = graph
+    weight, x, dual, scalars = operands
+    b, new_dual = results
+    first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
+    tile = tile_of(graph[0], size, first, TILE)
+    _start, count, node, head, _lanes, place, at, here = tile
+    rho_previous = load_scalar(scalars, 0, head, TILE)
+    rho = load_scalar(scalars, 1, head, TILE)
+    relaxation = load_scalar(scalars, 2, head, TILE)
     mine = load(x, at, here)
-    total = zeros(x, BLOCK, BF * BH)
+    total = zeros(x, TILE)
     for k in range(tl.max(count)):
-        j, e, _on, mask = neighbour(col, edge_id, start, count, k, lanes, INDEX)
-        w = load(weight, e * HEADS + head, mask)
+        where, on, e, mask = entry(edge_id, tile, k, TILE)
+        j = load_index(col, where, on, TILE)
+        w = load(weight, e * TILE.HEADS + head, mask)
         edge = e * width + place
         old = load(dual, edge, mask)
         difference = mine - load(x, j * width + place, mask)
@@ -83,59 +69,40 @@ def _admm_step(
     tl.store(b + at, total, mask=here)
 
 
-def admm_step(
-    topology: Topology, weight: Tensor, x: Tensor, dual: Tensor, scalars: Tensor
-) -> tuple[Tensor, Tensor]:
+def admm_step(topology: Topology, *operands: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`.reference.admm.admm_step`."""
-    weight, x, dual, scalars = contiguous(weight, x, dual, scalars)
-    b, new_dual = torch.empty_like(x), torch.empty_like(dual)
+    operands = tuple(contiguous(*operands))
+    _, x, dual, _ = operands
+    results = torch.empty_like(x), torch.empty_like(dual)
     launch = Launch(*x.shape, x, dual)
-    arrays = (dual, new_dual, weight, x, b, scalars)
-    launch(_admm_step, csr(topology), *arrays)
-    return b, new_dual
+    launch(_admm_step, csr(topology), operands, results)
+    return results
 
 
 @triton.jit
 def _admm_step_backward(
-    rowptr,
-    col,
-    edge_id,
-    num_nodes,
-    features,
-    sums,
-    first,
-    weight,
-    x,
-    dual,
-    scalars,
-    grad_b,
-    grad_new,
-    grad_weight,
-    grad_x,
-    grad_dual,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
+    graph, size, sums, first, operands, results, TILE: tl.constexpr
 ):
     """The adjoint of `_admm_step`; one block of features."""
-    width = features * HEADS
-    start, count, node, head, lanes, place, at, here = tile_of(
-        rowptr, num_nodes, features, first, HEADS, BLOCK, BF, BH, INDEX
-    )
-    one_head, has_head = heads_of(HEADS, BH)
-    rho_previous = load_scalar(scalars, 0, head, HEADS)
-    rho = load_scalar(scalars, 1, head, HEADS)
-    relaxation = load_scalar(scalars, 2, head, HEADS)
+    _rowptr, col, edge_id = graph
+    weight, x, dual, scalars, grad_b, grad_new = operands
+    grad_weight, grad_x, grad_dual = results
+    width = size[1] * TILE.HEADS
+    tile = tile_of(graph[0], size, first, TILE)
+    _start, count, node, head, lanes, place, at, here = tile
+    one_head, has_head = heads_of(TILE)
+    rho_previous = load_scalar(scalars, 0, head, TILE)
+    rho = load_scalar(scalars, 1, head, TILE)
+    relaxation = load_scalar(scalars, 2, head, TILE)
     mine, my_grad = load(x, at, here), load(grad_b, at, here)
-    total = zeros(x, BLOCK, BF * BH)
+    total = zeros(x, TILE)
     sum_previous = total
     sum_rho = total
     sum_relaxation = total
     for k in range(tl.max(count)):
-        j, e, on, mask = neighbour(col, edge_id, start, count, k, lanes, INDEX)
-        w = load(weight, e * HEADS + head, mask)
+        where, on, e, mask = entry(edge_id, tile, k, TILE)
+        j = load_index(col, where, on, TILE)
+        w = load(weight, e * TILE.HEADS + head, mask)
         edge, there = e * width + place, j * width + place
         old, gq = load(dual, edge, mask), load(grad_new, edge, mask)
         difference = mine - load(x, there, mask)
@@ -164,15 +131,15 @@ def _admm_step_backward(
         sum_relaxation += tl.where(owned, gt * (shrunk - flow), 0.0)
         tl.store(grad_dual + edge, gp, mask=owned)
         dot = (target - p / rho) * r + gflow * difference
-        dot = sum_features(tl.where(owned, dot, 0.0), BLOCK, BF, BH)
-        head_edge, has_edge = e * HEADS + one_head, is_src & has_head
+        dot = sum_features(tl.where(owned, dot, 0.0), TILE)
+        head_edge, has_edge = e * TILE.HEADS + one_head, is_src & has_head
         dot += load(grad_weight, head_edge, has_edge)
         tl.store(grad_weight + head_edge, dot, mask=has_edge)
     tl.store(grad_x + at, total, mask=here)
     slot = tl.program_id(0) * 3
-    store_partial(sums, slot, sum_previous, HEADS, BF, BH)
-    store_partial(sums, slot + 1, sum_rho, HEADS, BF, BH)
-    store_partial(sums, slot + 2, sum_relaxation, HEADS, BF, BH)
+    store_partial(sums, slot, sum_previous, TILE)
+    store_partial(sums, slot + 1, sum_rho, TILE)
+    store_partial(sums, slot + 2, sum_relaxation, TILE)
 
 
 def admm_step_backward(
@@ -186,5 +153,4 @@ def admm_step_backward(
     grad_weight, grad_x = torch.zeros_like(weight), torch.empty_like(x)
     grads = grad_weight, grad_x, torch.empty_like(dual)
     kernel, graph = _admm_step_backward, csr(topology)
-    grad_scalars = launch.sums(kernel, 3, graph, *operands, *grads)
-    return *grads, grad_scalars
+    return *grads, launch.sums(kernel, 3, graph, operands, grads)

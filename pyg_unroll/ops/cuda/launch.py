@@ -7,14 +7,13 @@ both padded to powers of two. Sums over a row's entries follow the CSR order,
 and only the program of a row, or of an edge's smaller endpoint, writes there:
 no atomics, the same result each time.
 
-Names in capitals are known at compile time: `HEADS`, the shape of a tile
-(`BLOCK`, `BF`, `BH`) and the type of offsets (`INDEX`). Kernels take the
-arrays of the graph, number of rows and of features, then the rest.
+Kernels take the arrays of the graph, its numbers of rows and of features,
+operands, and in capitals constants of compilation: a :class:`Tile` and flags.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -24,12 +23,27 @@ from torch import Tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.reference.operators import accumulate_type
 
+if tuple(map(int, triton.__version__.split('.')[:2])) < (3, 4):
+    raise ImportError(f'Triton {triton.__version__} is older than 3.4')
 # Numbers of a tile: a few for each of the 128 threads of four warps.
 _TILE = 1024
 # Most rows of a tile: as many as threads.
 _ROWS = 128
 # Most lanes of a tile; longer rows are cut.
 _LANES = 256
+
+
+class Tile(NamedTuple):
+    """Number of heads, shape of a tile, and type of offsets.
+
+    A tile is `BLOCK` rows of `BF` features and `BH` heads.
+    """
+
+    HEADS: int
+    BLOCK: int
+    BF: int
+    BH: int
+    INDEX: tl.dtype
 
 
 class Launch:
@@ -50,34 +64,25 @@ class Launch:
         block_f = triton.next_power_of_2(max(features, 1))
         block_f = min(block_f, _LANES // block_h)
         block = min(_TILE // (block_f * block_h), _ROWS)
-        self.shape = rows, features
+        self.size = rows, features
         self.programs = triton.cdiv(rows, block)
         self.firsts = range(0, features, block_f)
         self.head_blocks = triton.cdiv(heads, block_h)
         self.device_of = tensors[0]
         is_wide = max(tensor.numel() for tensor in tensors) >= 2**31
-        self.meta = {
-            'HEADS': heads,
-            'BLOCK': block,
-            'BF': block_f,
-            'BH': block_h,
-            'INDEX': tl.int64 if is_wide else tl.int32,
-            'num_warps': 4,
-        }
+        index = tl.int64 if is_wide else tl.int32
+        sizes = heads, block, block_f, block_h, index
+        self.tile = Tile(*map(tl.constexpr, sizes))
 
-    def _run(
-        self,
-        kernel: Any,
-        blocks: int,
-        graph: tuple[Tensor, ...],
-        *arguments: Any,
-        **meta: bool,
+    def run(
+        self, kernel: Any, blocks: int, *arguments: Any, **meta: Any
     ) -> None:
+        """Runs a kernel on so many blocks of features side by side."""
         grid = (self.programs, blocks, self.head_blocks)
         if 0 in grid:
             return
         with torch.cuda.device_of(self.device_of):
-            kernel[grid](*graph, *self.shape, *arguments, **meta, **self.meta)
+            kernel[grid](*arguments, TILE=self.tile, **meta)
 
     def __call__(
         self,
@@ -87,13 +92,7 @@ class Launch:
         **meta: bool,
     ) -> None:
         """Runs a kernel that cuts the features itself."""
-        self._run(kernel, len(self.firsts), graph, *arguments, **meta)
-
-    def whole(
-        self, kernel: Any, graph: tuple[Tensor, ...], *arguments: Any
-    ) -> None:
-        """Runs a kernel that walks over all features of a row."""
-        self._run(kernel, 1, graph, *arguments)
+        self.run(kernel, len(self.firsts), graph, self.size, *arguments, **meta)
 
     def sums(
         self,
@@ -106,17 +105,14 @@ class Launch:
         """Runs a kernel that also adds to one number for each edge and head.
 
         One block of features after the other, as they add to the same.
-
-        Returns:
-            The sums over nodes and features, :math:`(count, H)`.
+        Returns sums over nodes and features, :math:`(count, H)`.
         """
-        heads, of = self.meta['HEADS'], self.device_of
-        partial = of.new_zeros(
-            (len(self.firsts), self.programs, count, heads),
-            dtype=accumulate_type(of.dtype),
-        )
-        for k, first in enumerate(self.firsts):
-            self._run(kernel, 1, graph, partial[k], first, *arguments, **meta)
+        of, blocks = self.device_of, len(self.firsts)
+        shape = (blocks, self.programs, count, self.tile.HEADS.value)
+        partial = of.new_zeros(shape, dtype=accumulate_type(of.dtype))
+        for into, first in zip(partial, self.firsts, strict=True):
+            rest = (into, first, *arguments)
+            self.run(kernel, 1, graph, self.size, *rest, **meta)
         return partial.sum((0, 1))
 
 
@@ -131,79 +127,68 @@ def contiguous(*tensors: Tensor) -> list[Tensor]:
 
 
 @triton.jit
-def tile_of(
-    rowptr,
-    num_rows,
-    features,
-    first,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """The tile of this program, from a feature on.
-
-    First entry and number of entries of its rows, the rows as a column, head
-    and existence of its lanes, the rows' offsets, their places, and which of
-    these exist.
-    """
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < num_rows
-    start = tl.load(rowptr + row, mask=inside, other=0)
-    end = tl.load(rowptr + row + 1, mask=inside, other=0)
-    place, head, lanes = lanes_of(first, features, HEADS, BF, BH)
-    node = row.to(INDEX)[:, None]
-    at, here = node * (features * HEADS) + place, inside[:, None] & lanes
-    return start, (end - start).to(tl.int32), node, head, lanes, place, at, here
-
-
-@triton.jit
-def lanes_of(
-    first, features, HEADS: tl.constexpr, BF: tl.constexpr, BH: tl.constexpr
-):
+def lanes_of(first, features, TILE: tl.constexpr):
     """Place in a row, head and existence of each lane, as one row."""
-    lane = tl.arange(0, BF * BH)
-    head = tl.program_id(2) * BH + lane % BH
-    feature = first + lane // BH
-    inside = (feature < features) & (head < HEADS)
-    if HEADS == BH:
+    lane = tl.arange(0, TILE.BF * TILE.BH)
+    head = tl.program_id(2) * TILE.BH + lane % TILE.BH
+    feature = first + lane // TILE.BH
+    inside = (feature < features) & (head < TILE.HEADS)
+    if TILE.HEADS == TILE.BH:
         # The same number, but the compiler sees that it is contiguous.
-        place = first * HEADS + lane
+        place = first * TILE.HEADS + lane
     else:
-        place = feature * HEADS + head
+        place = feature * TILE.HEADS + head
     return place[None, :], head[None, :], inside[None, :]
 
 
 @triton.jit
-def edges_of(num_edges, BLOCK: tl.constexpr):
-    """Edges of this program, and which of them exist."""
-    edge = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    return edge, edge < num_edges
+def tile_of(rowptr, size, first, TILE: tl.constexpr):
+    """The tile of this program, from a feature on.
 
-
-@triton.jit
-def heads_of(HEADS: tl.constexpr, BH: tl.constexpr):
-    """Heads of this program as one row, and which of them exist."""
-    head = tl.program_id(2) * BH + tl.arange(0, BH)[None, :]
-    return head, head < HEADS
-
-
-@triton.jit
-def neighbour(col, edge_id, start, count, k, lanes, INDEX: tl.constexpr):
-    """Entry `k` of each row: node and edge as columns, rows that have one as a
-    column, and which of the lanes exist.
+    First entry and number of entries of its rows, the rows as a column, head
+    and existence of its lanes, their places in a row, places of all numbers,
+    and which of these exist.
     """
-    on = k < count
-    j = load_index(col, start + k, on, INDEX)
-    e = load_index(edge_id, start + k, on, INDEX)
-    return j, e, on[:, None], on[:, None] & lanes
+    num_rows, features = size
+    row = tl.program_id(0) * TILE.BLOCK + tl.arange(0, TILE.BLOCK)
+    inside = row < num_rows
+    start = tl.load(rowptr + row, mask=inside, other=0)
+    end = tl.load(rowptr + row + 1, mask=inside, other=0)
+    place, head, lanes = lanes_of(first, features, TILE)
+    node = row.to(TILE.INDEX)[:, None]
+    at = node * (features * TILE.HEADS) + place
+    here = inside[:, None] & lanes
+    return start, (end - start).to(tl.int32), node, head, lanes, place, at, here
 
 
 @triton.jit
-def load_index(array, row, inside, INDEX: tl.constexpr):
-    """Loads indices, as a column."""
-    return tl.load(array + row, mask=inside, other=0).to(INDEX)[:, None]
+def edges_of(num_edges, TILE: tl.constexpr):
+    """Edges of this program as a column, and which of them exist."""
+    edge = tl.program_id(0) * TILE.BLOCK + tl.arange(0, TILE.BLOCK)
+    return edge.to(TILE.INDEX)[:, None], (edge < num_edges)[:, None]
+
+
+@triton.jit
+def heads_of(TILE: tl.constexpr):
+    """Heads of this program as one row, and which of them exist."""
+    head = tl.program_id(2) * TILE.BH + tl.arange(0, TILE.BH)[None, :]
+    return head, head < TILE.HEADS
+
+
+@triton.jit
+def load_index(array, place, inside, TILE: tl.constexpr):
+    """Loads indices; zeros off the mask."""
+    return tl.load(array + place, mask=inside, other=0).to(TILE.INDEX)
+
+
+@triton.jit
+def entry(edge_id, tile, k, TILE: tl.constexpr):
+    """Entry `k` of each row as columns: its place, which rows have one, its
+    edge; and which of the lanes exist.
+    """
+    start, count, _node, _head, lanes, _place, _at, _here = tile
+    at, on = (start + k)[:, None], (k < count)[:, None]
+    return at, on, load_index(edge_id, at, on, TILE), on & lanes
 
 
 @triton.jit
@@ -216,39 +201,47 @@ def load(array, place, mask, other=0):
 
 
 @triton.jit
-def zeros(array, BLOCK: tl.constexpr, LANES: tl.constexpr):
+def zeros(array, TILE: tl.constexpr):
     """A tile of zeros of the type that an array's numbers are summed in."""
     if array.dtype.element_ty == tl.float64:
-        total = tl.zeros((BLOCK, LANES), tl.float64)
+        total = tl.zeros((TILE.BLOCK, TILE.BF * TILE.BH), tl.float64)
     else:
-        total = tl.zeros((BLOCK, LANES), tl.float32)
+        total = tl.zeros((TILE.BLOCK, TILE.BF * TILE.BH), tl.float32)
     return total
 
 
 @triton.jit
-def load_scalar(scalars, k, head, HEADS: tl.constexpr):
+def laplacian_of(graph, weight, x, tile, mine, width, TILE: tl.constexpr):
+    """The product with the graph Laplacian on a tile."""
+    _rowptr, col, edge_id = graph
+    _start, count, _node, head, _lanes, place, _at, _here = tile
+    total = zeros(x, TILE)
+    for k in range(tl.max(count)):
+        at, on, e, mask = entry(edge_id, tile, k, TILE)
+        w = load(weight, e * TILE.HEADS + head, mask)
+        j = load_index(col, at, on, TILE)
+        other = load(x, j * width + place, mask)
+        total += tl.where(mask, w * (mine - other), 0.0)
+    return total
+
+
+@triton.jit
+def load_scalar(scalars, k, head, TILE: tl.constexpr):
     """Loads row `k` of one number for each head; ones where there is none."""
-    return load(scalars + k * HEADS, head, head < HEADS, 1)
+    return load(scalars + k * TILE.HEADS, head, head < TILE.HEADS, 1)
 
 
 @triton.jit
-def sum_features(
-    value, BLOCK: tl.constexpr, BF: tl.constexpr, BH: tl.constexpr
-):
+def sum_features(value, TILE: tl.constexpr):
     """Sums a tile over its features."""
-    return tl.sum(tl.reshape(value, (BLOCK, BF, BH)), axis=1)
+    return tl.sum(tl.reshape(value, (TILE.BLOCK, TILE.BF, TILE.BH)), axis=1)
 
 
 @triton.jit
-def store_partial(
-    partial,
-    slot,
-    value,
-    HEADS: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-):
+def store_partial(partial, slot, value, TILE: tl.constexpr):
     """Writes the sum of a tile over rows and features to a row of `partial`."""
-    total = tl.sum(tl.reshape(tl.sum(value, axis=0), (BF, BH)), axis=0)
-    head = tl.program_id(2) * BH + tl.arange(0, BH)
-    tl.store(partial + slot * HEADS + head, total, mask=head < HEADS)
+    total = tl.sum(
+        tl.reshape(tl.sum(value, axis=0), (TILE.BF, TILE.BH)), axis=0
+    )
+    head = tl.program_id(2) * TILE.BH + tl.arange(0, TILE.BH)
+    tl.store(partial + slot * TILE.HEADS + head, total, mask=head < TILE.HEADS)

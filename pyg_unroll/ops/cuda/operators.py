@@ -14,11 +14,12 @@ from pyg_unroll.ops.cuda.launch import (
     contiguous,
     csr,
     edges_of,
+    entry,
     heads_of,
     lanes_of,
+    laplacian_of,
     load,
     load_index,
-    neighbour,
     sum_features,
     tile_of,
     zeros,
@@ -26,33 +27,12 @@ from pyg_unroll.ops.cuda.launch import (
 
 
 @triton.jit
-def _laplacian(
-    rowptr,
-    col,
-    edge_id,
-    num_nodes,
-    features,
-    weight,
-    x,
-    out,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """The product with the graph Laplacian."""
-    first, width = tl.program_id(1) * BF, features * HEADS
-    start, count, _node, head, lanes, place, at, here = tile_of(
-        rowptr, num_nodes, features, first, HEADS, BLOCK, BF, BH, INDEX
-    )
+def _laplacian(graph, size, weight, x, out, TILE: tl.constexpr):
+    first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
+    tile = tile_of(graph[0], size, first, TILE)
+    at, here = tile[6], tile[7]
     mine = load(x, at, here)
-    total = zeros(x, BLOCK, BF * BH)
-    for k in range(tl.max(count)):
-        j, e, _on, mask = neighbour(col, edge_id, start, count, k, lanes, INDEX)
-        w = load(weight, e * HEADS + head, mask)
-        other = load(x, j * width + place, mask)
-        total += tl.where(mask, w * (mine - other), 0.0)
+    total = laplacian_of(graph, weight, x, tile, mine, width, TILE)
     tl.store(out + at, total, mask=here)
 
 
@@ -66,36 +46,23 @@ def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
 
 
 @triton.jit
-def _edge_dot(
-    src,
-    dst,
-    num_edges,
-    features,
-    a,
-    b,
-    out,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Products of differences, summed over all features."""
-    edge, inside = edges_of(num_edges, BLOCK)
-    i = load_index(src, edge, inside, INDEX)
-    j = load_index(dst, edge, inside, INDEX)
-    width = features * HEADS
-    total = zeros(a, BLOCK, BF * BH)
-    for first in range(0, features, BF):
-        place, _head, lanes = lanes_of(first, features, HEADS, BF, BH)
-        mask = inside[:, None] & lanes
+def _edge_dot(graph, size, a, b, out, TILE: tl.constexpr):
+    """One program for all features of an edge."""
+    num_edges, features = size
+    edge, inside = edges_of(num_edges, TILE)
+    i = load_index(graph[0], edge, inside, TILE)
+    j = load_index(graph[1], edge, inside, TILE)
+    width = features * TILE.HEADS
+    total = zeros(a, TILE)
+    for first in range(0, features, TILE.BF):
+        place, _head, lanes = lanes_of(first, features, TILE)
+        mask = inside & lanes
         at, other = i * width + place, j * width + place
         da = load(a, at, mask) - load(a, other, mask)
         total += da * (load(b, at, mask) - load(b, other, mask))
-    head, has_head = heads_of(HEADS, BH)
-    value = sum_features(total, BLOCK, BF, BH)
-    at = edge.to(INDEX)[:, None] * HEADS + head
-    tl.store(out + at, value, mask=inside[:, None] & has_head)
+    head, has_head = heads_of(TILE)
+    value = sum_features(total, TILE)
+    tl.store(out + edge * TILE.HEADS + head, value, mask=inside & has_head)
 
 
 def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
@@ -103,35 +70,26 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
     a, b = contiguous(a, b)
     out = a.new_empty((topology.num_edges, a.size(2)))
     launch = Launch(out.size(0), *a.shape[1:], a, out)
-    launch.whole(_edge_dot, (topology.src, topology.dst), a, b, out)
+    ends = topology.src, topology.dst
+    launch.run(_edge_dot, 1, ends, launch.size, a, b, out)
     return out
 
 
 @triton.jit
-def _to_edges(
-    src,
-    dst,
-    num_edges,
-    features,
-    x,
-    out,
-    SIGNED: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Differences or sums of the edges' endpoints."""
-    edge, inside = edges_of(num_edges, BLOCK)
-    first, width = tl.program_id(1) * BF, features * HEADS
-    place, _head, lanes = lanes_of(first, features, HEADS, BF, BH)
-    mask = inside[:, None] & lanes
-    one = load(x, load_index(src, edge, inside, INDEX) * width + place, mask)
-    other = load(x, load_index(dst, edge, inside, INDEX) * width + place, mask)
+def _to_edges(graph, size, x, out, TILE: tl.constexpr, SIGNED: tl.constexpr):
+    num_edges, features = size
+    edge, inside = edges_of(num_edges, TILE)
+    first, width = tl.program_id(1) * TILE.BF, features * TILE.HEADS
+    place, _head, lanes = lanes_of(first, features, TILE)
+    mask = inside & lanes
+    i = load_index(graph[0], edge, inside, TILE)
+    j = load_index(graph[1], edge, inside, TILE)
+    one, other = (
+        load(x, i * width + place, mask),
+        load(x, j * width + place, mask),
+    )
     value = one - other if SIGNED else one + other
-    at = edge.to(INDEX)[:, None] * width + place
-    tl.store(out + at, value, mask=mask)
+    tl.store(out + edge * width + place, value, mask=mask)
 
 
 def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
@@ -145,33 +103,17 @@ def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
 
 
 @triton.jit
-def _to_nodes(
-    rowptr,
-    edge_id,
-    sign,
-    num_nodes,
-    features,
-    z,
-    out,
-    SIGNED: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
-):
-    """Sums of the edges at each node."""
-    first, width = tl.program_id(1) * BF, features * HEADS
-    start, count, _node, _head, lanes, place, at, here = tile_of(
-        rowptr, num_nodes, features, first, HEADS, BLOCK, BF, BH, INDEX
-    )
-    total = zeros(z, BLOCK, BF * BH)
+def _to_nodes(graph, size, z, out, TILE: tl.constexpr, SIGNED: tl.constexpr):
+    rowptr, edge_id, sign = graph
+    first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
+    tile = tile_of(rowptr, size, first, TILE)
+    _start, count, _node, _head, _lanes, place, at, here = tile
+    total = zeros(z, TILE)
     for k in range(tl.max(count)):
-        on = k < count
-        e = load_index(edge_id, start + k, on, INDEX)
-        value = load(z, e * width + place, on[:, None] & lanes)
+        where, on, e, mask = entry(edge_id, tile, k, TILE)
+        value = load(z, e * width + place, mask)
         if SIGNED:
-            value *= load(sign, start + k, on)[:, None]
+            value *= load(sign, where, on)
         total += value
     tl.store(out + at, total, mask=here)
 
@@ -188,39 +130,23 @@ def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
 
 
 @triton.jit
-def _log_degree(
-    rowptr,
-    edge_id,
-    num_nodes,
-    features,
-    distance,
-    out,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
-):
+def _log_degree(graph, size, distance, out, TILE: tl.constexpr):
     """Logarithms of sums, shifted by the smallest distance."""
-    start, count, _node, head, lanes, _place, at, here = tile_of(
-        rowptr, num_nodes, features, 0, HEADS, BLOCK, BF, BH, INDEX
-    )
+    rowptr, edge_id = graph
+    tile = tile_of(rowptr, size, 0, TILE)
+    _start, count, _node, head, _lanes, _place, at, here = tile
     infinity = float('inf')
-    total = zeros(distance, BLOCK, BF * BH)
+    total = zeros(distance, TILE)
     smallest = total + infinity
     for k in range(tl.max(count)):
-        on = k < count
-        e = load_index(edge_id, start + k, on, INDEX)
-        mask = on[:, None] & lanes
-        d = load(distance, e * HEADS + head, mask, infinity)
+        _at, _on, e, mask = entry(edge_id, tile, k, TILE)
+        d = load(distance, e * TILE.HEADS + head, mask, infinity)
         smallest = tl.minimum(smallest, d)
     # Infinite if all distances are, and infinity less itself is no number.
     smallest = tl.where(smallest == infinity, 0.0, smallest)
     for k in range(tl.max(count)):
-        on = k < count
-        e = load_index(edge_id, start + k, on, INDEX)
-        mask = on[:, None] & lanes
-        d = load(distance, e * HEADS + head, mask, infinity)
+        _at, _on, e, mask = entry(edge_id, tile, k, TILE)
+        d = load(distance, e * TILE.HEADS + head, mask, infinity)
         total += tl.exp(smallest - d)
     isolated = (count == 0)[:, None]
     value = tl.log(tl.where(isolated, 1.0, total)) - smallest
@@ -239,28 +165,15 @@ def log_degree(topology: Topology, distance: Tensor) -> Tensor:
 
 @triton.jit
 def _log_degree_backward(
-    src,
-    dst,
-    num_edges,
-    features,
-    distance,
-    log_degree,
-    grad,
-    out,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    BF: tl.constexpr,
-    BH: tl.constexpr,
-    INDEX: tl.constexpr,
+    graph, size, distance, log_degree, grad, out, TILE: tl.constexpr
 ):
-    """The adjoint of `_log_degree`."""
-    edge, inside = edges_of(num_edges, BLOCK)
-    _place, head, lanes = lanes_of(0, features, HEADS, BF, BH)
-    mask = inside[:, None] & lanes
-    at = edge.to(INDEX)[:, None] * HEADS + head
+    edge, inside = edges_of(size[0], TILE)
+    _place, head, lanes = lanes_of(0, size[1], TILE)
+    mask = inside & lanes
+    at = edge * TILE.HEADS + head
     d = load(distance, at, mask)
-    i = load_index(src, edge, inside, INDEX) * HEADS + head
-    j = load_index(dst, edge, inside, INDEX) * HEADS + head
+    i = load_index(graph[0], edge, inside, TILE) * TILE.HEADS + head
+    j = load_index(graph[1], edge, inside, TILE) * TILE.HEADS + head
     one = tl.exp(-d - load(log_degree, i, mask)) * load(grad, i, mask)
     other = tl.exp(-d - load(log_degree, j, mask)) * load(grad, j, mask)
     tl.store(out + at, -(one + other), mask=mask)
