@@ -177,7 +177,7 @@ from triton.compiler import ASTSource
 
 from pyg_unroll import Topology
 from pyg_unroll.ops.cuda import admm, cg, operators
-from pyg_unroll.ops.cuda.launch import Launch
+from pyg_unroll.ops.cuda.tiles import Launch
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 
 TYPES = {torch.bfloat16: '*bf16', torch.float32: '*fp32', torch.int32: '*i32'}

@@ -77,13 +77,13 @@ def test_offsets_of_cpu_kernels(file_of):
 def test_offsets_of_triton_kernels(rows):
     import triton.language as tl
 
-    from pyg_unroll.ops.cuda.launch import Launch
+    from pyg_unroll.ops.cuda.tiles import Launch
 
     x = torch.empty(rows, FEATURES, HEADS, device='meta')
     launch = Launch(*x.shape, x)
     wide = x.numel() >= 2**31
-    assert launch.meta['INDEX'] is (tl.int64 if wide else tl.int32)
-    assert launch.programs * launch.meta['BLOCK'] >= rows
+    assert launch.tile.INDEX == (tl.int64 if wide else tl.int32)
+    assert launch.programs * launch.tile.BLOCK.value >= rows
 
 
 @pytest.mark.parametrize('num_nodes', [2**31 - 1, 2**31])

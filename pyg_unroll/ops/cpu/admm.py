@@ -8,67 +8,55 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
+from pyg_unroll.ops.cpu import simd
 from pyg_unroll.ops.cpu.launch import flat, over_rows
 from pyg_unroll.ops.cpu.operators import at, at_edge
-from pyg_unroll.ops.cpu.simd import (
-    add_heads,
-    fma,
-    inlined,
-    kernel,
-    load,
-    load_heads,
-    maximum,
-    minimum,
-    store,
-    zero_where_equal,
-    zeros,
-)
 
 
-@inlined
+@simd.inlined
 def _edge_state(here, j, edge, forward, place, lanes, w, x, dual, scalars):
     """The state along one edge: see :func:`.reference.admm.admm_step`."""
     heads, head = place[2], place[3]
-    rho_previous = load_heads(scalars, head, lanes)
-    inverse = load_heads(scalars, 3 * heads + head, lanes)
-    relaxation = load_heads(scalars, 2 * heads + head, lanes)
-    weight = load_heads(w, at_edge(edge, place), lanes)
-    d = here - load(x, at(j, place), lanes)
+    rho_previous = simd.load_heads(scalars, head, lanes)
+    inverse = simd.load_heads(scalars, 3 * heads + head, lanes)
+    relaxation = simd.load_heads(scalars, 2 * heads + head, lanes)
+    weight = simd.load_heads(w, at_edge(edge, place), lanes)
+    d = here - simd.load(x, at(j, place), lanes)
     if not forward:
         d = -d
     flow = weight * d
-    p = fma(rho_previous, flow, load(dual, at(edge, place), lanes))
-    s = fma(p, inverse, flow)
-    clamped = maximum(minimum(s, inverse), -inverse)
+    p = simd.fma(rho_previous, flow, simd.load(dual, at(edge, place), lanes))
+    s = simd.fma(p, inverse, flow)
+    clamped = simd.maximum(simd.minimum(s, inverse), -inverse)
     excess = s - clamped - flow
-    target = fma(relaxation, excess, flow)
-    u = fma(-p, inverse, target)
+    target = simd.fma(relaxation, excess, flow)
+    u = simd.fma(-p, inverse, target)
     return weight, d, flow, p, s, clamped, excess, target, u
 
 
-@kernel
+@simd.kernel
 def _admm_step(
     first, last, base, graph, place, lanes, w, x, dual, scalars, b, new_dual
 ):
     rowptr, col, edge_id = graph[:3]
-    rho = load_heads(scalars, place[2] + place[3], lanes)
+    rho = simd.load_heads(scalars, place[2] + place[3], lanes)
     for i in range(first, last):
-        total = zeros(x, lanes)
-        here = load(x, at(i, place), lanes)
+        total = simd.zeros(x, lanes)
+        here = simd.load(x, at(i, place), lanes)
         for entry in range(rowptr[i], rowptr[i + 1]):
             j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
             weight, _, _, p, _, _, _, target, u = _edge_state(
                 here, j, edge, j > i, place, lanes, w, x, dual, scalars
             )
             if j > i:
-                store(new_dual, at(edge, place), fma(-rho, target, p))
-                total = fma(weight, u, total)
+                simd.store(new_dual, at(edge, place), simd.fma(-rho, target, p))
+                total = simd.fma(weight, u, total)
             else:
-                total = fma(-weight, u, total)
-        store(b, at(i, place), total)
+                total = simd.fma(-weight, u, total)
+        simd.store(b, at(i, place), total)
 
 
-@kernel
+@simd.kernel
 def _admm_step_backward(
     first, last, base, graph, place, lanes, w, inputs, grads, results, dots
 ):
@@ -78,52 +66,52 @@ def _admm_step_backward(
     grad_b, grad_new = grads
     grad_x, grad_w, grad_dual = results
     heads, head = place[2], place[3]
-    rho_previous = load_heads(scalars, head, lanes)
-    rho = load_heads(scalars, heads + head, lanes)
-    relaxation = load_heads(scalars, 2 * heads + head, lanes)
-    inverse = load_heads(scalars, 3 * heads + head, lanes)
-    sum_previous = zeros(x, lanes)
-    sum_rho = zeros(x, lanes)
-    sum_relaxation = zeros(x, lanes)
+    rho_previous = simd.load_heads(scalars, head, lanes)
+    rho = simd.load_heads(scalars, heads + head, lanes)
+    relaxation = simd.load_heads(scalars, 2 * heads + head, lanes)
+    inverse = simd.load_heads(scalars, 3 * heads + head, lanes)
+    sum_previous = simd.zeros(x, lanes)
+    sum_rho = simd.zeros(x, lanes)
+    sum_relaxation = simd.zeros(x, lanes)
     for i in range(first, last):
-        total = zeros(x, lanes)
-        here = load(x, at(i, place), lanes)
-        grad_here = load(grad_b, at(i, place), lanes)
+        total = simd.zeros(x, lanes)
+        here = simd.load(x, at(i, place), lanes)
+        grad_here = simd.load(grad_b, at(i, place), lanes)
         for entry in range(rowptr[i], rowptr[i + 1]):
             j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
             weight, d, flow, p, s, clamped, excess, target, u = _edge_state(
                 here, j, edge, j > i, place, lanes, w, x, dual, scalars
             )
-            slope = grad_here - load(grad_b, at(j, place), lanes)
+            slope = grad_here - simd.load(grad_b, at(j, place), lanes)
             if j < i:
                 slope = -slope
             grad_u = weight * slope
-            grad_q = load(grad_new, at(edge, place), lanes)
-            grad_target = fma(-rho, grad_q, grad_u)
-            grad_p = fma(-inverse, grad_u, grad_q)
+            grad_q = simd.load(grad_new, at(edge, place), lanes)
+            grad_target = simd.fma(-rho, grad_q, grad_u)
+            grad_p = simd.fma(-inverse, grad_u, grad_q)
             grad_excess = relaxation * grad_target
-            grad_s = zero_where_equal(s, clamped, grad_excess)
-            grad_p = fma(inverse, grad_s, grad_p)
+            grad_s = simd.zero_where_equal(s, clamped, grad_excess)
+            grad_p = simd.fma(inverse, grad_s, grad_p)
             grad_flow = grad_target - grad_excess + grad_s
-            grad_flow = fma(rho_previous, grad_p, grad_flow)
+            grad_flow = simd.fma(rho_previous, grad_p, grad_flow)
             if j < i:
-                total = fma(-weight, grad_flow, total)
+                total = simd.fma(-weight, grad_flow, total)
                 continue
-            total = fma(weight, grad_flow, total)
-            store(grad_dual, at(edge, place), grad_p)
-            change = fma(u, slope, grad_flow * d)
-            add_heads(grad_w, at_edge(edge, place), change, lanes)
-            sum_previous = fma(grad_p, flow, sum_previous)
-            sum_relaxation = fma(grad_target, excess, sum_relaxation)
+            total = simd.fma(weight, grad_flow, total)
+            simd.store(grad_dual, at(edge, place), grad_p)
+            change = simd.fma(u, slope, grad_flow * d)
+            simd.add_heads(grad_w, at_edge(edge, place), change, lanes)
+            sum_previous = simd.fma(grad_p, flow, sum_previous)
+            sum_relaxation = simd.fma(grad_target, excess, sum_relaxation)
             scaled = p * inverse * inverse
             change = grad_s * (clamped * inverse)
-            change = fma(grad_u - grad_s, scaled, change)
-            change = fma(-target, grad_q, change)
+            change = simd.fma(grad_u - grad_s, scaled, change)
+            change = simd.fma(-target, grad_q, change)
             sum_rho = sum_rho + change
-        store(grad_x, at(i, place), total)
-    add_heads(dots, head, sum_previous, lanes)
-    add_heads(dots, heads + head, sum_rho, lanes)
-    add_heads(dots, 2 * heads + head, sum_relaxation, lanes)
+        simd.store(grad_x, at(i, place), total)
+    simd.add_heads(dots, head, sum_previous, lanes)
+    simd.add_heads(dots, heads + head, sum_rho, lanes)
+    simd.add_heads(dots, 2 * heads + head, sum_relaxation, lanes)
 
 
 def _with_inverse(scalars: Tensor) -> Tensor:

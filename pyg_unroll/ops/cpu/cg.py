@@ -9,18 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyg_unroll.ops.cpu import simd
 from pyg_unroll.ops.cpu.launch import flat, over_rows
-from pyg_unroll.ops.cpu.operators import at, at_edge, enter_line, laplacian_row
-from pyg_unroll.ops.cpu.simd import (
-    add_heads,
-    fma,
-    inlined,
-    kernel,
-    load,
-    load_heads,
-    store,
-    window_size,
-    zeros,
+from pyg_unroll.ops.cpu.operators import (
+    add_term,
+    at,
+    at_edge,
+    enter_line,
+    laplacian_row,
 )
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 
@@ -37,39 +33,40 @@ def _diagonals(a: Matrix) -> tuple[Any, int, Any, int]:
     return diagonal, sizes[0], confidence, sizes[1]
 
 
-@inlined
+@simd.inlined
 def _load_diagonal(array, node, features, place, lanes):
     if features == 1:
-        return load_heads(array, at_edge(node, place), lanes)
-    return load(array, at(node, place), lanes)
+        return simd.load_heads(array, at_edge(node, place), lanes)
+    return simd.load(array, at(node, place), lanes)
 
 
-@kernel
+@simd.kernel
 def _cg_step(
     first, last, base, graph, place, lanes, w, v, new_v, x, residual, d, scalars
 ):
     diagonal, diagonal_features, confidence, confidence_features = d
     heads, head = place[2], place[3]
-    alpha = load_heads(scalars, head, lanes)
-    beta = load_heads(scalars, heads + head, lanes)
-    alpha_next = load_heads(scalars, 2 * heads + head, lanes)
+    alpha = simd.load_heads(scalars, head, lanes)
+    beta = simd.load_heads(scalars, heads + head, lanes)
+    alpha_next = simd.load_heads(scalars, 2 * heads + head, lanes)
     end = inner = outer = first
     for i in range(first, last):
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
-        is_inner = inner <= i and i < outer
+        is_inner = inner <= i < outer
         total = laplacian_row(i, is_inner, base, graph, place, lanes, w, v)
         here = at(i, place)
-        old = load(v, here, lanes)
+        old = simd.load(v, here, lanes)
         if confidence_features > 0:
             c = _load_diagonal(confidence, i, confidence_features, place, lanes)
-            total = fma(c, old, total)
-        r = fma(-alpha, total, load(residual, here, lanes))
-        store(residual, here, r)
+            total = simd.fma(c, old, total)
+        r = simd.fma(-alpha, total, simd.load(residual, here, lanes))
+        simd.store(residual, here, r)
         d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
-        new = fma(beta, old, r / d_i)
-        store(new_v, here, new)
-        store(x, here, fma(alpha_next, new, load(x, here, lanes)))
+        new = simd.fma(beta, old, r / d_i)
+        simd.store(new_v, here, new)
+        estimate = simd.fma(alpha_next, new, simd.load(x, here, lanes))
+        simd.store(x, here, estimate)
 
 
 def cg_step(
@@ -83,42 +80,36 @@ def cg_step(
     return out
 
 
-@inlined
-def _add_term(total, here, other, edge, place, lanes, w, q):
-    dq = here - load(q, at(other, place), lanes)
-    return fma(load_heads(w, at_edge(edge, place), lanes), dq, total), dq
-
-
-@inlined
+@simd.inlined
 def _row_and_edges(
     node, is_inner, base, graph, place, lanes, w, q, v, scale, out
 ):
     """As `laplacian_row`; adds scale * <dq, dv> to edges that start here."""
     rowptr, col, edge_id, _, _, steps = graph
-    total = zeros(q, lanes)
-    here = load(q, at(node, place), lanes)
-    here_v = load(v, at(node, place), lanes)
+    total = simd.zeros(q, lanes)
+    here = simd.load(q, at(node, place), lanes)
+    here_v = simd.load(v, at(node, place), lanes)
     if is_inner:
-        size = window_size(lanes)
+        size = simd.window_size(lanes)
         for k in range(2 * size):
             other, edge = node + steps[k], base[k] + node * size
-            total, dq = _add_term(total, here, other, edge, place, lanes, w, q)
+            total, dq = add_term(total, here, other, edge, place, lanes, w, q)
             if k >= size:
-                dv = here_v - load(v, at(other, place), lanes)
+                dv = here_v - simd.load(v, at(other, place), lanes)
                 change = scale * (dq * dv)
-                add_heads(out, at_edge(edge, place), change, lanes)
+                simd.add_heads(out, at_edge(edge, place), change, lanes)
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
             other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
-            total, dq = _add_term(total, here, other, edge, place, lanes, w, q)
+            total, dq = add_term(total, here, other, edge, place, lanes, w, q)
             if other > node:
-                dv = here_v - load(v, at(other, place), lanes)
+                dv = here_v - simd.load(v, at(other, place), lanes)
                 change = scale * (dq * dv)
-                add_heads(out, at_edge(edge, place), change, lanes)
+                simd.add_heads(out, at_edge(edge, place), change, lanes)
     return total
 
 
-@kernel
+@simd.kernel
 def _cg_step_backward(
     first, last, base, graph, place, lanes, w, signals, d, scalars, sums, dots
 ):
@@ -126,41 +117,41 @@ def _cg_step_backward(
     diagonal, diagonal_features, confidence, confidence_features = d
     grad_w, sum_diagonal, sum_confidence = sums
     heads, head = place[2], place[3]
-    alpha = load_heads(scalars, head, lanes)
-    beta = load_heads(scalars, heads + head, lanes)
-    beta_previous = load_heads(scalars, 2 * heads + head, lanes)
-    dot_alpha = zeros(w, lanes)
-    dot_beta = zeros(w, lanes)
+    alpha = simd.load_heads(scalars, head, lanes)
+    beta = simd.load_heads(scalars, heads + head, lanes)
+    beta_previous = simd.load_heads(scalars, 2 * heads + head, lanes)
+    dot_alpha = simd.zeros(w, lanes)
+    dot_beta = simd.zeros(w, lanes)
     end = inner = outer = first
     for i in range(first, last):
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
-        is_inner = inner <= i and i < outer
+        is_inner = inner <= i < outer
         total = _row_and_edges(
             i, is_inner, base, graph, place, lanes, w, q, v, -alpha, grad_w
         )
         here = at(i, place)
-        this_q, this_v = load(q, here, lanes), load(v, here, lanes)
+        this_q, this_v = simd.load(q, here, lanes), simd.load(v, here, lanes)
         if confidence_features > 0:
             c = _load_diagonal(confidence, i, confidence_features, place, lanes)
-            total = fma(c, this_q, total)
+            total = simd.fma(c, this_q, total)
             change = -alpha * (this_q * this_v)
-            old = load(sum_confidence, here, lanes)
-            store(sum_confidence, here, old + change)
-        slope = load(grad_x, here, lanes) - total
-        dot_alpha = fma(slope, this_v, dot_alpha)
-        new = beta * load(grad_v, here, lanes)
-        new = fma(alpha, slope, new)
-        store(grad_v, here, new)
-        previous = load(u, here, lanes)
-        dot_beta = fma(new, previous, dot_beta)
+            old = simd.load(sum_confidence, here, lanes)
+            simd.store(sum_confidence, here, old + change)
+        slope = simd.load(grad_x, here, lanes) - total
+        dot_alpha = simd.fma(slope, this_v, dot_alpha)
+        new = beta * simd.load(grad_v, here, lanes)
+        new = simd.fma(alpha, slope, new)
+        simd.store(grad_v, here, new)
+        previous = simd.load(u, here, lanes)
+        dot_beta = simd.fma(new, previous, dot_beta)
         change = new * (this_v - beta_previous * previous)
-        old = load(sum_diagonal, here, lanes)
-        store(sum_diagonal, here, old + change)
+        old = simd.load(sum_diagonal, here, lanes)
+        simd.store(sum_diagonal, here, old + change)
         d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
-        store(new_q, here, this_q + new / d_i)
-    add_heads(dots, head, dot_alpha, lanes)
-    add_heads(dots, heads + head, dot_beta, lanes)
+        simd.store(new_q, here, this_q + new / d_i)
+    simd.add_heads(dots, head, dot_alpha, lanes)
+    simd.add_heads(dots, heads + head, dot_beta, lanes)
 
 
 def cg_step_backward(

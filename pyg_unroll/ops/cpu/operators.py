@@ -11,54 +11,36 @@ order of its columns, hence the results are the same bit for bit.
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.cpu.launch import (
-    as_first,
-    flat,
-    launch,
-    over_edges,
-    over_rows,
-)
-from pyg_unroll.ops.cpu.simd import (
-    fma,
-    inlined,
-    kernel,
-    load,
-    load_heads,
-    put_heads,
-    store,
-    window_size,
-    zeros,
-)
+from pyg_unroll.ops.cpu import simd
+from pyg_unroll.ops.cpu.launch import as_first, flat, over_edges, over_rows
 from pyg_unroll.ops.reference import operators as reference
 
 
-@inlined
+@simd.inlined
 def at(row, place):
     """The first number of a row's block."""
     return row * place[0] + place[1]
 
 
-@inlined
+@simd.inlined
 def at_edge(edge, place):
     """The first number of an edge's heads."""
     return edge * place[2] + place[3]
 
 
-@inlined
+@simd.inlined
 def enter_line(node, last, base, graph, lanes):
     """Nodes of one image row: (end, inner start, inner end).
 
     Puts into `base` where the edges of inner pixels begin: the edge to
     neighbour `k` is `base[k] + node * window`.
     """
-    size = window_size(lanes)
+    size = simd.window_size(lanes)
     if size == 0:
         return last, last, last
     _, _, _, grid, starts, steps = graph
@@ -81,44 +63,47 @@ def enter_line(node, last, base, graph, lanes):
     return end, inner, outer
 
 
-@inlined
-def _add_term(total, here, other, edge, place, lanes, w, x):
-    difference = here - load(x, at(other, place), lanes)
-    return fma(load_heads(w, at_edge(edge, place), lanes), difference, total)
+@simd.inlined
+def add_term(total, here, other, edge, place, lanes, w, x):
+    """Adds the weighted difference to a neighbour; the sum and difference."""
+    difference = here - simd.load(x, at(other, place), lanes)
+    weight = simd.load_heads(w, at_edge(edge, place), lanes)
+    return simd.fma(weight, difference, total), difference
 
 
-@inlined
+@simd.inlined
 def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
     """The product with the graph Laplacian at a node."""
     rowptr, col, edge_id, _, _, steps = graph
-    total = zeros(x, lanes)
-    here = load(x, at(node, place), lanes)
+    total = simd.zeros(x, lanes)
+    here = simd.load(x, at(node, place), lanes)
     if is_inner:
-        size = window_size(lanes)
+        size = simd.window_size(lanes)
         for k in range(size):
             other, edge = node + steps[k], base[k] + node * size
-            total = _add_term(total, here, other, edge, place, lanes, w, x)
+            total, _ = add_term(total, here, other, edge, place, lanes, w, x)
         own = base[size] + node * size
         for k in range(size):
             other, edge = node + steps[size + k], own + k
-            total = _add_term(total, here, other, edge, place, lanes, w, x)
+            total, _ = add_term(total, here, other, edge, place, lanes, w, x)
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
             other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
-            total = _add_term(total, here, other, edge, place, lanes, w, x)
+            total, _ = add_term(total, here, other, edge, place, lanes, w, x)
     return total
 
 
-@kernel
+@simd.kernel
 def laplacian_kernel(first, last, base, graph, place, lanes, w, x, out):
     """The product with the graph Laplacian."""
     end = inner = outer = first
     for i in range(first, last):
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
-        is_inner = inner <= i and i < outer
-        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, x)
-        store(out, at(i, place), total)
+        total = laplacian_row(
+            i, inner <= i < outer, base, graph, place, lanes, w, x
+        )
+        simd.store(out, at(i, place), total)
 
 
 def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
@@ -130,27 +115,27 @@ def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
     return out.to(x.dtype)
 
 
-@inlined
+@simd.inlined
 def _put_product(node, other, edge, place, lanes, a, b, same, out):
     here, there = at(node, place), at(other, place)
-    da = load(a, here, lanes) - load(a, there, lanes)
+    da = simd.load(a, here, lanes) - simd.load(a, there, lanes)
     db = da
     if not same:
-        db = load(b, here, lanes) - load(b, there, lanes)
+        db = simd.load(b, here, lanes) - simd.load(b, there, lanes)
     is_first = place[1] == place[3]  # other blocks of features add to it
-    put_heads(out, at_edge(edge, place), da * db, is_first, lanes)
+    simd.put_heads(out, at_edge(edge, place), da * db, is_first, lanes)
 
 
-@kernel
+@simd.kernel
 def _edge_dot(first, last, base, graph, place, lanes, a, b, same, out):
     """Products of differences of the edges that start at each row."""
     rowptr, col, edge_id, _, _, steps = graph
-    size = window_size(lanes)
+    size = simd.window_size(lanes)
     end = inner = outer = first
     for i in range(first, last):
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
-        if inner <= i and i < outer:
+        if inner <= i < outer:
             own = base[size] + i * size
             for k in range(size):
                 j = i + steps[size + k]
@@ -173,14 +158,14 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
     return out.to(a.dtype)
 
 
-@kernel
+@simd.kernel
 def to_edges_kernel(first, last, base, ends, place, lanes, sign, x, out):
     """Difference (sign -1) or sum (sign 1) of each edge's endpoints."""
     src, dst = ends
     for edge in range(first, last):
-        i = load(x, at(np.int64(src[edge]), place), lanes)
-        j = load(x, at(np.int64(dst[edge]), place), lanes)
-        store(out, at(edge, place), i + j if sign > 0 else i - j)
+        i = simd.load(x, at(np.int64(src[edge]), place), lanes)
+        j = simd.load(x, at(np.int64(dst[edge]), place), lanes)
+        simd.store(out, at(edge, place), i + j if sign > 0 else i - j)
 
 
 def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
@@ -192,19 +177,19 @@ def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
     return out.to(x.dtype)
 
 
-@kernel
+@simd.kernel
 def _to_nodes(first, last, base, graph, place, lanes, sign, z, out):
     """Sums the edges at each node; sign -1 subtracts where they end."""
     rowptr, col, edge_id = graph[:3]
     for i in range(first, last):
-        total = zeros(z, lanes)
+        total = simd.zeros(z, lanes)
         for entry in range(rowptr[i], rowptr[i + 1]):
-            block = load(z, at(np.int64(edge_id[entry]), place), lanes)
+            block = simd.load(z, at(np.int64(edge_id[entry]), place), lanes)
             if sign < 0 and col[entry] < i:
                 total = total - block
             else:
                 total = total + block
-        store(out, at(i, place), total)
+        simd.store(out, at(i, place), total)
 
 
 def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
@@ -217,41 +202,9 @@ def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     return out.to(z.dtype)
 
 
-@kernel
-def _shifted_log_degree(first, last, base, rowptr, edge_id, heads, d, out):
-    """Corrects the logarithms of sums of exp(-d) that underflow, as they are
-    below a bound: sums again, shifted by the node's smallest d.
-    """
-    infinity = d.dtype.type(np.inf)
-    for i in range(first, last):
-        begin, end = rowptr[i], rowptr[i + 1]
-        for h in range(heads):
-            if out[i * heads + h] >= reference.LEAST_LOG:
-                continue
-            if end == begin:
-                out[i * heads + h] = 0
-                continue
-            least = infinity
-            for entry in range(begin, end):
-                value = d[np.int64(edge_id[entry]) * heads + h]
-                least = min(least, value)
-            total = d.dtype.type(0)
-            for entry in range(begin, end):
-                value = d[np.int64(edge_id[entry]) * heads + h]
-                total += math.exp(least - value)
-            out[i * heads + h] = math.log(total) - least
-
-
 def log_degree(topology: Topology, distance: Tensor) -> Tensor:
     """See :func:`.reference.operators.log_degree`."""
-    (values,) = as_first(distance)
-    out = to_nodes(topology, values.neg().exp_(), False).log_()
-    heads = distance.size(1)
-    index = flat(topology.rowptr, topology.edge_id)
-    arrays = (*index, heads, *flat(values, out))
-    rows, width = topology.num_nodes, max(heads, 1)
-    launch(_shifted_log_degree, rows, width, *arrays)
-    return out.to(distance.dtype)
+    return reference.log_degree(topology, distance, to_nodes)
 
 
 def log_degree_backward(

@@ -9,20 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.cuda.launch import (
-    Launch,
-    contiguous,
-    csr,
-    entry,
-    heads_of,
-    load,
-    load_index,
-    load_scalar,
-    store_partial,
-    sum_features,
-    tile_of,
-    zeros,
-)
+from pyg_unroll.ops.cuda import tiles
 
 
 @triton.jit
@@ -43,20 +30,20 @@ def _admm_step(graph, size, operands, results, TILE: tl.constexpr):
     weight, x, dual, scalars = operands
     b, new_dual = results
     first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
-    tile = tile_of(graph[0], size, first, TILE)
+    tile = tiles.tile_of(graph[0], size, first, TILE)
     _start, count, node, head, _lanes, place, at, here = tile
-    rho_previous = load_scalar(scalars, 0, head, TILE)
-    rho = load_scalar(scalars, 1, head, TILE)
-    relaxation = load_scalar(scalars, 2, head, TILE)
-    mine = load(x, at, here)
-    total = zeros(x, TILE)
+    rho_previous = tiles.load_scalar(scalars, 0, head, TILE)
+    rho = tiles.load_scalar(scalars, 1, head, TILE)
+    relaxation = tiles.load_scalar(scalars, 2, head, TILE)
+    mine = tiles.load(x, at, here)
+    total = tiles.zeros(x, TILE)
     for k in range(tl.max(count)):
-        where, on, e, mask = entry(edge_id, tile, k, TILE)
-        j = load_index(col, where, on, TILE)
-        w = load(weight, e * TILE.HEADS + head, mask)
+        where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
+        j = tiles.load_index(col, where, on, TILE)
+        w = tiles.load(weight, e * TILE.HEADS + head, mask)
         edge = e * width + place
-        old = load(dual, edge, mask)
-        difference = mine - load(x, j * width + place, mask)
+        old = tiles.load(dual, edge, mask)
+        difference = mine - tiles.load(x, j * width + place, mask)
         difference = tl.where(j > node, difference, -difference)
         _flow, p, _s, _shrunk, target = _edge_state(
             difference, w, old, rho_previous, rho, relaxation
@@ -71,11 +58,11 @@ def _admm_step(graph, size, operands, results, TILE: tl.constexpr):
 
 def admm_step(topology: Topology, *operands: Tensor) -> tuple[Tensor, Tensor]:
     """See :func:`.reference.admm.admm_step`."""
-    operands = tuple(contiguous(*operands))
+    operands = tuple(tiles.contiguous(*operands))
     _, x, dual, _ = operands
     results = torch.empty_like(x), torch.empty_like(dual)
-    launch = Launch(*x.shape, x, dual)
-    launch(_admm_step, csr(topology), operands, results)
+    launch = tiles.Launch(*x.shape, x, dual)
+    launch(_admm_step, tiles.csr(topology), operands, results)
     return results
 
 
@@ -88,26 +75,26 @@ def _admm_step_backward(
     weight, x, dual, scalars, grad_b, grad_new = operands
     grad_weight, grad_x, grad_dual = results
     width = size[1] * TILE.HEADS
-    tile = tile_of(graph[0], size, first, TILE)
+    tile = tiles.tile_of(graph[0], size, first, TILE)
     _start, count, node, head, lanes, place, at, here = tile
-    one_head, has_head = heads_of(TILE)
-    rho_previous = load_scalar(scalars, 0, head, TILE)
-    rho = load_scalar(scalars, 1, head, TILE)
-    relaxation = load_scalar(scalars, 2, head, TILE)
-    mine, my_grad = load(x, at, here), load(grad_b, at, here)
-    total = zeros(x, TILE)
+    one_head, has_head = tiles.heads_of(TILE)
+    rho_previous = tiles.load_scalar(scalars, 0, head, TILE)
+    rho = tiles.load_scalar(scalars, 1, head, TILE)
+    relaxation = tiles.load_scalar(scalars, 2, head, TILE)
+    mine, my_grad = tiles.load(x, at, here), tiles.load(grad_b, at, here)
+    total = tiles.zeros(x, TILE)
     sum_previous = total
     sum_rho = total
     sum_relaxation = total
     for k in range(tl.max(count)):
-        where, on, e, mask = entry(edge_id, tile, k, TILE)
-        j = load_index(col, where, on, TILE)
-        w = load(weight, e * TILE.HEADS + head, mask)
+        where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
+        j = tiles.load_index(col, where, on, TILE)
+        w = tiles.load(weight, e * TILE.HEADS + head, mask)
         edge, there = e * width + place, j * width + place
-        old, gq = load(dual, edge, mask), load(grad_new, edge, mask)
-        difference = mine - load(x, there, mask)
+        old, gq = tiles.load(dual, edge, mask), tiles.load(grad_new, edge, mask)
+        difference = mine - tiles.load(x, there, mask)
         difference = tl.where(j > node, difference, -difference)
-        r = my_grad - load(grad_b, there, mask)
+        r = my_grad - tiles.load(grad_b, there, mask)
         r = tl.where(j > node, r, -r)
         flow, p, s, shrunk, target = _edge_state(
             difference, w, old, rho_previous, rho, relaxation
@@ -131,26 +118,26 @@ def _admm_step_backward(
         sum_relaxation += tl.where(owned, gt * (shrunk - flow), 0.0)
         tl.store(grad_dual + edge, gp, mask=owned)
         dot = (target - p / rho) * r + gflow * difference
-        dot = sum_features(tl.where(owned, dot, 0.0), TILE)
+        dot = tiles.sum_features(tl.where(owned, dot, 0.0), TILE)
         head_edge, has_edge = e * TILE.HEADS + one_head, is_src & has_head
-        dot += load(grad_weight, head_edge, has_edge)
+        dot += tiles.load(grad_weight, head_edge, has_edge)
         tl.store(grad_weight + head_edge, dot, mask=has_edge)
     tl.store(grad_x + at, total, mask=here)
     slot = tl.program_id(0) * 3
-    store_partial(sums, slot, sum_previous, TILE)
-    store_partial(sums, slot + 1, sum_rho, TILE)
-    store_partial(sums, slot + 2, sum_relaxation, TILE)
+    tiles.store_partial(sums, slot, sum_previous, TILE)
+    tiles.store_partial(sums, slot + 1, sum_rho, TILE)
+    tiles.store_partial(sums, slot + 2, sum_relaxation, TILE)
 
 
 def admm_step_backward(
     topology: Topology, *operands: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See :func:`.reference.admm.admm_step_backward`."""
-    operands = tuple(contiguous(*operands))
+    operands = tuple(tiles.contiguous(*operands))
     weight, x, dual, *_ = operands
-    launch = Launch(*x.shape, x, dual)
+    launch = tiles.Launch(*x.shape, x, dual)
     # Blocks of features add to the first.
     grad_weight, grad_x = torch.zeros_like(weight), torch.empty_like(x)
     grads = grad_weight, grad_x, torch.empty_like(dual)
-    kernel, graph = _admm_step_backward, csr(topology)
+    kernel, graph = _admm_step_backward, tiles.csr(topology)
     return *grads, launch.sums(kernel, 3, graph, operands, grads)

@@ -10,21 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from pyg_unroll.ops.cuda.launch import (
-    Launch,
-    contiguous,
-    csr,
-    entry,
-    heads_of,
-    laplacian_of,
-    load,
-    load_index,
-    load_scalar,
-    store_partial,
-    sum_features,
-    tile_of,
-    zeros,
-)
+from pyg_unroll.ops.cuda import tiles
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 
 
@@ -34,7 +20,7 @@ def _load_diagonal(array, tile, TILE: tl.constexpr, IS_SHARED: tl.constexpr):
     _start, _count, node, head, _lanes, _place, at, here = tile
     if IS_SHARED:
         at = node * TILE.HEADS + head
-    return load(array, at, here, 1)
+    return tiles.load(array, at, here, 1)
 
 
 @triton.jit
@@ -51,16 +37,22 @@ def _cg_step(
     x, residual, v, new_v = signals
     weight, diagonal = matrix
     first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
-    tile = tile_of(graph[0], size, first, TILE)
+    tile = tiles.tile_of(graph[0], size, first, TILE)
     head, at, here = tile[3], tile[6], tile[7]
-    mine = load(v, at, here)
-    image = laplacian_of(graph, weight, v, tile, mine, width, TILE)
+    mine = tiles.load(v, at, here)
+    image = tiles.laplacian_of(graph, weight, v, tile, mine, width, TILE)
     if confidence is not None:
         image += mine * _load_diagonal(confidence, tile, TILE, SHARED[1])
     d = _load_diagonal(diagonal, tile, TILE, SHARED[0])
-    r = load(residual, at, here) - load_scalar(scalars, 0, head, TILE) * image
-    new = r / d + load_scalar(scalars, 1, head, TILE) * mine
-    estimate = load(x, at, here) + load_scalar(scalars, 2, head, TILE) * new
+    r = (
+        tiles.load(residual, at, here)
+        - tiles.load_scalar(scalars, 0, head, TILE) * image
+    )
+    new = r / d + tiles.load_scalar(scalars, 1, head, TILE) * mine
+    estimate = (
+        tiles.load(x, at, here)
+        + tiles.load_scalar(scalars, 2, head, TILE) * new
+    )
     tl.store(residual + at, r, mask=here)
     tl.store(new_v + at, new, mask=here)
     tl.store(x + at, estimate, mask=here)
@@ -71,11 +63,11 @@ def cg_step(
 ) -> Tensor:
     """See :func:`.reference.cg.cg_step`."""
     _check_in_place(x, residual)
-    v, scalars = contiguous(v, scalars)
+    v, scalars = tiles.contiguous(v, scalars)
     out = torch.empty_like(v)
-    launch = Launch(*x.shape, x, a.weight)
+    launch = tiles.Launch(*x.shape, x, a.weight)
     signals = x, residual, v, out
-    launch(_cg_step, csr(a.topology), signals, scalars, *_read(a))
+    launch(_cg_step, tiles.csr(a.topology), signals, scalars, *_read(a))
     return out
 
 
@@ -99,44 +91,44 @@ def _cg_step_backward(
     grad_weight, sum_diagonal, sum_confidence = sums
     weight, diagonal = matrix
     width = size[1] * TILE.HEADS
-    tile = tile_of(graph[0], size, first, TILE)
+    tile = tiles.tile_of(graph[0], size, first, TILE)
     _start, count, node, head, lanes, place, at, here = tile
-    alpha = load_scalar(scalars, 0, head, TILE)
-    one_head, has_head = heads_of(TILE)
-    step = load_scalar(scalars, 0, one_head, TILE)
-    mine, mine_v = load(q, at, here), load(v, at, here)
-    image = zeros(q, TILE)
+    alpha = tiles.load_scalar(scalars, 0, head, TILE)
+    one_head, has_head = tiles.heads_of(TILE)
+    step = tiles.load_scalar(scalars, 0, one_head, TILE)
+    mine, mine_v = tiles.load(q, at, here), tiles.load(v, at, here)
+    image = tiles.zeros(q, TILE)
     for k in range(tl.max(count)):
-        where, on, e, mask = entry(edge_id, tile, k, TILE)
-        j = load_index(col, where, on, TILE)
-        w = load(weight, e * TILE.HEADS + head, mask)
-        dq = mine - load(q, j * width + place, mask)
+        where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
+        j = tiles.load_index(col, where, on, TILE)
+        w = tiles.load(weight, e * TILE.HEADS + head, mask)
+        dq = mine - tiles.load(q, j * width + place, mask)
         image += tl.where(mask, w * dq, 0.0)
         # The row of the smaller endpoint sees to the edge.
         is_src = on & (j > node)
         owned = is_src & lanes
-        dv = mine_v - load(v, j * width + place, owned)
-        dot = sum_features(tl.where(owned, dq * dv, 0.0), TILE)
+        dv = mine_v - tiles.load(v, j * width + place, owned)
+        dot = tiles.sum_features(tl.where(owned, dq * dv, 0.0), TILE)
         edge, has_edge = e * TILE.HEADS + one_head, is_src & has_head
-        value = load(grad_weight, edge, has_edge) - step * dot
+        value = tiles.load(grad_weight, edge, has_edge) - step * dot
         tl.store(grad_weight + edge, value, mask=has_edge)
     if confidence is not None:
         image += mine * _load_diagonal(confidence, tile, TILE, SHARED[1])
-        value = load(sum_confidence, at, here) - alpha * mine * mine_v
+        value = tiles.load(sum_confidence, at, here) - alpha * mine * mine_v
         tl.store(sum_confidence + at, value, mask=here)
-    slope = load(grad_x, at, here) - image
-    g = load_scalar(scalars, 1, head, TILE) * load(grad_v, at, here)
+    slope = tiles.load(grad_x, at, here) - image
+    g = tiles.load_scalar(scalars, 1, head, TILE) * tiles.load(grad_v, at, here)
     g += alpha * slope
     tl.store(grad_v + at, g, mask=here)
     d = _load_diagonal(diagonal, tile, TILE, SHARED[0])
     tl.store(new_q + at, mine + g / d, mask=here)
     slot = tl.program_id(0) * 2
     # Lanes off the mask hold zeros: all that they load is zero.
-    store_partial(dots, slot, slope * mine_v, TILE)
-    before = load(u, at, here)
-    store_partial(dots, slot + 1, g * before, TILE)
-    change = mine_v - load_scalar(scalars, 2, head, TILE) * before
-    value = load(sum_diagonal, at, here) + g * change
+    tiles.store_partial(dots, slot, slope * mine_v, TILE)
+    before = tiles.load(u, at, here)
+    tiles.store_partial(dots, slot + 1, g * before, TILE)
+    change = mine_v - tiles.load_scalar(scalars, 2, head, TILE) * before
+    value = tiles.load(sum_diagonal, at, here) + g * change
     tl.store(sum_diagonal + at, value, mask=here)
 
 
@@ -150,25 +142,28 @@ def cg_step_backward(
     )
     sums = adjoint.weight, adjoint.diagonal, confidence
     _check_in_place(adjoint.direction, *sums)
-    q, v, u, x, scalars = contiguous(adjoint.residual, v, u, adjoint.x, scalars)
+    q, v, u, x, scalars = tiles.contiguous(
+        adjoint.residual, v, u, adjoint.x, scalars
+    )
     adjoint.residual = torch.empty_like(q)
     signals = q, adjoint.residual, v, u, x, adjoint.direction
-    launch = Launch(*q.shape, q, a.weight)
-    graph, rest = csr(a.topology), _read(a)
+    launch = tiles.Launch(*q.shape, q, a.weight)
+    graph, rest = tiles.csr(a.topology), _read(a)
     return launch.sums(
         _cg_step_backward, 2, graph, signals, sums, scalars, *rest
     )
 
 
-def _check_in_place(*tensors: Tensor) -> None:
+def _check_in_place(*tensors: Tensor | None) -> None:
     """Insists on memory that a kernel can write: a copy would take it."""
-    assert all(tensor.is_contiguous() for tensor in tensors)
+    for tensor in tensors:
+        assert tensor is not None and tensor.is_contiguous()
 
 
 def _read(a: Matrix) -> tuple[Any, ...]:
     """Weight and diagonal, confidence, and which all features share."""
     matrix, shared = (
-        tuple(contiguous(a.weight, a.diagonal)),
+        tuple(tiles.contiguous(a.weight, a.diagonal)),
         a.diagonal.size(1) == 1,
     )
     if a.confidence is None:

@@ -9,39 +9,25 @@ import triton.language as tl
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.cuda.launch import (
-    Launch,
-    contiguous,
-    csr,
-    edges_of,
-    entry,
-    heads_of,
-    lanes_of,
-    laplacian_of,
-    load,
-    load_index,
-    sum_features,
-    tile_of,
-    zeros,
-)
+from pyg_unroll.ops.cuda import tiles
 
 
 @triton.jit
 def _laplacian(graph, size, weight, x, out, TILE: tl.constexpr):
     first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
-    tile = tile_of(graph[0], size, first, TILE)
+    tile = tiles.tile_of(graph[0], size, first, TILE)
     at, here = tile[6], tile[7]
-    mine = load(x, at, here)
-    total = laplacian_of(graph, weight, x, tile, mine, width, TILE)
+    mine = tiles.load(x, at, here)
+    total = tiles.laplacian_of(graph, weight, x, tile, mine, width, TILE)
     tl.store(out + at, total, mask=here)
 
 
 def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
     """See :func:`.reference.operators.laplacian`."""
-    weight, x = contiguous(weight, x)
+    weight, x = tiles.contiguous(weight, x)
     out = torch.empty_like(x)
-    launch = Launch(*x.shape, x, weight)
-    launch(_laplacian, csr(topology), weight, x, out)
+    launch = tiles.Launch(*x.shape, x, weight)
+    launch(_laplacian, tiles.csr(topology), weight, x, out)
     return out
 
 
@@ -49,27 +35,27 @@ def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
 def _edge_dot(graph, size, a, b, out, TILE: tl.constexpr):
     """One program for all features of an edge."""
     num_edges, features = size
-    edge, inside = edges_of(num_edges, TILE)
-    i = load_index(graph[0], edge, inside, TILE)
-    j = load_index(graph[1], edge, inside, TILE)
+    edge, inside = tiles.edges_of(num_edges, TILE)
+    i = tiles.load_index(graph[0], edge, inside, TILE)
+    j = tiles.load_index(graph[1], edge, inside, TILE)
     width = features * TILE.HEADS
-    total = zeros(a, TILE)
+    total = tiles.zeros(a, TILE)
     for first in range(0, features, TILE.BF):
-        place, _head, lanes = lanes_of(first, features, TILE)
+        place, _head, lanes = tiles.lanes_of(first, features, TILE)
         mask = inside & lanes
         at, other = i * width + place, j * width + place
-        da = load(a, at, mask) - load(a, other, mask)
-        total += da * (load(b, at, mask) - load(b, other, mask))
-    head, has_head = heads_of(TILE)
-    value = sum_features(total, TILE)
+        da = tiles.load(a, at, mask) - tiles.load(a, other, mask)
+        total += da * (tiles.load(b, at, mask) - tiles.load(b, other, mask))
+    head, has_head = tiles.heads_of(TILE)
+    value = tiles.sum_features(total, TILE)
     tl.store(out + edge * TILE.HEADS + head, value, mask=inside & has_head)
 
 
 def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
     """See :func:`.reference.operators.edge_dot`."""
-    a, b = contiguous(a, b)
+    a, b = tiles.contiguous(a, b)
     out = a.new_empty((topology.num_edges, a.size(2)))
-    launch = Launch(out.size(0), *a.shape[1:], a, out)
+    launch = tiles.Launch(out.size(0), *a.shape[1:], a, out)
     ends = topology.src, topology.dst
     launch.run(_edge_dot, 1, ends, launch.size, a, b, out)
     return out
@@ -78,15 +64,15 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
 @triton.jit
 def _to_edges(graph, size, x, out, TILE: tl.constexpr, SIGNED: tl.constexpr):
     num_edges, features = size
-    edge, inside = edges_of(num_edges, TILE)
+    edge, inside = tiles.edges_of(num_edges, TILE)
     first, width = tl.program_id(1) * TILE.BF, features * TILE.HEADS
-    place, _head, lanes = lanes_of(first, features, TILE)
+    place, _head, lanes = tiles.lanes_of(first, features, TILE)
     mask = inside & lanes
-    i = load_index(graph[0], edge, inside, TILE)
-    j = load_index(graph[1], edge, inside, TILE)
+    i = tiles.load_index(graph[0], edge, inside, TILE)
+    j = tiles.load_index(graph[1], edge, inside, TILE)
     one, other = (
-        load(x, i * width + place, mask),
-        load(x, j * width + place, mask),
+        tiles.load(x, i * width + place, mask),
+        tiles.load(x, j * width + place, mask),
     )
     value = one - other if SIGNED else one + other
     tl.store(out + edge * width + place, value, mask=mask)
@@ -94,10 +80,10 @@ def _to_edges(graph, size, x, out, TILE: tl.constexpr, SIGNED: tl.constexpr):
 
 def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
     """See :func:`.reference.operators.to_edges`."""
-    (x,) = contiguous(x)
+    (x,) = tiles.contiguous(x)
     num_edges, width = topology.num_edges, x.shape[1:].numel()
     out = x.new_empty((num_edges, *x.shape[1:]))
-    launch = Launch(num_edges, width, 1, x, out)
+    launch = tiles.Launch(num_edges, width, 1, x, out)
     launch(_to_edges, (topology.src, topology.dst), x, out, SIGNED=signed)
     return out
 
@@ -106,24 +92,24 @@ def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
 def _to_nodes(graph, size, z, out, TILE: tl.constexpr, SIGNED: tl.constexpr):
     rowptr, edge_id, sign = graph
     first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
-    tile = tile_of(rowptr, size, first, TILE)
+    tile = tiles.tile_of(rowptr, size, first, TILE)
     _start, count, _node, _head, _lanes, place, at, here = tile
-    total = zeros(z, TILE)
+    total = tiles.zeros(z, TILE)
     for k in range(tl.max(count)):
-        where, on, e, mask = entry(edge_id, tile, k, TILE)
-        value = load(z, e * width + place, mask)
+        where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
+        value = tiles.load(z, e * width + place, mask)
         if SIGNED:
-            value *= load(sign, where, on)
+            value *= tiles.load(sign, where, on)
         total += value
     tl.store(out + at, total, mask=here)
 
 
 def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     """See :func:`.reference.operators.to_nodes`."""
-    (z,) = contiguous(z)
+    (z,) = tiles.contiguous(z)
     width = z.shape[1:].numel()
     out = z.new_empty((topology.num_nodes, *z.shape[1:]))
-    launch = Launch(topology.num_nodes, width, 1, z, out)
+    launch = tiles.Launch(topology.num_nodes, width, 1, z, out)
     graph = topology.rowptr, topology.edge_id, topology.sign
     launch(_to_nodes, graph, z, out, SIGNED=signed)
     return out
@@ -133,20 +119,20 @@ def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
 def _log_degree(graph, size, distance, out, TILE: tl.constexpr):
     """Logarithms of sums, shifted by the smallest distance."""
     rowptr, edge_id = graph
-    tile = tile_of(rowptr, size, 0, TILE)
+    tile = tiles.tile_of(rowptr, size, 0, TILE)
     _start, count, _node, head, _lanes, _place, at, here = tile
     infinity = float('inf')
-    total = zeros(distance, TILE)
+    total = tiles.zeros(distance, TILE)
     smallest = total + infinity
     for k in range(tl.max(count)):
-        _at, _on, e, mask = entry(edge_id, tile, k, TILE)
-        d = load(distance, e * TILE.HEADS + head, mask, infinity)
+        _at, _on, e, mask = tiles.entry(edge_id, tile, k, TILE)
+        d = tiles.load(distance, e * TILE.HEADS + head, mask, infinity)
         smallest = tl.minimum(smallest, d)
     # Infinite if all distances are, and infinity less itself is no number.
     smallest = tl.where(smallest == infinity, 0.0, smallest)
     for k in range(tl.max(count)):
-        _at, _on, e, mask = entry(edge_id, tile, k, TILE)
-        d = load(distance, e * TILE.HEADS + head, mask, infinity)
+        _at, _on, e, mask = tiles.entry(edge_id, tile, k, TILE)
+        d = tiles.load(distance, e * TILE.HEADS + head, mask, infinity)
         total += tl.exp(smallest - d)
     isolated = (count == 0)[:, None]
     value = tl.log(tl.where(isolated, 1.0, total)) - smallest
@@ -155,10 +141,10 @@ def _log_degree(graph, size, distance, out, TILE: tl.constexpr):
 
 def log_degree(topology: Topology, distance: Tensor) -> Tensor:
     """See :func:`.reference.operators.log_degree`."""
-    (distance,) = contiguous(distance)
+    (distance,) = tiles.contiguous(distance)
     heads = distance.size(1)
     out = distance.new_empty((topology.num_nodes, heads))
-    launch = Launch(topology.num_nodes, 1, heads, distance, out)
+    launch = tiles.Launch(topology.num_nodes, 1, heads, distance, out)
     launch(_log_degree, (topology.rowptr, topology.edge_id), distance, out)
     return out
 
@@ -167,15 +153,19 @@ def log_degree(topology: Topology, distance: Tensor) -> Tensor:
 def _log_degree_backward(
     graph, size, distance, log_degree, grad, out, TILE: tl.constexpr
 ):
-    edge, inside = edges_of(size[0], TILE)
-    _place, head, lanes = lanes_of(0, size[1], TILE)
+    edge, inside = tiles.edges_of(size[0], TILE)
+    _place, head, lanes = tiles.lanes_of(0, size[1], TILE)
     mask = inside & lanes
     at = edge * TILE.HEADS + head
-    d = load(distance, at, mask)
-    i = load_index(graph[0], edge, inside, TILE) * TILE.HEADS + head
-    j = load_index(graph[1], edge, inside, TILE) * TILE.HEADS + head
-    one = tl.exp(-d - load(log_degree, i, mask)) * load(grad, i, mask)
-    other = tl.exp(-d - load(log_degree, j, mask)) * load(grad, j, mask)
+    d = tiles.load(distance, at, mask)
+    i = tiles.load_index(graph[0], edge, inside, TILE) * TILE.HEADS + head
+    j = tiles.load_index(graph[1], edge, inside, TILE) * TILE.HEADS + head
+    one = tl.exp(-d - tiles.load(log_degree, i, mask)) * tiles.load(
+        grad, i, mask
+    )
+    other = tl.exp(-d - tiles.load(log_degree, j, mask)) * tiles.load(
+        grad, j, mask
+    )
     tl.store(out + at, -(one + other), mask=mask)
 
 
@@ -183,8 +173,8 @@ def log_degree_backward(
     topology: Topology, distance: Tensor, log_degree: Tensor, grad: Tensor
 ) -> Tensor:
     """See :func:`.reference.operators.log_degree_backward`."""
-    arrays = contiguous(distance, log_degree, grad)
+    arrays = tiles.contiguous(distance, log_degree, grad)
     out = torch.empty_like(arrays[0])
-    launch = Launch(topology.num_edges, 1, distance.size(1), *arrays)
+    launch = tiles.Launch(topology.num_edges, 1, distance.size(1), *arrays)
     launch(_log_degree_backward, (topology.src, topology.dst), *arrays, out)
     return out

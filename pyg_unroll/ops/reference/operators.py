@@ -77,18 +77,23 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
 LEAST_LOG = math.log(1e-30)
 
 
-def log_degree(topology: Topology, distance: Tensor) -> Tensor:
+def log_degree(
+    topology: Topology,
+    distance: Tensor,
+    collect: Callable[[Topology, Tensor, bool], Tensor] = to_nodes,
+) -> Tensor:
     r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones.
 
     Args:
         topology (Topology): The topology.
         distance (torch.Tensor): :math:`d \ge 0`, :math:`(E, H)`.
+        collect (callable, optional): A backend's :func:`to_nodes`.
 
     Returns:
         One value per node and head, :math:`(N, H)`.
     """
     d = distance.to(accumulate_type(distance.dtype))
-    out = to_nodes(topology, d.neg().exp_(), False).log_()
+    out = collect(topology, d.neg().exp_(), False).log_()
     low = (out < LEAST_LOG).any(1).nonzero().squeeze(1)
     if low.numel() > 0:
         out[low] = _shifted_log_degree(topology, d, low)
@@ -99,11 +104,8 @@ def _shifted_log_degree(topology: Topology, d: Tensor, nodes: Tensor) -> Tensor:
     """The same at some nodes, without underflow: shifted by the smallest
     distance.
     """
-    first, last = (
-        topology.rowptr[nodes].long(),
-        topology.rowptr[nodes + 1].long(),
-    )
-    count = last - first
+    first = topology.rowptr[nodes].long()
+    count = topology.rowptr[nodes + 1].long() - first
     row = torch.arange(len(nodes), device=d.device).repeat_interleave(count)
     entry = torch.arange(row.size(0), device=d.device)
     entry += (first - count.cumsum(0) + count)[row]

@@ -64,7 +64,7 @@ class Launch:
         block_f = triton.next_power_of_2(max(features, 1))
         block_f = min(block_f, _LANES // block_h)
         block = min(_TILE // (block_f * block_h), _ROWS)
-        self.size = rows, features
+        self.size, self.heads = (rows, features), heads
         self.programs = triton.cdiv(rows, block)
         self.firsts = range(0, features, block_f)
         self.head_blocks = triton.cdiv(heads, block_h)
@@ -108,7 +108,7 @@ class Launch:
         Returns sums over nodes and features, :math:`(count, H)`.
         """
         of, blocks = self.device_of, len(self.firsts)
-        shape = (blocks, self.programs, count, self.tile.HEADS.value)
+        shape = (blocks, self.programs, count, self.heads)
         partial = of.new_zeros(shape, dtype=accumulate_type(of.dtype))
         for into, first in zip(partial, self.firsts, strict=True):
             rest = (into, first, *arguments)
