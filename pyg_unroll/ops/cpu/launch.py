@@ -98,41 +98,21 @@ def over_rows(
 ) -> Tensor:
     """Runs a kernel on the rows of nodes.
 
-    Args:
-        kernel (callable): The kernel.
-        topology (Topology): The graph.
-        features (int): Number of features.
-        heads (int): Number of heads.
-        *arrays (Any): What it reads and writes.
-        walk (bool, optional): Whether it finds its way on pixel grids without
-            an index. (default: :obj:`True`)
-        sums (int, optional): How many numbers per head it sums over all.
-            (default: :obj:`0`)
-
-    Returns:
-        The sums, :math:`(sums, H)`.
+    It finds its way on pixel grids without an index if it can :obj:`walk`.
+    Returns the numbers per head that it sums over all, :math:`(sums, H)`.
     """
     index = flat(topology.rowptr, topology.col, topology.edge_id)
-    tables = NO_GRID
-    if walk:
-        sizes = topology.num_nodes, topology.num_edges
-        tables = _grid_tables(topology.grid, *sizes)
+    sizes = topology.num_nodes, topology.num_edges
+    tables = _grid_tables(topology.grid if walk else (), *sizes)
     partial = None
     if sums:
         chunks = topology.num_nodes * features * heads // _CHUNK * 2 + 2
         partial = np.zeros((chunks, sums * heads), arrays[0].dtype)
     for lanes, place in _blocks(features, heads):
         lanes = replace(lanes, window=tables[2].size // 2)
-        launch(
-            kernel,
-            topology.num_nodes,
-            lanes.features * lanes.heads,
-            (*index, *tables),
-            place,
-            lanes,
-            *arrays,
-            partial=partial,
-        )
+        work = topology.num_nodes, lanes.features * lanes.heads
+        rest = ((*index, *tables), place, lanes, *arrays)
+        launch(kernel, *work, *rest, partial=partial)
     if partial is None:
         return torch.empty(0)
     return torch.from_numpy(partial.sum(0).reshape(sums, heads))
@@ -142,24 +122,15 @@ def _blocks(
     features: int, heads: int
 ) -> list[tuple[Lanes, tuple[int, int, int, int]]]:
     """Cuts a row's numbers into blocks and gives their places."""
-    if heads == 0:
-        return []
-    if heads > _BLOCK:
-        columns = [(h, min(_BLOCK, heads - h)) for h in range(0, heads, _BLOCK)]
-        found = [
-            (Lanes(1, size), f, h)
-            for f in range(features)
-            for h, size in columns
-        ]
-    else:
-        step = max(_BLOCK // heads, 1)
-        found = [
-            (Lanes(min(step, features - f), heads), f, 0)
-            for f in range(0, features, step)
-        ]
+    columns = [(h, min(_BLOCK, heads - h)) for h in range(0, heads, _BLOCK)]
+    step = max(_BLOCK // max(heads, 1), 1)
     return [
-        (lanes, (features * heads, f * heads + h, heads, h))
-        for lanes, f, h in found
+        (
+            Lanes(min(step, features - f), size),
+            (features * heads, f * heads + h, heads, h),
+        )
+        for f in range(0, features, step)
+        for h, size in columns
     ]
 
 

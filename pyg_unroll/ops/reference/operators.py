@@ -82,15 +82,8 @@ def log_degree(
     distance: Tensor,
     collect: Callable[[Topology, Tensor, bool], Tensor] = to_nodes,
 ) -> Tensor:
-    r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones.
-
-    Args:
-        topology (Topology): The topology.
-        distance (torch.Tensor): :math:`d \ge 0`, :math:`(E, H)`.
-        collect (callable, optional): A backend's :func:`to_nodes`.
-
-    Returns:
-        One value per node and head, :math:`(N, H)`.
+    r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones, by
+    a backend's :func:`to_nodes`.
     """
     d = distance.to(accumulate_type(distance.dtype))
     out = collect(topology, d.neg().exp_(), False).log_()
@@ -127,17 +120,7 @@ def log_degree_backward(
     spread: Callable[[Topology, Tensor, bool], Tensor] = to_edges,
 ) -> Tensor:
     r"""The adjoint of :func:`log_degree`, :math:`-e^{-d_{ij}} (e^{-l_i} g_i +
-    e^{-l_j} g_j)`.
-
-    Args:
-        topology (Topology): The topology.
-        distance (torch.Tensor): :math:`d`, :math:`(E, H)`.
-        log_degree (torch.Tensor): :math:`l`, :math:`(N, H)`.
-        grad (torch.Tensor): :math:`g`, :math:`(N, H)`.
-        spread (callable, optional): A backend's :func:`to_edges`.
-
-    Returns:
-        One value per edge and head, :math:`(E, H)`.
+    e^{-l_j} g_j)`, by a backend's :func:`to_edges`.
     """
     dtype = accumulate_type(distance.dtype)
     d, degree, g = (v.to(dtype) for v in (distance, log_degree, grad))
