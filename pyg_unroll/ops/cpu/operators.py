@@ -11,13 +11,21 @@ order of its columns, hence the results are the same bit for bit.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.launch import as_first, flat, over_edges, over_rows
+from pyg_unroll.ops.cpu.launch import (
+    as_first,
+    flat,
+    launch,
+    over_edges,
+    over_rows,
+)
 from pyg_unroll.ops.reference import operators as reference
 
 
@@ -202,9 +210,38 @@ def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     return out.to(z.dtype)
 
 
+@simd.kernel
+def _shifted_log_degree(first, last, base, rowptr, edge_id, heads, d, out):
+    """Corrects the logarithms of sums of exp(-d) that underflow, as they are
+    below a bound: sums again, shifted by the node's smallest d.
+    """
+    for i in range(first, last):
+        begin, end = rowptr[i], rowptr[i + 1]
+        for h in range(heads):
+            if out[i * heads + h] >= reference.LEAST_LOG:
+                continue
+            if end == begin:
+                out[i * heads + h] = 0
+                continue
+            least = d.dtype.type(np.inf)
+            for entry in range(begin, end):
+                least = min(least, d[np.int64(edge_id[entry]) * heads + h])
+            total = d.dtype.type(0)
+            for entry in range(begin, end):
+                value = d[np.int64(edge_id[entry]) * heads + h]
+                total += math.exp(least - value)
+            out[i * heads + h] = math.log(total) - least
+
+
 def log_degree(topology: Topology, distance: Tensor) -> Tensor:
     """See :func:`.reference.operators.log_degree`."""
-    return reference.log_degree(topology, distance, to_nodes)
+    (values,) = as_first(distance)
+    out = to_nodes(topology, values.neg().exp_(), False).log_()
+    heads, width = distance.size(1), max(distance.size(1), 1)
+    index = flat(topology.rowptr, topology.edge_id)
+    arrays = (*index, heads, *flat(values, out))
+    launch(_shifted_log_degree, topology.num_nodes, width, *arrays)
+    return out.to(distance.dtype)
 
 
 def log_degree_backward(

@@ -77,16 +77,10 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
 LEAST_LOG = math.log(1e-30)
 
 
-def log_degree(
-    topology: Topology,
-    distance: Tensor,
-    collect: Callable[[Topology, Tensor, bool], Tensor] = to_nodes,
-) -> Tensor:
-    r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones, by
-    a backend's :func:`to_nodes`.
-    """
+def log_degree(topology: Topology, distance: Tensor) -> Tensor:
+    r""":math:`\log \sum_j \exp(-d_{ij})` per node, zero at isolated ones."""
     d = distance.to(accumulate_type(distance.dtype))
-    out = collect(topology, d.neg().exp_(), False).log_()
+    out = to_nodes(topology, d.neg().exp_(), False).log_()
     low = (out < LEAST_LOG).any(1).nonzero().squeeze(1)
     if low.numel() > 0:
         out[low] = _shifted_log_degree(topology, d, low)
