@@ -119,7 +119,7 @@ class FeatureFit:
         """Tunes candidates and blends them, and keeps the errors."""
         held_out = torch.zeros_like(components.values)
         folds = _folds(len(values), len(components.y), seed)
-        deviations: list[tuple[Candidate, Tensor]] = []
+        strongest: list[tuple[Candidate, Tensor]] = []
         for columns in _groups(held_out.size(1), len(values)):
             candidates = _candidates(components.sites, kriging, seed)
             target = components.columns(columns)
@@ -129,11 +129,10 @@ class FeatureFit:
             terms = list(zip(weights.tolist(), candidates, strict=True))
             self.blends.append(Blend(columns, terms))
             held_out[:, columns] = guesses @ weights
-            if not deviations:
-                found = (deviation for _, deviation in tuned)
-                deviations = list(zip(candidates, found, strict=True))
+            spreads = (deviation for _, deviation in tuned)
+            strongest = strongest or list(zip(candidates, spreads, strict=True))
         self.errors = (self._signals(held_out) - values).abs()
-        self.error_model, deviation = _likeliest(deviations, self.errors)
+        self.error_model, deviation = _likeliest(strongest, self.errors)
         self.normalized_errors = self.errors / deviation.unsqueeze(1)
 
     def _components(self, signal: SiteSignal) -> SiteSignal:

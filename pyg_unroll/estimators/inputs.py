@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
+from torch_geometric.utils import scatter
 
 from pyg_unroll.checks import check_data, check_finite
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
@@ -159,11 +160,9 @@ class Sites:
                 f"'data.mask' must be the same for features that were known "
                 f'at the same nodes in fit ({features.tolist()})'
             )
-        count = x.new_zeros(len(self.features))
-        count.index_add_(0, self.site, mask[:, 0].to(x.dtype))
-        total = x.new_zeros((len(count), x.size(1)))
-        total.index_add_(0, self.site, x)
-        mean = total / count.clamp(min=1).unsqueeze(1)
+        size = len(self.features)
+        count = torch.bincount(self.site[mask[:, 0]], minlength=size)
+        mean = scatter(x, self.site, 0, size) / count.clamp(min=1).unsqueeze(1)
         return SiteSignal(self, count.nonzero().squeeze(1), mean)
 
     def replicate_errors(self, features: Tensor) -> Tensor:

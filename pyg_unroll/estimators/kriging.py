@@ -47,12 +47,6 @@ class LocalKriging:
     factor: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: float = 0.0
 
-    @property
-    def name(self) -> str:
-        """Name in reports: features and smoothness."""
-        kind = 'position and covariates' if self.covariates else 'position'
-        return f'kriging by {kind}, Matérn {self.smoothness:g}'
-
     def tune(self, signal: SiteSignal, folds: Tensor) -> tuple[Tensor, Tensor]:
         """Fits metric and noise, as a candidate of a blend."""
         points, values = self._features(signal.sites), signal.values
@@ -76,6 +70,12 @@ class LocalKriging:
         points = self._features(signal.sites)
         known = points[signal.known]
         return self.krige(known, signal.values, points)[1].sqrt()
+
+    @property
+    def name(self) -> str:
+        """Name in reports: features and smoothness."""
+        kind = 'position and covariates' if self.covariates else 'position'
+        return f'kriging by {kind}, Matérn {self.smoothness:g}'
 
     def _features(self, sites: Sites) -> Tensor:
         count = None if self.covariates else sites.num_coordinates
