@@ -45,19 +45,18 @@ class Blend:
                 out += weight * candidate.predict(part)
         return out
 
-    def metric(self, covariates: bool) -> Tensor | None:
-        """Metric of the kriging candidate of the largest weight, among those
-        with covariates or those without.
+    def metric(self) -> Tensor | None:
+        """Metric of the kriging candidate of the largest weight, of those
+        with covariates if there are such.
         """
         terms = [
-            (weight, candidate.factor)
+            (candidate.covariates, weight, candidate.factor)
             for weight, candidate in self.terms
             if isinstance(candidate, LocalKriging)
-            and candidate.covariates == covariates
         ]
         if not terms:
             return None
-        _, factor = max(terms, key=lambda term: term[0])
+        *_, factor = max(terms, key=lambda term: term[:2])
         return factor.T @ factor
 
 

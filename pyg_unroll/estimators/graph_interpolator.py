@@ -235,14 +235,14 @@ class GraphInterpolator:
             ValueError: If it was not fitted, there is no such feature, or no
                 metric was learned.
         """
-        *_, num_covariates = self._read(None).sizes
+        self._read(None)
         fits = {f: fit for fit in self._fits for f in fit.features.tolist()}
         if feature not in fits:
             raise ValueError(
                 f"'feature' must be an integer in [0, {len(fits)}), the "
                 f"features of 'data.x' (got {feature!r})"
             )
-        metric = fits[feature].blends[0].metric(num_covariates > 0)
+        metric = fits[feature].blends[0].metric()
         if metric is None:
             raise ValueError(
                 'no metric was learned: that takes positions and at least '

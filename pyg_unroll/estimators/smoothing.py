@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from pyg_unroll.estimators.inputs import Sites, SiteSignal
-from pyg_unroll.graph import Topology
 from pyg_unroll.ops import degree
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers import ConvergenceWarning
@@ -33,25 +33,9 @@ _MAX_NUMBERS = 2**24
 _TOLERANCE = 1e-5
 
 
-@dataclass
-class _Prior:
-    """The prior `L`, or `L D^-1 L` of order 2, of a graph of mean degree one
-    for the signal over its unit `[M, 1]`.
-    """
-
-    topology: Topology
-    weight: Tensor
-    unit: Tensor
-    order: int
-
-    def system(self, diagonal: Tensor) -> LaplacianSystem:
-        """The prior plus a diagonal `[M, G]` of the signal itself."""
-        return LaplacianSystem.build(
-            self.topology,
-            self.weight.unsqueeze(1).expand(-1, diagonal.size(1)).contiguous(),
-            (diagonal * self.unit.square()).unsqueeze(1),
-            order=self.order,
-        )
+# The prior `L`, or `L D^-1 L` of order 2, of a graph of mean degree one, plus a
+# diagonal `[M, G]`.
+System: TypeAlias = Callable[[Tensor], LaplacianSystem]
 
 
 @dataclass
@@ -106,9 +90,9 @@ class GraphSmoother:
         `[M]`, by the diagonal of :math:`(\mathrm{diag}(c) + \epsilon +
         P)^{-1}`.
         """
-        prior = self._prior(signal.sites)
-        variance = self._diagonal(prior, signal, lambda probes: probes)
-        variance = variance * prior.unit.square().squeeze(1)
+        _, unit = self._prior(signal.sites)
+        variance = self._diagonal(signal, lambda probes: probes)
+        variance = variance * unit.square().squeeze(1)
         return (variance.clamp(min=1e-12) + 1 / self.trust).sqrt()
 
     def held_out(
@@ -138,21 +122,31 @@ class GraphSmoother:
         as the diagonal of :math:`(\mathrm{diag}(c) + \epsilon + P)^{-1}
         (\epsilon + P)`.
         """
-        prior = self._prior(signal.sites)
-        precision = prior.system(torch.full_like(prior.unit, self.ridge))
-        alone = self._diagonal(prior, signal, precision)[signal.known]
+        system, unit = self._prior(signal.sites)
+        precision = system(torch.full_like(unit, self.ridge))
+        alone = self._diagonal(signal, precision)[signal.known]
         # The noise of random signs can exceed small entries.
         alone = alone.clamp(min=0.1 * float(alone.median()), max=1 - 1e-9)
         return (1 - alone) / (self.trust * alone.clamp(min=1e-12))
 
-    def _prior(self, sites: Sites) -> _Prior:
+    def _prior(self, sites: Sites) -> tuple[System, Tensor]:
+        """The system of the signal over its unit, and this unit `[M, 1]`."""
         topology, weight = sites.graphs[self.graph]
         total = degree(topology, weight.unsqueeze(1))
         mean = total.mean().clamp(min=1e-300)
         unit = torch.ones_like(total)
         if self.normalized:
             unit = (total / mean).clamp(min=1e-6).sqrt()
-        return _Prior(topology, weight / mean, unit, self.order)
+        weight = (weight / mean).unsqueeze(1)
+
+        def system(diagonal: Tensor) -> LaplacianSystem:
+            heads = weight.expand(-1, diagonal.size(1)).contiguous()
+            confidence = (diagonal * unit.square()).unsqueeze(1)
+            return LaplacianSystem.build(
+                topology, heads, confidence, order=self.order
+            )
+
+        return system, unit
 
     def _solve(
         self,
@@ -165,34 +159,36 @@ class GraphSmoother:
         """Signals `[M, F, G]` for settings `[K, G]` at known sites and `[G]`,
         each a head; and the relative residual.
         """
-        prior, y = self._prior(signal.sites), signal.y.unsqueeze(-1)
+        system, unit = self._prior(signal.sites)
+        y, (topology, _) = (
+            signal.y.unsqueeze(-1),
+            signal.sites.graphs[self.graph],
+        )
         confidence = y.new_zeros((len(y), len(ridge)))
         confidence[signal.known] = trust
-        step = max(1, _MAX_NUMBERS // (y.numel() + prior.weight.numel()))
+        step = max(1, _MAX_NUMBERS // (y.numel() + topology.num_edges))
         parts, worst = [], 0.0
         for c, epsilon in zip(
             confidence.split(step, 1), ridge.split(step), strict=True
         ):
-            right = (c * prior.unit).unsqueeze(1) * y
+            right = (c * unit).unsqueeze(1) * y
             out, residual, _ = conjugate_gradient(
-                prior.system(c + epsilon), right, tol, max_steps
+                system(c + epsilon), right, tol, max_steps
             )
-            parts.append(out * prior.unit.unsqueeze(-1))
+            parts.append(out * unit.unsqueeze(-1))
             worst = max(worst, residual)
         return torch.cat(parts, -1), worst
 
     def _diagonal(
-        self,
-        prior: _Prior,
-        signal: SiteSignal,
-        factor: Callable[[Tensor], Tensor],
+        self, signal: SiteSignal, factor: Callable[[Tensor], Tensor]
     ) -> Tensor:
         """Diagonal of the posterior covariance, of the signal over its unit,
         times a factor, `[M]`.
         """
-        precision = torch.full_like(prior.unit, self.ridge)
+        system, unit = self._prior(signal.sites)
+        precision = torch.full_like(unit, self.ridge)
         precision[signal.known] += self.trust
-        system = prior.system(precision)
+        posterior = system(precision)
         size, count = len(precision), self.num_probes
         if count is None:
             count = size if size <= _EXACT_SITES else _PROBES
@@ -204,9 +200,8 @@ class GraphSmoother:
             probes = 2.0 * signs.double() - 1
         out = torch.zeros(size, dtype=torch.float64)
         for part in probes.split(max(1, _MAX_NUMBERS // size), 1):
-            solved, _, _ = conjugate_gradient(
-                system, factor(part.unsqueeze(-1)), 1e-4, 2000
-            )
+            right = factor(part.unsqueeze(-1))
+            solved, _, _ = conjugate_gradient(posterior, right, 1e-4, 2000)
             out += (part * solved.squeeze(-1)).sum(1)
         return out if size <= count else out / count
 
@@ -238,12 +233,11 @@ class GraphSmoother:
         """Searches the whole grid of settings, each known site left out in
         closed form; returns the best predictions.
         """
-        prior, y = self._prior(signal.sites), signal.y
-        known, values = signal.known, signal.values
-        eye = torch.eye(len(y), dtype=y.dtype)
-        system = prior.system(torch.zeros_like(prior.unit))
-        precision = system(eye.unsqueeze(-1)).squeeze(-1)
-        unit = prior.unit.squeeze(1)
+        y, known, values = signal.y, signal.known, signal.values
+        system, unit = self._prior(signal.sites)
+        eye = torch.eye(len(y), dtype=y.dtype).unsqueeze(-1)
+        precision = system(torch.zeros_like(unit))(eye).squeeze(-1)
+        unit = unit.squeeze(1)
         best, out = math.inf, values
         for trust, ridge in product(TRUST, RIDGE):
             c = y.new_zeros(len(y))
