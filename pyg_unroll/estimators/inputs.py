@@ -7,10 +7,10 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
-from pyg_unroll.checks import check_data, check_finite
+from pyg_unroll.checks import check_finite, check_one_graph
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms import KNNGraph
@@ -26,12 +26,7 @@ def read_observations(
     """Copies of a signal, float64 and zero where unknown, and its mask, both
     `[N, F]` on the CPU. Of time series, some times may have no known entry.
     """
-    check_data(data)
-    if isinstance(data, Batch):
-        raise ValueError(
-            "'data' must be one graph (got a batch); fit one estimator each, "
-            "or call 'predict' on each of 'data.to_data_list()'"
-        )
+    check_one_graph(data)
     x, mask = _on_cpu(data.get('x')), _on_cpu(data.get('mask'))
     if isinstance(x, Tensor):
         if x.numel() == 0:

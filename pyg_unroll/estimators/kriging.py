@@ -62,20 +62,21 @@ class LocalKriging:
 
     def predict(self, signal: SiteSignal) -> Tensor:
         """Predicts all sites, `[M, F]`."""
-        points = self._features(signal.sites)
-        return self.krige(points[signal.known], signal.values, points)[0]
+        return self._krige_all(signal)[0]
 
     def deviation(self, signal: SiteSignal) -> Tensor:
         """Posterior deviations of all sites but for a factor, `[M]`."""
-        points = self._features(signal.sites)
-        known = points[signal.known]
-        return self.krige(known, signal.values, points)[1].sqrt()
+        return self._krige_all(signal)[1].sqrt()
 
     @property
     def name(self) -> str:
         """Name in reports: features and smoothness."""
         kind = 'position and covariates' if self.covariates else 'position'
         return f'kriging by {kind}, Matérn {self.smoothness:g}'
+
+    def _krige_all(self, signal: SiteSignal) -> tuple[Tensor, Tensor]:
+        points = self._features(signal.sites)
+        return self.krige(points[signal.known], signal.values, points)
 
     def _features(self, sites: Sites) -> Tensor:
         count = None if self.covariates else sites.num_coordinates

@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_positive, is_integer
-from pyg_unroll.explain.calls import (
-    LayerCall,
-    check_one_graph,
-    node_places,
-    record_calls,
-)
+from pyg_unroll.checks import check_one_graph, check_positive, is_integer
+from pyg_unroll.explain.calls import LayerCall, node_places, record_calls
 from pyg_unroll.explain.figure import make_axes
 from pyg_unroll.imaging import data_to_image
 from pyg_unroll.ops import degree, laplacian
