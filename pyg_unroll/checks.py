@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Data
+from torch_geometric.data import Batch, Data
 
 
 def can_read_values() -> bool:
@@ -98,6 +98,16 @@ def check_data(data: Any) -> None:
             f"'data' must be a homogeneous 'Data' or 'Batch' (got "
             f"'{type(data).__name__}'); make it with 'image_to_data', "
             f"'mosaic', 'points_to_data' or 'Data(x=..., edge_index=...)'"
+        )
+
+
+def check_one_graph(data: Any) -> None:
+    """Raises a `ValueError` unless `data` is of one graph."""
+    check_data(data)
+    if isinstance(data, Batch):
+        raise ValueError(
+            "'data' must be one graph (got a batch); take its graphs one by "
+            "one, by 'data.to_data_list()'"
         )
 
 

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.estimators.inputs import Sites
+from pyg_unroll.estimators.inputs import Sites, SiteSignal
 from pyg_unroll.estimators.kriging import SMOOTHNESS, LocalKriging
 from pyg_unroll.estimators.smoothing import DENSE_SITES, GraphSmoother
 
-# A predictor of signals from known sites. `tune` learns its settings and
-# returns predictions of the known sites, each from the other folds `[K, F]`,
-# and their deviations but for a common factor `[K]`.
+# A predictor of all sites. `tune` learns its settings and returns predictions
+# of the known sites, each from the other folds `[K, F]`, and their deviations
+# but for a common factor `[K]`.
 Candidate: TypeAlias = GraphSmoother | LocalKriging
 
 # Known sites below which nothing is learned.
@@ -36,56 +36,46 @@ class Blend:
     columns: slice
     terms: list[tuple[float, Candidate]]
 
-    def predict(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+    def predict(self, signal: SiteSignal) -> Tensor:
         """Predicts the components at all sites."""
-        part = y[:, self.columns]
-        out = torch.zeros_like(part)
+        part = signal.columns(self.columns)
+        out = torch.zeros_like(part.y)
         for weight, candidate in self.terms:
             if weight > 0:
-                out += weight * candidate.predict(sites, known, part)
+                out += weight * candidate.predict(part)
         return out
 
-    def metric(self, covariates: bool) -> Tensor | None:
-        """Metric of the kriging candidate of the largest weight, among those
-        with covariates or those without.
+    def metric(self) -> Tensor | None:
+        """Metric of the kriging candidate of the largest weight, of those
+        with covariates if there are such.
         """
         terms = [
-            (weight, candidate.factor)
+            (candidate.covariates, weight, candidate.factor)
             for weight, candidate in self.terms
             if isinstance(candidate, LocalKriging)
-            and candidate.covariates == covariates
         ]
         if not terms:
             return None
-        _, factor = max(terms, key=lambda term: term[0])
+        *_, factor = max(terms, key=lambda term: term[:2])
         return factor.T @ factor
 
 
 @dataclass
 class FeatureFit:
-    r"""The fit of the features that are known at the same nodes.
+    """The fit of the features that are known at the same nodes."""
 
-    Attributes:
-        features (torch.Tensor): Indices of the features :math:`(F)`.
-        center, scale (torch.Tensor): Their means and units.
-        rotation (torch.Tensor): Principal components :math:`(R, F)`.
-        replicate_errors (torch.Tensor): Absolute errors of known nodes, each
-            predicted from the others of its site :math:`(T, F)`.
-        blends (list[Blend]): Blends of the components.
-        error_model (Candidate or None): Candidate whose posterior deviations
-            normalise the errors; :obj:`None` for errors of one size.
-        errors, normalized_errors (torch.Tensor): Absolute errors of known
-            sites, each predicted from other folds, and over their deviations
-            :math:`(K, F)`; empty if nothing was learned.
-    """
-
-    features: Tensor
-    center: Tensor
-    scale: Tensor
-    rotation: Tensor
+    features: Tensor  # their indices, [F]
+    center: Tensor  # their means, [F]
+    scale: Tensor  # their units, [F]
+    rotation: Tensor  # principal components, [R, F]
+    # Absolute errors of known nodes, each predicted from the others of its
+    # site, [T, F].
     replicate_errors: Tensor
-    blends: list[Blend] = field(default_factory=list)
+    blends: list[Blend] = field(default_factory=list)  # of the components
+    # Candidate whose posterior deviations normalise errors, if any does.
     error_model: Candidate | None = None
+    # Absolute errors of known sites, each predicted from other folds, and
+    # over their deviations, [K, F]; empty if nothing was learned.
     errors: Tensor = field(default_factory=lambda: torch.zeros(0))
     normalized_errors: Tensor = field(default_factory=lambda: torch.zeros(0))
 
@@ -99,52 +89,57 @@ class FeatureFit:
         seed: int,
     ) -> FeatureFit:
         """Fits some features, by the arguments of the estimator."""
-        known, mean = sites.average(features)
-        values = mean[known]
-        center = values.mean(0)
-        spread = values.std(0, correction=0)
+        signal = sites.average(features)
+        center = signal.values.mean(0)
+        centred = signal.values - center
+        spread = signal.values.std(0, correction=0)
         if samples:
-            total = (values - center).square().mean().sqrt()
-            spread = total.expand_as(spread)
+            spread = centred.square().mean().sqrt().expand_as(spread)
         # A constant signal has no unit.
         scale = torch.where(spread > 1e-12 * center.abs(), spread, 1)
         _, size, rotation = torch.linalg.svd(
-            (values - center) / scale, full_matrices=False
+            centred / scale, full_matrices=False
         )
         rank = max(int((size > 1e-9 * size.max().clamp(min=1)).sum()), 1)
         replicates = sites.replicate_errors(features)
         fit = cls(features, center, scale, rotation[:rank], replicates)
-        y = fit._components(known, mean)
-        if len(known) < LEAST_KNOWN or not bool(y.any()):
+        components = fit._components(signal)
+        if len(centred) < LEAST_KNOWN or not bool(components.y.any()):
             # Too few observations to learn from: a preset smoother.
             preset = GraphSmoother(next(iter(sites.graphs)), 1)
             fit.blends.append(Blend(slice(0, rank), [(1.0, preset)]))
-            return fit
-        folds = _folds(len(known), len(y), seed)
-        held_out = torch.zeros_like(y[known])
-        deviations: list[tuple[Candidate, Tensor]] = []
-        for columns in _groups(rank, len(known)):
-            candidates = _candidates(sites, kriging, seed)
-            target = y[:, columns]
-            tuned = [c.tune(sites, known, target, folds) for c in candidates]
-            guesses = torch.stack([guess for guess, _ in tuned], -1)
-            weights = _weights(guesses, target[known])
-            terms = list(zip(weights.tolist(), candidates, strict=True))
-            fit.blends.append(Blend(columns, terms))
-            held_out[:, columns] = guesses @ weights
-            if not deviations:
-                found = (deviation for _, deviation in tuned)
-                deviations = list(zip(candidates, found, strict=True))
-        fit.errors = (fit._signals(held_out) - values).abs()
-        fit.error_model, deviation = _likeliest(deviations, fit.errors)
-        fit.normalized_errors = fit.errors / deviation.unsqueeze(1)
+        else:
+            fit._learn(components, signal.values, kriging, seed)
         return fit
 
-    def _components(self, known: Tensor, x: Tensor) -> Tensor:
-        """Principal components of signals, zero where unknown."""
-        y = x.new_zeros((x.size(0), self.rotation.size(0)))
-        y[known] = (x[known] - self.center) / self.scale @ self.rotation.T
-        return y
+    def _learn(
+        self, components: SiteSignal, values: Tensor, kriging: bool, seed: int
+    ) -> None:
+        """Tunes candidates and blends them, and keeps the errors."""
+        held_out = torch.zeros_like(components.values)
+        folds = _folds(len(values), len(components.y), seed)
+        strongest: list[tuple[Candidate, Tensor]] = []
+        for columns in _groups(held_out.size(1), len(values)):
+            candidates = _candidates(components.sites, kriging, seed)
+            target = components.columns(columns)
+            tuned = [c.tune(target, folds) for c in candidates]
+            guesses = torch.stack([guess for guess, _ in tuned], -1)
+            weights = _weights(guesses, target.values)
+            terms = list(zip(weights.tolist(), candidates, strict=True))
+            self.blends.append(Blend(columns, terms))
+            held_out[:, columns] = guesses @ weights
+            spreads = (deviation for _, deviation in tuned)
+            strongest = strongest or list(zip(candidates, spreads, strict=True))
+        self.errors = (self._signals(held_out) - values).abs()
+        self.error_model, deviation = _likeliest(strongest, self.errors)
+        self.normalized_errors = self.errors / deviation.unsqueeze(1)
+
+    def _components(self, signal: SiteSignal) -> SiteSignal:
+        """Principal components of signals."""
+        x = signal.values
+        y = x.new_zeros((len(signal.y), len(self.rotation)))
+        y[signal.known] = (x - self.center) / self.scale @ self.rotation.T
+        return SiteSignal(signal.sites, signal.known, y)
 
     def _signals(self, y: Tensor) -> Tensor:
         """The inverse of `_components`."""
@@ -152,11 +147,11 @@ class FeatureFit:
 
     def predict(self, sites: Sites) -> Tensor:
         """Predicts all nodes; those of a known site get its mean."""
-        known, x = sites.average(self.features)
-        y = self._components(known, x)
-        out = [blend.predict(sites, known, y) for blend in self.blends]
+        signal = sites.average(self.features)
+        components = self._components(signal)
+        out = [blend.predict(components) for blend in self.blends]
         signals = self._signals(torch.cat(out, 1))
-        signals[known] = x[known]
+        signals[signal.known] = signal.values
         return signals[sites.site]
 
     def half_width(self, sites: Sites, coverage: float) -> Tensor:
@@ -169,20 +164,20 @@ class FeatureFit:
                 f'with different values (feature {int(self.features[0])} of '
                 f"'data.x' had fewer)"
             )
-        known, x = sites.average(self.features)
-        deviation = x.new_ones(x.size(0))
+        signal = sites.average(self.features)
+        deviation = signal.y.new_ones(len(signal.y))
         if self.error_model is not None:
-            y = self._components(known, x)[:, self.blends[0].columns]
-            deviation = self.error_model.deviation(sites, known, y)
+            strongest = self._components(signal).columns(self.blends[0].columns)
+            deviation = self.error_model.deviation(strongest)
         quantile = _quantile(self.normalized_errors, coverage)
         width = deviation.unsqueeze(1) * quantile
         # Missing nodes of known sites err as replicates do. With too few of
         # these: the noise of a node is at most its error when left out, and
         # two nodes differ by the root of two times that.
         if len(self.replicate_errors) >= least:
-            width[known] = _quantile(self.replicate_errors, coverage)
+            width[signal.known] = _quantile(self.replicate_errors, coverage)
         else:
-            width[known] = 2**0.5 * _quantile(self.errors, coverage)
+            width[signal.known] = 2**0.5 * _quantile(self.errors, coverage)
         return width[sites.site]
 
 
@@ -243,9 +238,9 @@ def _folds(count: int, num_sites: int, seed: int) -> Tensor:
 
 def _groups(rank: int, known: int) -> list[slice]:
     """Components that share settings: strong ones alone, weak ones all."""
-    own = 1 if known < _FEW_SITES else _OWN_COMPONENTS
-    if rank <= _OWN_COMPONENTS:
-        own = rank
+    own = rank
+    if rank > _OWN_COMPONENTS:
+        own = 1 if known < _FEW_SITES else _OWN_COMPONENTS
     groups = [slice(k, k + 1) for k in range(own)]
     return [*groups, slice(own, rank)] if own < rank else groups
 

@@ -9,15 +9,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import (
-    Checks,
-    check_between,
-    check_count,
-    check_parameters,
-    check_positive,
-    check_tensor,
-    one_of,
-)
+from pyg_unroll import checks
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
 from pyg_unroll.estimators.inputs import Sites
 
@@ -72,11 +64,11 @@ class GraphInterpolator:
         True
     """
 
-    _checks: ClassVar[Checks] = {
-        'neighbors': check_positive,
-        'samples': one_of(False, True),
-        'kriging': one_of(False, True),
-        'seed': check_count,
+    _checks: ClassVar[checks.Checks] = {
+        'neighbors': checks.check_positive,
+        'samples': checks.one_of(False, True),
+        'kriging': checks.one_of(False, True),
+        'seed': checks.check_count,
     }
 
     def __init__(
@@ -87,14 +79,14 @@ class GraphInterpolator:
         kriging: bool = True,
         seed: int = 0,
     ) -> None:
-        check_parameters(self._checks, locals())
+        checks.check_parameters(self._checks, locals())
         self.neighbors = neighbors
         self.samples = samples
         self.covariates = covariates
         self.kriging = kriging
         self.seed = seed
-        self._fits: list[FeatureFit] = []
         self._fitted: Sites | None = None
+        self._fits: list[FeatureFit] = []
 
     @torch.inference_mode(False)  # the metric is learned by gradients
     def fit(self, data: Data) -> Self:
@@ -110,14 +102,9 @@ class GraphInterpolator:
         """
         sites = Sites.read(data, self.covariates, self.neighbors)
         patterns, which = sites.mask.unique(dim=1, return_inverse=True)
+        options = self.samples, self.kriging, self.seed
         self._fits = [
-            FeatureFit.make(
-                sites,
-                (which == k).nonzero().squeeze(1),
-                self.samples,
-                self.kriging,
-                self.seed,
-            )
+            FeatureFit.make(sites, (which == k).nonzero().squeeze(1), *options)
             for k in range(patterns.size(1))
         ]
         self._fitted = sites
@@ -173,7 +160,7 @@ class GraphInterpolator:
             ValueError: If it was not fitted, too few nodes were known, or
                 :obj:`coverage` is not between 0 and 1.
         """
-        check_between('coverage', coverage, high=1.0)
+        checks.check_between('coverage', coverage, high=1.0)
         sites = self._read(data)
         width = torch.empty_like(sites.x)
         for fit in self._fits:
@@ -199,7 +186,7 @@ class GraphInterpolator:
                 nothing to score.
         """
         mask = self._read(data).mask
-        check_tensor('truth', truth, str(list(mask.shape)))
+        checks.check_tensor('truth', truth, str(list(mask.shape)))
         truth = truth.detach().cpu().double().view(truth.size(0), -1)
         if truth.shape != mask.shape:
             raise ValueError(
@@ -248,14 +235,14 @@ class GraphInterpolator:
             ValueError: If it was not fitted, there is no such feature, or no
                 metric was learned.
         """
-        *_, num_covariates = self._read(None).sizes
+        self._read(None)
         fits = {f: fit for fit in self._fits for f in fit.features.tolist()}
         if feature not in fits:
             raise ValueError(
                 f"'feature' must be an integer in [0, {len(fits)}), the "
                 f"features of 'data.x' (got {feature!r})"
             )
-        metric = fits[feature].blends[0].metric(num_covariates > 0)
+        metric = fits[feature].blends[0].metric()
         if metric is None:
             raise ValueError(
                 'no metric was learned: that takes positions and at least '

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
-from torch_geometric.utils import coalesce, remove_self_loops
+from torch_geometric.data import Data
+from torch_geometric.utils import scatter
 
-from pyg_unroll.checks import check_data, check_finite
+from pyg_unroll.checks import check_finite, check_one_graph
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms import KNNGraph
 
-GraphName: TypeAlias = Literal['given', 'unweighted', 'sharpened', 'nearest']
-# By name, edges and their weights.
-Graphs: TypeAlias = dict[GraphName, tuple[Topology, Tensor]]
+# Edges and their weights of the graphs 'given', 'unweighted', 'sharpened' and
+# 'nearest', as far as there are such.
+Graphs: TypeAlias = dict[str, tuple[Topology, Tensor]]
 
 
 def read_observations(
@@ -26,12 +26,7 @@ def read_observations(
     """Copies of a signal, float64 and zero where unknown, and its mask, both
     `[N, F]` on the CPU. Of time series, some times may have no known entry.
     """
-    check_data(data)
-    if isinstance(data, Batch):
-        raise ValueError(
-            "'data' must be one graph (got a batch); fit one estimator each, "
-            "or call 'predict' on each of 'data.to_data_list()'"
-        )
+    check_one_graph(data)
     x, mask = _on_cpu(data.get('x')), _on_cpu(data.get('mask'))
     if isinstance(x, Tensor):
         if x.numel() == 0:
@@ -78,25 +73,17 @@ def nearest_neighbors(pos: Tensor, neighbors: int) -> Topology:
 
 @dataclass
 class Sites:
-    r"""Distinct locations of nodes, with observations and graphs.
+    """Distinct locations of nodes, with observations and graphs.
 
     Without edges, nodes of equal position and covariates share a site.
-
-    Attributes:
-        x, mask (torch.Tensor): Observations of nodes :math:`(N, F)`.
-        like (torch.Tensor): An empty tensor, of the type of the signal.
-        site (torch.Tensor): Site of each node :math:`(N)`.
-        coordinates (torch.Tensor): Positions of sites :math:`(M, P)`.
-        features (torch.Tensor): Positions and covariates :math:`(M, D)`.
-        graphs (dict): Edges and weights by name.
     """
 
-    x: Tensor
-    mask: Tensor
-    like: Tensor
-    site: Tensor
-    coordinates: Tensor
-    features: Tensor
+    x: Tensor  # observations of nodes, zero where unknown, [N, F]
+    mask: Tensor  # [N, F]
+    like: Tensor  # empty, of the type of the user's signal
+    site: Tensor  # site of each node, [N]
+    features: Tensor  # positions, then covariates, of sites, [M, P + D]
+    num_coordinates: int
     graphs: Graphs
 
     @classmethod
@@ -122,7 +109,7 @@ class Sites:
             pos, features = pos[first], features[first]
         graphs: Graphs = {}
         if edges is not None:
-            graphs = _given_graphs(data, site, len(pos))
+            graphs = _given_graphs(data, site)
         if edges is None or (pos.size(1) and len(pos) > 1):
             near = nearest_neighbors(pos, neighbors)
             graphs['nearest'] = near, pos.new_ones(near.num_edges)
@@ -131,12 +118,13 @@ class Sites:
                 "'data.edge_index' has no edges between different sites; add "
                 "some, or set 'data.pos'"
             )
-        return cls(x, mask, data.x.new_empty(0), site, pos, features, graphs)
+        like = data.x.new_empty(0)
+        return cls(x, mask, like, site, features, pos.size(1), graphs)
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """Numbers of signals, coordinates and covariates."""
-        space, total = self.coordinates.size(1), self.features.size(1)
+        space, total = self.num_coordinates, self.features.size(1)
         return self.x.size(1), space, total - space
 
     def match(self, fitted: Sites) -> None:
@@ -149,8 +137,7 @@ class Sites:
                 f"covariates as in 'fit', {fitted.sizes} (got {self.sizes})"
             )
         if 'given' in self.graphs:
-            others: tuple[GraphName, ...] = ('unweighted', 'sharpened')
-            for name in others:
+            for name in ('unweighted', 'sharpened'):
                 self.graphs.setdefault(name, self.graphs['given'])
         missing = sorted(fitted.graphs.keys() - self.graphs.keys())
         if missing:
@@ -160,31 +147,24 @@ class Sites:
                 f"'edge_weight' or 'pos'"
             )
 
-    def average(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Averages features over the known nodes of each site.
-
-        Returns:
-            Indices of known sites `[K]`; signals of all, zero where unknown,
-            `[M, F]`.
-        """
+    def average(self, features: Tensor) -> SiteSignal:
+        """Means of features over the known nodes of each site."""
         x, mask = self.x[:, features], self.mask[:, features]
         if not bool((mask == mask[:, :1]).all()):
             raise ValueError(
                 f"'data.mask' must be the same for features that were known "
                 f'at the same nodes in fit ({features.tolist()})'
             )
-        count = x.new_zeros(len(self.features))
-        count.index_add_(0, self.site, mask[:, 0].to(x.dtype))
-        total = x.new_zeros((len(count), x.size(1)))
-        total.index_add_(0, self.site, x)
-        mean = total / count.clamp(min=1).unsqueeze(1)
-        return count.nonzero().squeeze(1), mean
+        size = len(self.features)
+        count = torch.bincount(self.site[mask[:, 0]], minlength=size)
+        mean = scatter(x, self.site, 0, size) / count.clamp(min=1).unsqueeze(1)
+        return SiteSignal(self, count.nonzero().squeeze(1), mean)
 
     def replicate_errors(self, features: Tensor) -> Tensor:
         """Absolute errors of known nodes, each predicted by the mean of the
         others of its site, `[T, F]`.
         """
-        _, mean = self.average(features)
+        mean = self.average(features).y
         mask = self.mask[:, features[0]]
         count = torch.bincount(self.site[mask], minlength=len(mean))
         shared = mask & (count[self.site] > 1)
@@ -192,6 +172,24 @@ class Sites:
         factor = count[site] / (count[site] - 1)
         error = self.x[shared][:, features] - mean[site]
         return error.abs() * factor.unsqueeze(1)
+
+
+@dataclass
+class SiteSignal:
+    """Signals of some sites."""
+
+    sites: Sites
+    known: Tensor  # indices of the known sites, [K]
+    y: Tensor  # zero where unknown, [M, F]
+
+    @property
+    def values(self) -> Tensor:
+        """Observations of the known sites `[K, F]`."""
+        return self.y[self.known]
+
+    def columns(self, chosen: slice) -> SiteSignal:
+        """Some of the signals."""
+        return SiteSignal(self.sites, self.known, self.y[:, chosen])
 
 
 def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:
@@ -214,7 +212,7 @@ def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:
     return site, first
 
 
-def _given_graphs(data: Data, site: Tensor, num_sites: int) -> Graphs:
+def _given_graphs(data: Data, site: Tensor) -> Graphs:
     """Edges of the data between sites, with variants of their weights."""
     topology, values = resolve_graph(
         edges_of(data), data.get('edge_weight'), len(site), torch.float64
@@ -225,17 +223,12 @@ def _given_graphs(data: Data, site: Tensor, num_sites: int) -> Graphs:
             f'{values.size(1)}); choose one, or take their mean'
         )
     topology, weight = topology.cpu(), values[:, 0].detach().cpu().clone()
-    if not torch.equal(site, torch.arange(num_sites)):
-        # Sites are sorted, and may be fewer than nodes.
-        edge_index, joined = coalesce(
-            *remove_self_loops(
-                site[topology.edge_index], topology.directed_weight(weight)
-            ),
-            num_nodes=num_sites,
-            reduce='add',
-        )
+    if not torch.equal(site, torch.arange(len(site))):  # sites are sorted
         topology, values = resolve_graph(
-            edge_index, joined, num_sites, torch.float64
+            site[topology.edge_index],
+            topology.directed_weight(weight),
+            len(site),
+            torch.float64,
         )
         weight = values[:, 0]
     if not topology.num_edges:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.estimators.inputs import Sites
+from pyg_unroll.estimators.inputs import Sites, SiteSignal
 
 SMOOTHNESS = (0.5, 1.5, 2.5)
 
@@ -47,20 +47,11 @@ class LocalKriging:
     factor: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: float = 0.0
 
-    @property
-    def name(self) -> str:
-        """Name in reports: features and smoothness."""
-        kind = 'position and covariates' if self.covariates else 'position'
-        return f'kriging by {kind}, Matérn {self.smoothness:g}'
-
-    def tune(
-        self, sites: Sites, known: Tensor, y: Tensor, folds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Fits metric and noise; returns held-out predictions `[K, F]` and
-        their deviations `[K]`.
-        """
-        points, values = self._features(sites)[known], y[known]
-        self.fit(points, values, sites.coordinates.size(1))
+    def tune(self, signal: SiteSignal, folds: Tensor) -> tuple[Tensor, Tensor]:
+        """Fits metric and noise, as a candidate of a blend."""
+        points, values = self._features(signal.sites), signal.values
+        points = points[signal.known]
+        self.fit(points, values, signal.sites.num_coordinates)
         mean, variance = torch.zeros_like(values), values.new_zeros(len(values))
         for fold in range(int(folds.max()) + 1):
             left, out = folds != fold, folds == fold
@@ -69,18 +60,27 @@ class LocalKriging:
             )
         return mean, variance.sqrt()
 
-    def predict(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+    def predict(self, signal: SiteSignal) -> Tensor:
         """Predicts all sites, `[M, F]`."""
-        points = self._features(sites)
-        return self.krige(points[known], y[known], points)[0]
+        return self._krige_all(signal)[0]
 
-    def deviation(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+    def deviation(self, signal: SiteSignal) -> Tensor:
         """Posterior deviations of all sites but for a factor, `[M]`."""
-        points = self._features(sites)
-        return self.krige(points[known], y[known], points)[1].sqrt()
+        return self._krige_all(signal)[1].sqrt()
+
+    @property
+    def name(self) -> str:
+        """Name in reports: features and smoothness."""
+        kind = 'position and covariates' if self.covariates else 'position'
+        return f'kriging by {kind}, Matérn {self.smoothness:g}'
+
+    def _krige_all(self, signal: SiteSignal) -> tuple[Tensor, Tensor]:
+        points = self._features(signal.sites)
+        return self.krige(points[signal.known], signal.values, points)
 
     def _features(self, sites: Sites) -> Tensor:
-        return sites.features if self.covariates else sites.coordinates
+        count = None if self.covariates else sites.num_coordinates
+        return sites.features[:, :count]
 
     def fit(
         self, features: Tensor, y: Tensor, num_coordinates: int
@@ -96,11 +96,8 @@ class LocalKriging:
             starts = _starts(features.size(1), num_coordinates)
             best = _minimise(loss, min(starts, key=loss), steps=20)
         # Neighbours depend on the metric: they are chosen once more.
-        near = scaled @ metric_factor(best).T
-        loss = partial(
-            self._loss, scaled, y, *_vecchia_sets(near, self.seed + 1)
-        )
-        best = _minimise(loss, best, steps=10)
+        near = _vecchia_sets(scaled @ metric_factor(best).T, self.seed + 1)
+        best = _minimise(partial(self._loss, scaled, y, *near), best, steps=10)
         self.factor = metric_factor(best) * base
         self.noise = math.exp(float(best[-1].clamp(-16, 4)))
         return self
@@ -129,20 +126,30 @@ class LocalKriging:
         """Weights `[M, K]` of ordinary kriging, which sum to one as the mean
         is unknown, and variances `[M]`.
         """
-        among = self._covariance(_squared(near, near), self.noise)
-        cross = self._correlation(_squared(points.unsqueeze(1), near))
-        sides = torch.stack([cross.squeeze(1), torch.ones_like(near[..., 0])])
-        solved, ones = torch.linalg.solve(among, sides.movedim(0, -1)).unbind(
-            -1
-        )
+        among, cross = self._covariances(near, points, self.noise)
+        sides = torch.stack([cross, torch.ones_like(cross)], -1)
+        solved, ones = torch.linalg.solve(among, sides).unbind(-1)
         missing = 1 - solved.sum(-1)
         weight = solved + (missing / ones.sum(-1)).unsqueeze(-1) * ones
-        explained = (sides[0] * solved).sum(-1)
+        explained = (cross * solved).sum(-1)
         variance = 1 - explained + missing.square() / ones.sum(-1)
         return weight, variance.clamp(min=0) + self.noise
 
-    def _correlation(self, squared: Tensor) -> Tensor:
-        """Matérn functions of squared distances."""
+    def _covariances(
+        self, near: Tensor, points: Tensor, noise: Tensor | float
+    ) -> tuple[Tensor, Tensor]:
+        """Covariances among observations `[M, K, K]`, with noise on the
+        diagonal, and of these with each point `[M, K]`.
+        """
+        eye = torch.eye(near.size(1), dtype=near.dtype)
+        diagonal = (1 + noise + _JITTER) * eye
+        among = torch.lerp(self._correlation(near, near), diagonal, eye)
+        cross = self._correlation(points.unsqueeze(1), near)
+        return among, cross.squeeze(1)
+
+    def _correlation(self, a: Tensor, b: Tensor) -> Tensor:
+        """Matérn functions `[..., N, M]` of the distances of points."""
+        squared = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
         scale = math.sqrt(2 * self.smoothness)
         r = scale * squared.clamp(min=1e-12).sqrt()
         factor: Tensor | float = 1.0
@@ -151,12 +158,6 @@ class LocalKriging:
         elif self.smoothness == 2.5:
             factor = 1 + r + r.square() / 3
         return factor * torch.exp(-r)
-
-    def _covariance(self, squared: Tensor, noise: Tensor | float) -> Tensor:
-        """Covariances among observations: noise on the diagonal."""
-        eye = torch.eye(squared.size(-1), dtype=squared.dtype)
-        diagonal = 1 + noise + _JITTER
-        return torch.lerp(self._correlation(squared), diagonal * eye, eye)
 
     def _loss(
         self,
@@ -169,11 +170,7 @@ class LocalKriging:
         """Negative log-likelihood per point, maximised over the scale."""
         points = scaled @ metric_factor(theta).T
         noise = theta[-1].clamp(-16, 4).exp()
-        others = points[near]
-        among = self._covariance(_squared(others, others), noise)
-        cross = self._correlation(
-            _squared(points[target].unsqueeze(1), others)
-        ).squeeze(1)
+        among, cross = self._covariances(points[near], points[target], noise)
         weight = torch.linalg.solve(among, cross)
         variance = (1 + noise - (weight * cross).sum(1)).clamp(min=1e-10)
         error = y[target] - torch.einsum('nk,nkf->nf', weight, y[near])
@@ -203,7 +200,6 @@ def metric_factor(theta: Tensor) -> Tensor:
 
 def _units(features: Tensor, num_coordinates: int) -> Tensor:
     """Inverse units: the extent of coordinates, the spread of covariates."""
-    base = features.new_zeros(features.size(1))
     space, extra = features.tensor_split([num_coordinates], 1)
     ordered = space.sort(0).values
     extent = (ordered[-1] - ordered[0]).max()
@@ -212,13 +208,13 @@ def _units(features: Tensor, num_coordinates: int) -> Tensor:
     middle = (ordered[-1 - quarter] - ordered[quarter]).max()
     if middle > 0:
         extent = torch.minimum(extent, 10 * middle)
-    base[:num_coordinates] = 1 / extent.clamp(min=1e-30)
-    if extra.size(1):
-        spread = extra.std(0, correction=0)
-        # A covariate that is constant at known points has no known effect.
-        varies = spread > 1e-9 * extra.abs().amax(0)
-        base[num_coordinates:] = torch.where(varies, 1 / (3 * spread), 0)
-    return base
+    unit = (1 / extent.clamp(min=1e-30)).expand(num_coordinates)
+    if not extra.size(1):
+        return unit
+    spread = extra.std(0, correction=0)
+    # A covariate that is constant at known points has no known effect.
+    varies = spread > 1e-9 * extra.abs().amax(0)
+    return torch.cat([unit, torch.where(varies, 1 / (3 * spread), 0)])
 
 
 def _starts(size: int, num_coordinates: int) -> list[Tensor]:
@@ -231,18 +227,13 @@ def _starts(size: int, num_coordinates: int) -> list[Tensor]:
     return starts
 
 
-def _squared(a: Tensor, b: Tensor) -> Tensor:
-    """Squared distances `[..., N, M]` of points."""
-    return (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
-
-
 def _nearest(points: Tensor, query: Tensor, count: int) -> Tensor:
     """Indices `[M, K]` of the nearest points."""
     from scipy.spatial import KDTree  # late: slow to load
 
     count = min(count, points.size(0))
-    tree = KDTree(points.detach().numpy())
-    _, near = tree.query(query.detach().numpy(), k=[*range(1, count + 1)])
+    tree = KDTree(points.numpy())
+    _, near = tree.query(query.numpy(), k=[*range(1, count + 1)])
     return torch.from_numpy(near).view(-1, count)
 
 
@@ -256,14 +247,12 @@ def _vecchia_sets(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     order = torch.from_numpy(chance.permutation(total))
     shuffled = points[order]
     count = min(_FIT_NEIGHBORS, max(2, total // 3), total - 1)
-    targets, sets = [], []
-    begin = count
+    sets, begin = [], count
     while begin < total:
-        end = min(2 * begin, total)
-        targets.append(torch.arange(begin, end))
-        sets.append(_nearest(shuffled[:begin], shuffled[begin:end], count))
-        begin = end
-    target, near = torch.cat(targets), torch.cat(sets)
+        tree, added = shuffled[:begin], shuffled[begin : 2 * begin]
+        sets.append(_nearest(tree, added, count))
+        begin *= 2
+    target, near = torch.arange(count, total), torch.cat(sets)
     if target.size(0) > _FIT_POINTS:
         chosen = np.sort(
             chance.choice(target.size(0), _FIT_POINTS, replace=False)

@@ -6,12 +6,13 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from pyg_unroll.estimators.inputs import GraphName, Sites
-from pyg_unroll.graph import Topology
+from pyg_unroll.estimators.inputs import Sites, SiteSignal
 from pyg_unroll.ops import degree
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers import ConvergenceWarning
@@ -32,53 +33,9 @@ _MAX_NUMBERS = 2**24
 _TOLERANCE = 1e-5
 
 
-@dataclass
-class _Prior:
-    """The prior `L`, or `L D^-1 L` of order 2, of a graph of mean degree one
-    for the signal over its unit `[M, 1]`.
-    """
-
-    topology: Topology
-    weight: Tensor
-    unit: Tensor
-    order: int
-
-    def system(self, diagonal: Tensor) -> LaplacianSystem:
-        """The prior plus a diagonal `[M, G]` of the signal itself."""
-        return LaplacianSystem.build(
-            self.topology,
-            self.weight.unsqueeze(1).expand(-1, diagonal.size(1)).contiguous(),
-            (diagonal * self.unit.square()).unsqueeze(1),
-            None,
-            self.order,
-        )
-
-    def solve(
-        self,
-        y: Tensor,
-        confidence: Tensor,
-        ridge: Tensor,
-        tol: float,
-        max_steps: int,
-    ) -> tuple[Tensor, float]:
-        """Signals `[M, F, G]` from observations `[M, F]` for settings
-        `[M, G]` and `[G]`, each a head; and the relative residual.
-        """
-        per_setting = max(y.numel() + self.weight.numel(), 1)
-        step = max(1, _MAX_NUMBERS // per_setting)
-        parts, worst = [], 0.0
-        for c, epsilon in zip(
-            confidence.split(step, 1), ridge.split(step), strict=True
-        ):
-            out, residual, _ = conjugate_gradient(
-                self.system(c + epsilon),
-                (c * self.unit).unsqueeze(1) * y.unsqueeze(-1),
-                tol,
-                max_steps,
-            )
-            parts.append(out * self.unit.unsqueeze(-1))
-            worst = max(worst, residual)
-        return torch.cat(parts, -1), worst
+# The prior `L`, or `L D^-1 L` of order 2, of a graph of mean degree one, plus a
+# diagonal `[M, G]`.
+System: TypeAlias = Callable[[Tensor], LaplacianSystem]
 
 
 @dataclass
@@ -92,7 +49,7 @@ class GraphSmoother:
     sites, else Hutchinson's estimates from so many random signs.
     """
 
-    graph: GraphName
+    graph: str
     order: int
     normalized: bool = False
     trust: float = 1e4
@@ -106,26 +63,19 @@ class GraphSmoother:
         kind = ', normalized' if self.normalized else ''
         return f'{self.graph} graph, order {self.order}{kind}'
 
-    def tune(
-        self, sites: Sites, known: Tensor, y: Tensor, folds: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Chooses trust and ridge; returns held-out predictions `[K, F]` and
-        their deviations `[K]`.
-        """
-        if len(y) <= DENSE_SITES:
-            held_out = self._leave_one_out(sites, known, y)
+    def tune(self, signal: SiteSignal, folds: Tensor) -> tuple[Tensor, Tensor]:
+        """Chooses trust and ridge, as a candidate of a blend."""
+        if len(signal.y) <= DENSE_SITES:
+            held_out = self._leave_one_out(signal)
         else:
-            held_out = self._cross_validate(sites, known, y, folds)
-        variance = self.variance_left_out(sites, known)
+            held_out = self._cross_validate(signal, folds)
+        variance = self.variance_left_out(signal)
         return held_out, (variance + 1 / self.trust).sqrt()
 
-    def predict(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+    def predict(self, signal: SiteSignal) -> Tensor:
         """Predicts all sites, `[M, F]`."""
-        confidence = y.new_zeros((y.size(0), 1))
-        confidence[known] = self.trust
-        out, residual = self._prior(sites).solve(
-            y, confidence, y.new_tensor([self.ridge]), 1e-6, 20_000
-        )
+        trust, ridge = signal.y.new_tensor([[self.trust], [self.ridge]])
+        out, residual = self._solve(signal, trust, ridge, 1e-6, 20_000)
         if residual > _TOLERANCE:
             warnings.warn(
                 f'{self.name}: the residual is {residual:.1e} instead of '
@@ -135,22 +85,19 @@ class GraphSmoother:
             )
         return out.squeeze(-1)
 
-    def deviation(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+    def deviation(self, signal: SiteSignal) -> Tensor:
         r"""Posterior deviations of observations at all sites but for a factor,
         `[M]`, by the diagonal of :math:`(\mathrm{diag}(c) + \epsilon +
         P)^{-1}`.
         """
-        prior = self._prior(sites)
-        system, _ = self._posterior(prior, known)
-        variance = self._diagonal(system, lambda probes: probes)
-        variance = variance * prior.unit.square().squeeze(1)
+        _, unit = self._prior(signal.sites)
+        variance = self._diagonal(signal, lambda probes: probes)
+        variance = variance * unit.square().squeeze(1)
         return (variance.clamp(min=1e-12) + 1 / self.trust).sqrt()
 
     def held_out(
         self,
-        sites: Sites,
-        known: Tensor,
-        y: Tensor,
+        signal: SiteSignal,
         folds: Tensor,
         settings: list[tuple[float, float]],
     ) -> Tensor:
@@ -158,21 +105,16 @@ class GraphSmoother:
         trust and ridge, `[K, F, G]`.
         """
         count = int(folds.max()) + 1
-        trust, ridge = torch.tensor(settings, dtype=y.dtype).T
-        seen = (folds.unsqueeze(1) != torch.arange(count)).to(y.dtype)
-        confidence = y.new_zeros((y.size(0), count, len(settings)))
-        confidence[known] = seen.unsqueeze(-1) * trust
-        out, _ = self._prior(sites).solve(
-            y,
-            confidence.flatten(1),
-            ridge.repeat(count),
-            tol=1e-5,  # of a residual that trusted sites dominate
-            max_steps=2000,
+        trust, ridge = torch.tensor(settings, dtype=signal.y.dtype).T
+        seen = (folds.unsqueeze(1) != torch.arange(count)).unsqueeze(-1)
+        # Trusted sites dominate the residual, hence the tolerance.
+        out, _ = self._solve(
+            signal, (seen * trust).flatten(1), ridge.repeat(count), 1e-5, 2000
         )
-        out = out[known].unflatten(2, (count, len(settings)))
-        return out[torch.arange(len(known)), :, folds]
+        out = out[signal.known].unflatten(2, (count, len(settings)))
+        return out[torch.arange(len(folds)), :, folds]
 
-    def variance_left_out(self, sites: Sites, known: Tensor) -> Tensor:
+    def variance_left_out(self, signal: SiteSignal) -> Tensor:
         r"""Posterior variance of each known site without its observation,
         :math:`v / (1 - c v)` of the posterior variance :math:`v`, `[K]`.
 
@@ -180,35 +122,74 @@ class GraphSmoother:
         as the diagonal of :math:`(\mathrm{diag}(c) + \epsilon + P)^{-1}
         (\epsilon + P)`.
         """
-        system, precision = self._posterior(self._prior(sites), known)
-        alone = self._diagonal(system, precision)[known]
+        system, unit = self._prior(signal.sites)
+        precision = system(torch.full_like(unit, self.ridge))
+        alone = self._diagonal(signal, precision)[signal.known]
         # The noise of random signs can exceed small entries.
         alone = alone.clamp(min=0.1 * float(alone.median()), max=1 - 1e-9)
         return (1 - alone) / (self.trust * alone.clamp(min=1e-12))
 
-    def _prior(self, sites: Sites) -> _Prior:
+    def _prior(self, sites: Sites) -> tuple[System, Tensor]:
+        """The system of the signal over its unit, and this unit `[M, 1]`."""
         topology, weight = sites.graphs[self.graph]
         total = degree(topology, weight.unsqueeze(1))
         mean = total.mean().clamp(min=1e-300)
         unit = torch.ones_like(total)
         if self.normalized:
             unit = (total / mean).clamp(min=1e-6).sqrt()
-        return _Prior(topology, weight / mean, unit, self.order)
+        weight = (weight / mean).unsqueeze(1)
 
-    def _posterior(
-        self, prior: _Prior, known: Tensor
-    ) -> tuple[LaplacianSystem, LaplacianSystem]:
-        """Precisions of posterior and prior, of the signal over its unit."""
-        trust = torch.zeros_like(prior.unit)
-        trust[known] = self.trust
-        ridge = torch.full_like(trust, self.ridge)
-        return prior.system(trust + ridge), prior.system(ridge)
+        def system(diagonal: Tensor) -> LaplacianSystem:
+            heads = weight.expand(-1, diagonal.size(1)).contiguous()
+            confidence = (diagonal * unit.square()).unsqueeze(1)
+            return LaplacianSystem.build(
+                topology, heads, confidence, order=self.order
+            )
+
+        return system, unit
+
+    def _solve(
+        self,
+        signal: SiteSignal,
+        trust: Tensor,
+        ridge: Tensor,
+        tol: float,
+        max_steps: int,
+    ) -> tuple[Tensor, float]:
+        """Signals `[M, F, G]` for settings `[K, G]` at known sites and `[G]`,
+        each a head; and the relative residual.
+        """
+        system, unit = self._prior(signal.sites)
+        y, (topology, _) = (
+            signal.y.unsqueeze(-1),
+            signal.sites.graphs[self.graph],
+        )
+        confidence = y.new_zeros((len(y), len(ridge)))
+        confidence[signal.known] = trust
+        step = max(1, _MAX_NUMBERS // (y.numel() + topology.num_edges))
+        parts, worst = [], 0.0
+        for c, epsilon in zip(
+            confidence.split(step, 1), ridge.split(step), strict=True
+        ):
+            right = (c * unit).unsqueeze(1) * y
+            out, residual, _ = conjugate_gradient(
+                system(c + epsilon), right, tol, max_steps
+            )
+            parts.append(out * unit.unsqueeze(-1))
+            worst = max(worst, residual)
+        return torch.cat(parts, -1), worst
 
     def _diagonal(
-        self, system: LaplacianSystem, factor: Callable[[Tensor], Tensor]
+        self, signal: SiteSignal, factor: Callable[[Tensor], Tensor]
     ) -> Tensor:
-        """Diagonal of the system's inverse times a factor, `[M]`."""
-        size, count = system.topology.num_nodes, self.num_probes
+        """Diagonal of the posterior covariance, of the signal over its unit,
+        times a factor, `[M]`.
+        """
+        system, unit = self._prior(signal.sites)
+        precision = torch.full_like(unit, self.ridge)
+        precision[signal.known] += self.trust
+        posterior = system(precision)
+        size, count = len(precision), self.num_probes
         if count is None:
             count = size if size <= _EXACT_SITES else _PROBES
         if size <= count:
@@ -218,66 +199,57 @@ class GraphSmoother:
             signs = torch.randint(0, 2, (size, count), generator=generator)
             probes = 2.0 * signs.double() - 1
         out = torch.zeros(size, dtype=torch.float64)
-        width = max(1, _MAX_NUMBERS // size)
-        for part in probes.split(width, 1):
-            solved, _, _ = conjugate_gradient(
-                system, factor(part.unsqueeze(-1)), 1e-4, 2000
-            )
+        for part in probes.split(max(1, _MAX_NUMBERS // size), 1):
+            right = factor(part.unsqueeze(-1))
+            solved, _, _ = conjugate_gradient(posterior, right, 1e-4, 2000)
             out += (part * solved.squeeze(-1)).sum(1)
         return out if size <= count else out / count
 
-    def _cross_validate(
-        self, sites: Sites, known: Tensor, y: Tensor, folds: Tensor
-    ) -> Tensor:
+    def _cross_validate(self, signal: SiteSignal, folds: Tensor) -> Tensor:
         """Searches the grid of settings line by line, by turns in trust and
         ridge, until the best stays; returns its held-out predictions.
         """
-        row, col = TRUST.index(10.0), RIDGE.index(0.01)
-        tried: dict[tuple[int, int], Tensor] = {}
+        best = 10.0, 0.01
+        tried: dict[tuple[float, float], Tensor] = {}
 
-        def error(cell: tuple[int, int]) -> float:
-            return float((tried[cell] - y[known]).square().mean())
+        def error(setting: tuple[float, float]) -> float:
+            change = tried[setting] - signal.values
+            return float(change.square().mean())
 
         for turn in range(6):
-            line = [
-                (k, col) if turn % 2 == 0 else (row, k)
-                for k in range(len(RIDGE if turn % 2 else TRUST))
-            ]
-            new = [cell for cell in line if cell not in tried]
-            if new:
-                values = [(TRUST[i], RIDGE[j]) for i, j in new]
-                found = self.held_out(sites, known, y, folds, values)
+            trust, ridge = best
+            along = (TRUST, [ridge]) if turn % 2 == 0 else ([trust], RIDGE)
+            line = list(product(*along))
+            if new := [setting for setting in line if setting not in tried]:
+                found = self.held_out(signal, folds, new)
                 tried |= dict(zip(new, found.unbind(-1), strict=True))
             best = min(line, key=error)
-            if best == (row, col) and turn > 1:
+            if best == (trust, ridge) and turn > 1:
                 break
-            row, col = best
-        self.trust, self.ridge = TRUST[row], RIDGE[col]
-        return tried[row, col]
+        self.trust, self.ridge = best
+        return tried[best]
 
-    def _leave_one_out(self, sites: Sites, known: Tensor, y: Tensor) -> Tensor:
+    def _leave_one_out(self, signal: SiteSignal) -> Tensor:
         """Searches the whole grid of settings, each known site left out in
         closed form; returns the best predictions.
         """
-        prior, eye = self._prior(sites), torch.eye(len(y), dtype=y.dtype)
-        precision = prior.system(torch.zeros_like(prior.unit))(
-            eye.unsqueeze(-1)
-        ).squeeze(-1)
-        unit = prior.unit.squeeze(1)
-        best, out = math.inf, y[known]
-        for trust in TRUST:
+        y, known, values = signal.y, signal.known, signal.values
+        system, unit = self._prior(signal.sites)
+        eye = torch.eye(len(y), dtype=y.dtype).unsqueeze(-1)
+        precision = system(torch.zeros_like(unit))(eye).squeeze(-1)
+        unit = unit.squeeze(1)
+        best, out = math.inf, values
+        for trust, ridge in product(TRUST, RIDGE):
             c = y.new_zeros(len(y))
             c[known] = trust
-            for ridge in RIDGE:
-                matrix = precision + torch.diag((c + ridge) * unit.square())
-                inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-                inverse = unit.unsqueeze(1) * inverse * unit
-                fitted = (inverse @ (c.unsqueeze(1) * y))[known]
-                share = 1 - trust * inverse.diagonal()[known]
-                share = share.clamp(min=1e-9).unsqueeze(1)
-                change = (y[known] - fitted) / share
-                error = float(change.square().mean())
-                if error < best:
-                    best, out = error, y[known] - change
-                    self.trust, self.ridge = trust, ridge
+            matrix = precision + torch.diag((c + ridge) * unit.square())
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
+            inverse = unit.unsqueeze(1) * inverse * unit
+            fitted = (inverse @ (c.unsqueeze(1) * y))[known]
+            share = 1 - trust * inverse.diagonal()[known]
+            change = (values - fitted) / share.clamp(min=1e-9).unsqueeze(1)
+            error = float(change.square().mean())
+            if error < best:
+                best, out = error, values - change
+                self.trust, self.ridge = trust, ridge
         return out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Self
 
@@ -9,12 +10,7 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import (
-    Checks,
-    check_count,
-    check_parameters,
-    check_positive,
-)
+from pyg_unroll import checks
 from pyg_unroll.estimators.inputs import (
     nearest_neighbors,
     read_columns,
@@ -81,17 +77,17 @@ class TemporalInterpolator:
         True
     """
 
-    _checks: ClassVar[Checks] = {
-        'neighbors': check_positive,
-        'seed': check_count,
+    _checks: ClassVar[checks.Checks] = {
+        'neighbors': checks.check_positive,
+        'seed': checks.check_count,
     }
 
     def __init__(self, neighbors: int = 8, seed: int = 0) -> None:
-        check_parameters(self._checks, locals())
+        checks.check_parameters(self._checks, locals())
         self.neighbors = neighbors
         self.seed = seed
         self.report: dict[str, float] = {}
-        self._fitted: tuple[Tensor, Tensor, Topology, Tensor] | None = None
+        self._fitted: _Readings | None = None
 
     def fit(self, data: Data) -> Self:
         """Chooses the weights by the known readings.
@@ -106,18 +102,19 @@ class TemporalInterpolator:
             ValueError: If shapes or types do not fit, values are not finite,
                 nothing is known, or there is neither a graph nor positions.
         """
-        x, mask, topology, _ = fitted = self._read(data)
+        readings = self._read(data)
+        mask = readings.mask
         generator = torch.Generator().manual_seed(self.seed)
         known = mask.flatten().nonzero().squeeze(1)
         order = torch.randperm(known.numel(), generator=generator)
         held = known[order[: known.numel() // 10]]
         seen = mask.flatten().index_fill(0, held, False).view_as(mask)
+        part = replace(readings, mask=seen)
 
         @cache
         def error(time_weight: float, noise: float) -> float:
-            out = _fill(x, seen, topology, time_weight, noise, tol=1e-3)
-            change = (out - x).flatten()[held]
-            return float(change.square().mean().sqrt())
+            change = part.fill(time_weight, noise, tol=1e-3) - readings.x
+            return float(change.flatten()[held].square().mean().sqrt())
 
         weight, noise, best = TIME_WEIGHTS[3], 0.0, float('nan')
         if held.numel() >= LEAST_HELD:
@@ -127,7 +124,7 @@ class TemporalInterpolator:
             weight = min(near, key=lambda w: error(w, noise))
             best = error(weight, noise)
         self.report = {'time_weight': weight, 'noise': noise, 'error': best}
-        self._fitted = fitted
+        self._fitted = readings
         return self
 
     def predict(self, data: Data | None = None) -> Tensor:
@@ -141,21 +138,20 @@ class TemporalInterpolator:
             Readings :math:`(N, T)` in the type of :obj:`data.x`.
 
         Raises:
-            ValueError: If it was not fitted, or the data does not fit.
+            ValueError: If it was not fitted, or for other data as
+                :meth:`fit`.
 
         Warns:
             ConvergenceWarning: If the system was not solved to its tolerance.
         """
         if self._fitted is None:
             raise ValueError("call 'fit' first")
-        fitted = self._fitted if data is None else self._read(data)
-        x, mask, topology, like = fitted
+        readings = self._fitted if data is None else self._read(data)
         settings = self.report['time_weight'], self.report['noise']
-        out = _fill(x, mask, topology, *settings, tol=1e-6)
-        return torch.where(mask, x, out).to(like)
+        out = readings.fill(*settings, tol=1e-6)
+        return torch.where(readings.mask, readings.x, out).to(readings.like)
 
-    def _read(self, data: Data) -> tuple[Tensor, Tensor, Topology, Tensor]:
-        """Readings, mask, sensor graph, and an empty tensor like the input."""
+    def _read(self, data: Data) -> _Readings:
         x, mask = read_observations(data, series=True)
         count, edges = len(x), edges_of(data)
         if edges is None and count == 1:
@@ -165,76 +161,76 @@ class TemporalInterpolator:
             topology = nearest_neighbors(pos, self.neighbors)
         else:
             topology, _ = resolve_graph(edges, None, count, torch.float64)
-        return x, mask, topology.cpu(), data.x.new_empty(0)
+        return _Readings(x, mask, topology.cpu(), data.x.new_empty(0))
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(neighbors={self.neighbors})'
 
 
-def _fill(
-    x: Tensor,
-    mask: Tensor,
-    topology: Topology,
-    time_weight: float,
-    noise: float,
-    tol: float,
-) -> Tensor:
-    """All readings `[N, T]`, known ones smoothed if there is noise."""
-    if bool(mask.all()):
-        return x
-    level, weight = _sensors(x, mask, topology)
-    graph = TemporalProduct(time_weight)(
-        Data(
-            x=torch.where(mask, x - level, 0),
-            mask=mask,
-            edge_index=topology.edge_index,
-            edge_weight=topology.directed_weight(weight),
+@dataclass(frozen=True, eq=False)
+class _Readings:
+    """Readings of sensors, and their graph."""
+
+    x: Tensor  # zero where unknown, [N, T]
+    mask: Tensor  # [N, T]
+    topology: Topology
+    like: Tensor  # empty, of the type of the user's readings
+
+    def fill(self, time_weight: float, noise: float, tol: float) -> Tensor:
+        """All readings `[N, T]`, known ones smoothed if there is noise."""
+        if bool(self.mask.all()):
+            return self.x
+        level, weight = self._sensors()
+        graph = TemporalProduct(time_weight)(
+            Data(
+                x=torch.where(self.mask, self.x - level, 0),
+                mask=self.mask,
+                edge_index=self.topology.edge_index,
+                edge_weight=self.topology.directed_weight(weight),
+            )
         )
-    )
-    out = glr(
-        *(graph.x, graph.edge_index, graph.edge_weight, graph.mask),
-        fidelity='soft' if noise else 'hard',
-        mu=noise / time_weight if noise else 1.0,
-        tol=tol,
-        fill='mean',
-    )
-    return level + from_product(graph, out.x).squeeze(-1)
+        out = glr(
+            *(graph.x, graph.edge_index, graph.edge_weight, graph.mask),
+            fidelity='soft' if noise else 'hard',
+            mu=noise / time_weight if noise else 1.0,
+            tol=tol,
+            fill='mean',
+        )
+        return level + from_product(graph, out.x).squeeze(-1)
 
-
-def _sensors(
-    x: Tensor, mask: Tensor, topology: Topology
-) -> tuple[Tensor, Tensor]:
-    """Levels of sensors `[N, 1]`, and weights of edges `[E]`: the inverse
-    variance of the difference of two sensors, one on average.
-    """
-    src, dst = topology.src.long(), topology.dst.long()
-    both = mask[src] & mask[dst]
-    count = both.sum(1)
-    change = torch.where(both, x[src] - x[dst], 0)
-    mean = change.sum(1) / count.clamp(min=1)
-    change = torch.where(both, change - mean.unsqueeze(1), 0)
-    square = change.square().sum(1) / count.clamp(min=1)
-    known = mask.sum(1, keepdim=True)
-    own = torch.where(mask, x, 0).sum(1, keepdim=True)
-    moves = torch.where(mask, x - own / known.clamp(min=1), 0)
-    least = _SAME * moves.square().sum() / known.sum()
-    sure = (count >= LEAST_SHARED) & (square > least)
-    weight = torch.ones_like(square)
-    if bool(sure.any()):
-        usual = square[sure].median()
-        square = torch.where(count >= LEAST_SHARED, square, usual)
-        weight = 1 / square.clamp(min=float(usual) / 100)
-        weight = weight / weight.mean()
-    # Least squares for the differences of neighbours at common times, which
-    # do not depend on the missing hours; a sensor's own mean counts little.
-    trust = (weight * count).unsqueeze(1)
-    system = LaplacianSystem.build(
-        topology, trust, 1e-3 * known.double().unsqueeze(2)
-    )
-    right = 1e-3 * own.unsqueeze(2)
-    right = right + divergence(topology, (trust * mean.unsqueeze(1))[:, None])
-    level = conjugate_gradient(system, right, 1e-9, 10_000)[0].squeeze(-1)
-    seen = mask.any(1)
-    if not bool(seen.all()):
-        level = glr(level, topology, None, seen, tol=1e-6, fill='mean').x
-    return level, weight
+    def _sensors(self) -> tuple[Tensor, Tensor]:
+        """Levels of sensors `[N, 1]`, and weights of edges `[E]`: the inverse
+        variance of the difference of two sensors, one on average.
+        """
+        x, mask, topology = self.x, self.mask, self.topology
+        src, dst = topology.src.long(), topology.dst.long()
+        both = mask[src] & mask[dst]
+        count = both.sum(1)
+        change = torch.where(both, x[src] - x[dst], 0)
+        mean = change.sum(1) / count.clamp(min=1)
+        change = torch.where(both, change - mean.unsqueeze(1), 0)
+        square = change.square().sum(1) / count.clamp(min=1)
+        known = mask.sum(1, keepdim=True)
+        own = torch.where(mask, x, 0).sum(1, keepdim=True)
+        moves = torch.where(mask, x - own / known.clamp(min=1), 0)
+        least = _SAME * moves.square().sum() / known.sum()
+        sure = (count >= LEAST_SHARED) & (square > least)
+        weight = torch.ones_like(square)
+        if bool(sure.any()):
+            usual = square[sure].median()
+            square = torch.where(count >= LEAST_SHARED, square, usual)
+            weight = 1 / square.clamp(min=float(usual) / 100)
+            weight = weight / weight.mean()
+        # Least squares for the differences of neighbours at common times, which
+        # do not depend on the missing hours; a sensor's own mean counts little.
+        trust = (weight * count).unsqueeze(1)
+        system = LaplacianSystem.build(
+            topology, trust, 1e-3 * known.double().unsqueeze(2)
+        )
+        flow = trust * mean.unsqueeze(1)
+        right = 1e-3 * own.unsqueeze(2) + divergence(topology, flow[:, None])
+        level = conjugate_gradient(system, right, 1e-9, 10_000)[0].squeeze(-1)
+        seen = mask.any(1)
+        if not bool(seen.all()):
+            level = glr(level, topology, None, seen, tol=1e-6, fill='mean').x
+        return level, weight

@@ -12,11 +12,9 @@ from pyg_unroll.explain.graphs import (
 from pyg_unroll.explain.parameters import (
     LearnedMetric,
     ParameterTable,
+    SpectralResponse,
     learned_metrics,
     parameter_table,
-)
-from pyg_unroll.explain.spectral_response import (
-    SpectralResponse,
     spectral_response,
 )
 from pyg_unroll.explain.trace import LayerTrace, Trace, trace

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch_geometric.data import Batch, Data
+from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_data
+from pyg_unroll.checks import check_one_graph
 from pyg_unroll.graph import Topology, edges_of
 from pyg_unroll.imaging import Restorer, SelfEnsemble, data_to_image
 from pyg_unroll.imaging.tiles import mirrored_frame
@@ -81,8 +82,8 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
         kwargs: dict[str, Any],
         output: Any,
     ) -> None:
-        bound = inspect.signature(layer.forward).bind(*args, **kwargs)
-        arguments = bound.arguments
+        signature = inspect.signature(layer.forward)
+        arguments = signature.bind(*args, **kwargs).arguments
         arguments.pop('return_state', None)
         signal, topology, weight = layer.read(
             **{k: arguments[k] for k in _READ if k in arguments}
@@ -99,32 +100,17 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
                 "'data' must be one image of one tile; crop it, or wrap the "
                 "restorer in 'Tiled' with more 'max_pixels'"
             )
-        name = layers[layer]
-        calls.append(
-            LayerCall(name, layer, arguments, signal, topology, weight)
-        )
+        read = arguments, signal, topology, weight
+        calls.append(LayerCall(layers[layer], layer, *read))
 
-    handles = [
-        layer.register_forward_hook(hook, with_kwargs=True) for layer in layers
-    ]
-    try:
+    with ExitStack() as hooks:
+        for layer in layers:
+            handle = layer.register_forward_hook(hook, with_kwargs=True)
+            hooks.enter_context(handle)
         _run_model(model, data)
-    finally:
-        for handle in handles:
-            handle.remove()
     if not calls:
         raise ValueError("'model' did not call any of its solver layers")
     return calls
-
-
-def check_one_graph(data: Data) -> None:
-    """Raises a `ValueError` for a batch."""
-    check_data(data)
-    if isinstance(data, Batch):
-        raise ValueError(
-            "'data' must be one graph (got a batch); take them one by one, by "
-            "'data.to_data_list()'"
-        )
 
 
 def node_places(model: torch.nn.Module, data: Data) -> tuple[Tensor, int]:

@@ -7,23 +7,18 @@ from typing import Any
 import numpy as np
 
 
-def pyplot() -> Any:
-    """Imports :mod:`matplotlib.pyplot`."""
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "plots need matplotlib; install it with 'pip install matplotlib' "
-            "or the extra 'viz'"
-        ) from error
-    return plt
-
-
 def make_axes(axes: Any, rows: int, columns: int) -> Any:
     """Returns an array of axes of this shape: new ones, or those given."""
     if axes is None:
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError(
+                "plots need matplotlib; install it with 'pip install "
+                "matplotlib' or the extra 'viz'"
+            ) from error
         size = 3.2 * columns, 3.2 * rows
-        _, axes = pyplot().subplots(
+        _, axes = plt.subplots(
             rows, columns, figsize=size, layout='constrained'
         )
     axes = np.asarray(axes)

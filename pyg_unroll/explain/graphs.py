@@ -11,13 +11,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Data
 
-from pyg_unroll.checks import check_positive, is_integer
-from pyg_unroll.explain.calls import (
-    LayerCall,
-    check_one_graph,
-    node_places,
-    record_calls,
-)
+from pyg_unroll.checks import check_one_graph, check_positive, is_integer
+from pyg_unroll.explain.calls import LayerCall, node_places, record_calls
 from pyg_unroll.explain.figure import make_axes
 from pyg_unroll.imaging import data_to_image
 from pyg_unroll.ops import degree, laplacian
@@ -43,8 +38,9 @@ def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
             :func:`~pyg_unroll.explain.trace`.
     """
     check_one_graph(data)
+    calls, _, node_at = _record(model, data)
     graphs = []
-    for call, _, node_at in _record(model, data):
+    for call in calls:
         topology = call.topology
         edge_index = node_at[topology.edge_index]
         inside = (edge_index >= 0).all(0)
@@ -58,8 +54,8 @@ def learned_graphs(model: torch.nn.Module, data: Data) -> list[Data]:
 
 def _record(
     model: torch.nn.Module, data: Data
-) -> list[tuple[LayerCall, Tensor, Tensor]]:
-    """Each call, with the places of the nodes of data in its graph, and the
+) -> tuple[list[LayerCall], Tensor, Tensor]:
+    """The calls, the places of the nodes of data in their graphs, and the
     node of data at each place, -1 outside.
     """
     calls = record_calls(model, data)
@@ -72,7 +68,7 @@ def _record(
                 f"'{call.name}' works on a graph of {call.topology.num_nodes} "
                 f"nodes, but 'data' has {num_nodes}"
             )
-    return [(call, place, node_at) for call in calls]
+    return calls, place, node_at
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,17 +130,14 @@ class Neighbourhood:
 
         Args:
             axes (sequence of matplotlib axes, optional): One per layer
-                (rows) and head (columns). (default: :obj:`None`)
+                (rows) and head (columns), see :meth:`Trace.plot`.
+                (default: :obj:`None`)
             image (torch.Tensor, optional): Image :math:`(C, H, W)` to draw
                 on; :obj:`data.x` if :obj:`None`. (default: :obj:`None`)
             radius (int, optional): Pixels to show to each side, of images.
                 (default: :obj:`8`)
 
-        Returns:
-            The axes, an array of layers by heads.
-
         Raises:
-            ImportError: If matplotlib (extra :obj:`viz`) is missing.
             ValueError: If the data is no image and has no positions of two
                 coordinates.
         """
@@ -253,33 +246,35 @@ def neighbourhood(
             f'{node})'
         )
     check_positive('hops', hops)
-    layers = [_around(node, hops, *parts) for parts in _record(model, data)]
+    calls, place, node_at = _record(model, data)
+    center = int(place[node])
+    layers = []
+    for call in calls:
+        topology = call.topology
+        entries = slice(*topology.rowptr[center : center + 2].tolist())
+        neighbours = node_at[topology.col[entries].long()]
+        weight = call.weight[topology.edge_id[entries].long()]
+        inside = neighbours >= 0
+        reach = _reach(call, center, hops)[place]
+        layers.append(
+            LayerNeighbourhood(
+                call.name, neighbours[inside], weight[inside], reach
+            )
+        )
     return Neighbourhood(node, hops, layers, data)
 
 
-def _around(
-    node: int, hops: int, call: LayerCall, place: Tensor, node_at: Tensor
-) -> LayerNeighbourhood:
+def _reach(call: LayerCall, center: int, hops: int) -> Tensor:
+    """Share of the hops of random walks that end at each place."""
     topology, weight = call.topology, call.weight.double()
-    center = int(place[node])
-    entries = slice(*topology.rowptr[center : center + 2].tolist())
-    neighbours = node_at[topology.col[entries].long()]
-    inside = neighbours >= 0
-
     degrees = degree(topology, weight).unsqueeze(1)
     degrees = degrees.where(degrees > 0, float('inf'))
     at = weight.new_zeros((topology.num_nodes, 1, weight.size(1)))
     at[center] = 1
     visits = torch.zeros_like(at)
     for _ in range(hops):
-        leaving = at / degrees
         # The adjacency matrix is the degrees minus the Laplacian.
         stays = at.where(degrees < float('inf'), 0)
-        at = (stays - laplacian(topology, weight, leaving)).clamp(min=0)
+        at = (stays - laplacian(topology, weight, at / degrees)).clamp(min=0)
         visits += at / hops
-    return LayerNeighbourhood(
-        call.name,
-        neighbours[inside],
-        call.weight[topology.edge_id[entries].long()][inside],
-        visits[place].squeeze(1),
-    )
+    return visits.squeeze(1)

@@ -258,18 +258,16 @@ def _measure(call: LayerCall, weight: Tensor) -> Iterator[tuple[Tensor, ...]]:
     layer, signal, topology = call.layer, call.signal, call.topology
     one = signal.layout.first_heads  # observations are the same for all
     x, shares = one(signal.x).double(), call.shares
-    mu: Tensor | float = 1.0
-    confidence = free = scale = None
-    if signal.free is not None:
-        free = one(signal.free)
-        known = ~free
-    else:
-        assert signal.confidence is not None
+    mu, confidence = torch.ones_like(shares), x.new_zeros((1, 1, 1))
+    free = None if signal.free is None else one(signal.free)
+    if signal.confidence is not None:
         mu = layer.log_mu.double().exp()
         confidence = one(signal.confidence).double()
-        known, scale = confidence > 0, confidence / mu
+    known = confidence > 0 if free is None else ~free
     order = getattr(layer, 'order', 1)
-    system = LaplacianSystem.build(topology, weight, scale, free, order)
+    system = LaplacianSystem.build(
+        topology, weight, confidence / mu, free, order
+    )
 
     def energy(z: Tensor) -> Tensor:
         if isinstance(layer, GTVConv):
@@ -290,9 +288,7 @@ def _measure(call: LayerCall, weight: Tensor) -> Iterator[tuple[Tensor, ...]]:
         # The average has an energy on the graph of each head.
         energies = energy(heads), energy(combined.expand_as(heads))
         distance = both - x
-        error: Tensor | float = 0.0
-        if confidence is not None:
-            error = (confidence * distance.square()).sum((0, 1))
+        error = (confidence * distance.square()).sum((0, 1))
         residual = unknown
         if not isinstance(layer, GTVConv):
             residual = _length(system.residual(heads, x))

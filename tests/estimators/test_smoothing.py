@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from torch_geometric.data import Data
 from torch_geometric.utils import erdos_renyi_graph, to_undirected
 
-from pyg_unroll.estimators.inputs import Sites
+from pyg_unroll.estimators.inputs import Sites, SiteSignal
 from pyg_unroll.estimators.smoothing import GraphSmoother
 
 SIZE = 20
@@ -21,12 +23,12 @@ def sites():
     return Sites.read(data, 'covariates', 8)
 
 
-def observe(features):
+def observe(sites, features):
     """Every other site is known."""
     known = torch.arange(0, SIZE, 2)
     y = torch.zeros(SIZE, features, dtype=torch.float64)
     y[known] = torch.randn(len(known), features, dtype=torch.float64)
-    return known, y
+    return SiteSignal(sites, known, y)
 
 
 def posterior(sites, known, smoother):
@@ -53,12 +55,12 @@ KINDS = [(1, False), (2, False), (1, True), (2, True)]
 @pytest.mark.parametrize('kind', KINDS)
 def test_equals_dense_solutions(sites, kind):
     smoother = GraphSmoother('given', *kind, trust=3.0, ridge=0.05)
-    known, y = observe(3)
-    out = smoother.predict(sites, known, y)
-    matrix, c = posterior(sites, known, smoother)
-    expected = np.linalg.solve(matrix, c[:, None] * y.numpy())
+    signal = observe(sites, 3)
+    out = smoother.predict(signal)
+    matrix, c = posterior(sites, signal.known, smoother)
+    expected = np.linalg.solve(matrix, c[:, None] * signal.y.numpy())
     np.testing.assert_allclose(out.numpy(), expected, atol=1e-5)
-    variance = smoother.deviation(sites, known, y).square() - 1 / 3.0
+    variance = smoother.deviation(signal).square() - 1 / 3.0
     inverse = np.linalg.inv(matrix)
     np.testing.assert_allclose(variance, np.diag(inverse), rtol=1e-3)
 
@@ -66,29 +68,30 @@ def test_equals_dense_solutions(sites, kind):
 @pytest.mark.parametrize('kind', KINDS)
 def test_held_out_sites_are_not_seen(sites, kind):
     smoother = GraphSmoother('given', *kind)
-    known, y = observe(2)
+    signal = observe(sites, 2)
+    known = signal.known
     folds = torch.arange(len(known)) % 3
     settings = [(1.0, 0.1), (10.0, 0.3)]
-    out = smoother.held_out(sites, known, y, folds, settings)
+    out = smoother.held_out(signal, folds, settings)
     assert out.shape == (len(known), 2, 2)
     for k, (trust, ridge) in enumerate(settings):
         for fold in range(3):
             smoother.trust, smoother.ridge = trust, ridge
-            alone = smoother.predict(sites, known[folds != fold], y)
-            expected = alone[known[folds == fold]]
+            seen = replace(signal, known=known[folds != fold])
+            expected = smoother.predict(seen)[known[folds == fold]]
             torch.testing.assert_close(
                 out[folds == fold, :, k], expected, atol=5e-3, rtol=0
             )
 
 
 def test_hutchinson_is_near_the_diagonal(sites):
-    known, y = observe(1)
+    signal = observe(sites, 1)
     smoother = GraphSmoother('given', 1, trust=1.0, ridge=0.5)
-    exact = smoother.deviation(sites, known, y).square() - 1
+    exact = smoother.deviation(signal).square() - 1
     smoother.num_probes = 15
     tries = []
     for smoother.seed in range(60):
-        tries.append(smoother.deviation(sites, known, y).square() - 1)
+        tries.append(smoother.deviation(signal).square() - 1)
     mean = torch.stack(tries).mean(0)
     assert not torch.equal(mean, exact)
     torch.testing.assert_close(mean, exact, rtol=0.15, atol=0)
@@ -98,11 +101,12 @@ def test_hutchinson_is_near_the_diagonal(sites):
 @pytest.mark.parametrize('trust', (1.0, 1e4))
 def test_variance_left_out(sites, kind, trust):
     smoother = GraphSmoother('given', *kind, trust=trust, ridge=0.01)
-    known, _ = observe(1)
-    out = smoother.variance_left_out(sites, known)
+    signal = observe(sites, 1)
+    out = smoother.variance_left_out(signal)
     expected = []
-    for node in known:
-        matrix, _ = posterior(sites, known[known != node], smoother)
+    for node in signal.known:
+        others = signal.known[signal.known != node]
+        matrix, _ = posterior(sites, others, smoother)
         expected.append(np.linalg.inv(matrix)[node, node])
     expected = torch.tensor(expected)
     torch.testing.assert_close(out, expected, rtol=5e-3, atol=0)
@@ -110,7 +114,7 @@ def test_variance_left_out(sites, kind, trust):
         smoother.num_probes = SIZE - 1
         guess = []
         for smoother.seed in range(20):
-            guess.append(smoother.variance_left_out(sites, known))
+            guess.append(smoother.variance_left_out(signal))
         near = torch.stack(guess).median(0).values / expected
         assert ((near > 0.5) & (near < 2)).all()
 
@@ -121,10 +125,10 @@ def test_tuning_finds_the_noise(sites):
     torch.manual_seed(1)
     noise = torch.randn(SIZE, 40, dtype=torch.float64)
     noisy = GraphSmoother('given', 1)
-    held_out, _ = noisy.tune(sites, known, noise, folds)
+    held_out, _ = noisy.tune(SiteSignal(sites, known, noise), folds)
     # White noise says nothing of its neighbours: predict the mean.
     assert held_out.abs().mean() < 0.3 * noise.abs().mean()
     smooth = GraphSmoother('given', 1, trust=1e2, ridge=1e-3)
-    signal = smooth.predict(sites, known[:4], noise)
-    smooth.tune(sites, known, signal, folds)
+    signal = smooth.predict(SiteSignal(sites, known[:4], noise))
+    smooth.tune(SiteSignal(sites, known, signal), folds)
     assert smooth.ridge < noisy.ridge
