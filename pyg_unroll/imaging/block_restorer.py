@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias, cast
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pyg_unroll.checks import can_read_values, check_choice, check_model_type
-from pyg_unroll.imaging import weights
-from pyg_unroll.imaging.difference_block import DifferenceBlock
-from pyg_unroll.imaging.guided_block import GuidedBlock
-from pyg_unroll.imaging.restorer import Restorer, read_images
-from pyg_unroll.imaging.scene import Scene
+from pyg_unroll.checks import (
+    can_read_values,
+    check_choice,
+    check_finite,
+    check_model_type,
+)
+from pyg_unroll.imaging.blocks import Block, DifferenceBlock, GuidedBlock, Scene
+from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
 from pyg_unroll.transforms.grid_graph import WINDOWS
 
-Block: TypeAlias = DifferenceBlock | GuidedBlock
+_FOLDER = Path(__file__).parent / 'pretrained'
 
 # Pixels mirrored around an image, even: room for the layers to forget that
 # convolutions see zeros outside.
@@ -30,6 +36,10 @@ _MAX_PIXELS = 450_000
 
 class FirstEstimate(Protocol):
     """The initialiser of a restorer; without parameters."""
+
+    @property
+    def block(self) -> type[Block]:
+        """The class of blocks that improve it by default."""
 
     @property
     def channels(self) -> int | None:
@@ -57,22 +67,20 @@ class FirstEstimate(Protocol):
 
 
 class BlockRestorer(Restorer):
-    r"""A first estimate of images, and blocks that improve it.
-
-    Args:
-        first_estimate (FirstEstimate): The initialiser.
-        blocks (sequence of torch.nn.Module): The blocks.
-        neighbors (int, optional): Neighbours of a pixel. (default: :obj:`8`)
+    """A first estimate of images, and blocks that improve it, by default two
+    of the class that goes with it, on pixels with so many neighbours.
     """
 
     def __init__(
         self,
         first_estimate: FirstEstimate,
-        blocks: Sequence[Block],
-        neighbors: int = 8,
+        blocks: Sequence[Block] | None,
+        neighbors: int,
     ) -> None:
         super().__init__(_MARGIN, _MAX_PIXELS)
         check_choice('neighbors', neighbors, tuple(WINDOWS))
+        if blocks is None:
+            blocks = [first_estimate.block() for _ in range(2)]
         kinds = {(block.channels, block.fidelity) for block in blocks}
         if len(kinds) != 1:
             raise ValueError(
@@ -87,21 +95,15 @@ class BlockRestorer(Restorer):
             )
         self.first_estimate = first_estimate
         self.graph = GridGraph(neighbors)
-        self.blocks = torch.nn.ModuleList(blocks)
+        self.blocks: Any = torch.nn.ModuleList(blocks)
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
-        for block in self._blocks():
+        for block in self.blocks:
             block.reset_parameters()
 
-    def _blocks(self) -> list[Block]:
-        return cast('list[Block]', list(self.blocks))
-
     def estimates(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | float | None = None,
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd = None
     ) -> list[Tensor]:
         r"""Runs the blocks on images as they are, to train on them.
 
@@ -139,7 +141,7 @@ class BlockRestorer(Restorer):
     def receptive_field(self) -> int:
         """See :class:`Restorer`."""
         size = self.first_estimate.receptive_field
-        size += sum(block.receptive_field for block in self._blocks())
+        size += sum(block.receptive_field for block in self.blocks)
         return size + size % 2
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
@@ -147,7 +149,7 @@ class BlockRestorer(Restorer):
         return self.first_estimate.phase(mask)
 
     def prepare(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> tuple[Tensor, ...]:
         """See :class:`Restorer`."""
         check_model_type(self, 'image', image)
@@ -180,7 +182,7 @@ class BlockRestorer(Restorer):
         return results
 
     def noise_level(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> Tensor | None:
         """See :class:`Restorer`."""
         if self.fidelity == 'hard':
@@ -219,24 +221,19 @@ class BlockRestorer(Restorer):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the model again."""
-        return {
-            'blocks': [
-                {'class': type(block).__name__, **block.config}
-                for block in self._blocks()
-            ],
-            'neighbors': self.graph.window,
-        }
+        blocks = [
+            {'class': type(block).__name__, **block.config}
+            for block in self.blocks
+        ]
+        return {'blocks': blocks, 'neighbors': self.graph.window}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Builds a model of a :attr:`config`."""
         kinds = {kind.__name__: kind for kind in (DifferenceBlock, GuidedBlock)}
-        blocks = [
-            kinds[block['class']](
-                **{k: v for k, v in block.items() if k != 'class'}
-            )
-            for block in config['blocks']
-        ]
+        blocks = []
+        for options in map(dict, config['blocks']):
+            blocks.append(kinds[options.pop('class')](**options))
         make: Any = cls  # whose first estimate is its own
         model: Self = make(blocks=blocks, neighbors=config['neighbors'])
         return model
@@ -254,7 +251,19 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If the file cannot be written.
         """
-        weights.write(self, path, notes)
+        metadata = {
+            **(notes or {}),
+            'class': type(self).__name__,
+            'config': json.dumps(self.config, default=np.generic.item),
+        }
+        state = {k: v.contiguous() for k, v in self.state_dict().items()}
+        try:
+            save_file(state, path, metadata)
+        except (TypeError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"'path' cannot be written, or 'notes' are not texts (got "
+                f'{path}: {error})'
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -263,12 +272,46 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If the file cannot be read or holds another model.
         """
-        return weights.read(cls, path)
+        try:
+            with safe_open(path, framework='pt') as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}
+        except (TypeError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"'path' is not a readable safetensors file (got {path}: "
+                f'{error})'
+            ) from error
+        name = cls.__name__
+        if metadata.get('class') != name:
+            raise ValueError(
+                f"'path' holds a {metadata.get('class', 'foreign file')}, not "
+                f"a {name} (got {path}); load it with that class's 'load'"
+            )
+        try:
+            model = cls.from_config(json.loads(metadata['config']))
+            model.load_state_dict(state, assign=True)  # keeps their type
+            for key, value in state.items():
+                check_finite(key, value)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"'path' holds a {name} whose weights or configuration are "
+                f'damaged (got {path}: {error})'
+            ) from error
+        return model
+
+    @classmethod
+    def _packaged(cls, prior: str) -> dict[str, Path]:
+        """The files that come with the package, by name."""
+        prefix, suffix = f'{cls.__name__.lower()}-', f'-{prior}'
+        return {
+            path.stem.removeprefix(prefix).removesuffix(suffix): path
+            for path in _FOLDER.glob(f'{prefix}*{suffix}.safetensors')
+        }
 
     @classmethod
     def pretrained_names(cls, prior: str = 'glr') -> list[str]:
         """Names that :meth:`from_pretrained` takes."""
-        return weights.names(cls, prior)
+        return sorted(cls._packaged(prior))
 
     @classmethod
     def from_pretrained(cls, name: str, prior: str = 'glr') -> Self:
@@ -283,7 +326,14 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If there is no such model of this class.
         """
-        return weights.read(cls, weights.packaged(cls, name, prior)).eval()
+        packaged = cls._packaged(prior)
+        if name not in packaged:
+            raise ValueError(
+                f"'name' must be one of {sorted(packaged)} for {cls.__name__} "
+                f'with prior={prior!r} (got {name!r}); read your own files '
+                f"with '{cls.__name__}.load'"
+            )
+        return cls.load(packaged[name]).eval()
 
     def __repr__(self) -> str:
         kind = type(self.blocks[0]).__name__

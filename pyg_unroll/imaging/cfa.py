@@ -106,6 +106,11 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
     return data
 
 
+def sensor_values(image: Tensor, mask: Tensor) -> Tensor:
+    """The measured value of each pixel, `[B, 1, H, W]`."""
+    return torch.where(mask, image, 0).sum(1, keepdim=True)
+
+
 def check_one_color(mask: Tensor) -> None:
     """Raises a `ValueError` unless each pixel of a mask `[B, 3, H, W]`
     measures one colour.

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.imaging.block_restorer import Block, BlockRestorer
-from pyg_unroll.imaging.cfa import bayer_phase
-from pyg_unroll.imaging.difference_block import DifferenceBlock
+from pyg_unroll.imaging.block_restorer import BlockRestorer
+from pyg_unroll.imaging.blocks import Block, DifferenceBlock
+from pyg_unroll.imaging.cfa import bayer_phase, sensor_values
 from pyg_unroll.imaging.filters import (
     SECOND_DIFFERENCE,
     bilinear,
@@ -58,8 +58,6 @@ class Demosaic(BlockRestorer):
     def __init__(
         self, blocks: Sequence[Block] | None = None, neighbors: int = 8
     ) -> None:
-        if blocks is None:
-            blocks = [DifferenceBlock() for _ in range(2)]
         super().__init__(MosaicEstimate(), blocks, neighbors)
 
 
@@ -68,6 +66,7 @@ class MosaicEstimate:
     colour differences.
     """
 
+    block = DifferenceBlock
     channels = 3
     # Differences (2), their variation (1 + 2) on one side (4).
     receptive_field = 10
@@ -89,7 +88,7 @@ class MosaicEstimate:
         row minus those along the column, which tell the direction of edges),
         and reference.
         """
-        sensor = _sensor(image, mask)
+        sensor = sensor_values(image, mask)
         green = directional_green(sensor, mask[:, 1:2].expand_as(sensor))
         chroma = bilinear((sensor - green).expand(-1, 2, -1, -1), mask[:, ::2])
         red, blue = (green + chroma).split(1, dim=1)
@@ -117,7 +116,9 @@ class MosaicEstimate:
                 'a mosaic of less than 6 x 6 pixels does not show its noise; '
                 "set 'data.noise_std'"
             )
-        planes = F.pixel_unshuffle(_crop(_sensor(image, mask), 2), 2)
+        height, width = (size // 2 * 2 for size in image.shape[-2:])
+        sensor = sensor_values(image, mask)[..., :height, :width]
+        planes = F.pixel_unshuffle(sensor, 2)
         found = []
         for rows, cols in ((-1, -1), (-1, 1), (1, -1)):
             part = _second(_second(planes, rows, -2), cols, -1)
@@ -127,19 +128,8 @@ class MosaicEstimate:
         return torch.stack(found).amin(0)
 
 
-def _sensor(image: Tensor, mask: Tensor) -> Tensor:
-    """The measured value of each pixel."""
-    return torch.where(mask, image, 0).sum(1, keepdim=True)
-
-
 def _second(x: Tensor, sign: int, dim: int) -> Tensor:
     """Each value twice, plus or minus its neighbours along a dimension."""
     size = x.size(dim) - 2
     before, x, after = (x.narrow(dim, k, size) for k in range(3))
     return torch.add(2 * x, before + after, alpha=sign)
-
-
-def _crop(image: Tensor, unit: int) -> Tensor:
-    """Cuts off what exceeds a multiple of `unit` pixels."""
-    height, width = (size // unit * unit for size in image.shape[-2:])
-    return image[..., :height, :width]

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.imaging.block_restorer import Block, BlockRestorer
+from pyg_unroll.imaging.block_restorer import BlockRestorer
+from pyg_unroll.imaging.blocks import Block, GuidedBlock
 from pyg_unroll.imaging.filters import box, reflect, smooth
-from pyg_unroll.imaging.guided_block import GuidedBlock
 
 # Smoothing steps on each level of the pyramid.
 _SWEEPS = 3
@@ -33,8 +33,8 @@ class Inpaint(BlockRestorer):
         blocks (sequence of torch.nn.Module, optional): The blocks, all
             :class:`~pyg_unroll.imaging.GuidedBlock`; two of three channels if
             :obj:`None`. (default: :obj:`None`)
-        neighbors (int, optional): Neighbours of a pixel, see
-            :class:`~pyg_unroll.transforms.GridGraph`. (default: :obj:`8`)
+        neighbors (int, optional): See :class:`~pyg_unroll.imaging.Demosaic`.
+            (default: :obj:`8`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -53,8 +53,6 @@ class Inpaint(BlockRestorer):
     def __init__(
         self, blocks: Sequence[Block] | None = None, neighbors: int = 8
     ) -> None:
-        if blocks is None:
-            blocks = [GuidedBlock() for _ in range(2)]
         super().__init__(PyramidEstimate(), blocks, neighbors)
 
 
@@ -63,6 +61,7 @@ class PyramidEstimate:
     a pyramid of coarser images (Gortler et al., 1996), smoothed on each level.
     """
 
+    block = GuidedBlock
     channels = None
     receptive_field = 4
 

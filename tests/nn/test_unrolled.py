@@ -527,3 +527,18 @@ def test_wrong_positions():
             MLPFeatures(2, **kwargs)
     with pytest.raises(ValueError, match="'out_channels' must be a positive"):
         CNNFeatures(2, 0)
+
+
+def test_convolutions_see_positions():
+    torch.manual_seed(0)
+    image, mask = torch.rand(2, 5, 7), torch.rand(35, 2) > 0.5
+    data = image_to_data(image)
+    net = CNNFeatures(2, 4, 8, pos_channels=2)
+    seen = torch.cat([data.x, mask, data.pos], 1).T.unflatten(1, (5, 7))
+    expected = net.net(seen.unsqueeze(0))[0].flatten(1).T
+    torch.testing.assert_close(net(data.x, mask, data), expected)
+    plain = CNNFeatures(2, 4, 8)
+    assert net.net[0].in_channels == plain.net[0].in_channels + 2
+    data.pos = None
+    with pytest.raises(ValueError, match="no positions; set 'data.pos'"):
+        net(data.x, mask, data)
