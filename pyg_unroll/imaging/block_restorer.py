@@ -35,35 +35,33 @@ _MAX_PIXELS = 450_000
 
 
 class FirstEstimate(Protocol):
-    """The initialiser of a restorer; without parameters."""
+    """The initialiser of a restorer, without parameters: the class of blocks
+    that improve it by default, the number of channels that it is for (any if
+    :obj:`None`), and of pixels from which a value can matter.
+    """
 
-    @property
-    def block(self) -> type[Block]:
-        """The class of blocks that improve it by default."""
-
-    @property
-    def channels(self) -> int | None:
-        """Number of channels that it is for, any if :obj:`None`."""
-
-    @property
-    def receptive_field(self) -> int:
-        """Number of pixels from which a value can matter."""
+    block: type[Block]
+    channels: int | None
+    receptive_field: int
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Rows and columns that 2 x 2 cells lack at the top and left; a
-        `ValueError` for masks that it is not for.
+        """See :meth:`Restorer.phase`; a `ValueError` for masks that it is not
+        for.
         """
+        return 0, 0
 
     def fill(self, image: Tensor, mask: Tensor) -> Tensor:
         """Fills in on whole images what can only be seen from afar."""
+        return image
+
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Estimates the standard deviation of the noise, :math:`(B)`."""
+        raise ValueError("'noise_std' must be given for this model")
 
     def __call__(
         self, image: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Estimate, context and reference of filled images."""
-
-    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Estimates the standard deviation of the noise, :math:`(B)`."""
 
 
 class BlockRestorer(Restorer):

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.imaging.block_restorer import BlockRestorer
+from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock
 from pyg_unroll.imaging.cfa import bayer_phase, sensor_values
 from pyg_unroll.imaging.filters import (
@@ -61,7 +61,7 @@ class Demosaic(BlockRestorer):
         super().__init__(MosaicEstimate(), blocks, neighbors)
 
 
-class MosaicEstimate:
+class MosaicEstimate(FirstEstimate):
     """The first estimate of Bayer mosaics: green along edges, then bilinear
     colour differences.
     """
@@ -72,14 +72,8 @@ class MosaicEstimate:
     receptive_field = 10
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Rows and columns to add before the mask to make it start with red,
-        as RGGB does.
-        """
+        """Rows and columns to add for the mask to start with red."""
         return bayer_phase(mask)
-
-    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The image as it is: a mosaic has no large holes."""
-        return image
 
     def __call__(
         self, image: Tensor, mask: Tensor

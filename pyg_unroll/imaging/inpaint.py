@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.imaging.block_restorer import BlockRestorer
+from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
 from pyg_unroll.imaging.blocks import Block, GuidedBlock
 from pyg_unroll.imaging.filters import box, reflect, smooth
 
@@ -56,7 +56,7 @@ class Inpaint(BlockRestorer):
         super().__init__(PyramidEstimate(), blocks, neighbors)
 
 
-class PyramidEstimate:
+class PyramidEstimate(FirstEstimate):
     """The first estimate of images with missing pixels: push and pull through
     a pyramid of coarser images (Gortler et al., 1996), smoothed on each level.
     """
@@ -64,10 +64,6 @@ class PyramidEstimate:
     block = GuidedBlock
     channels = None
     receptive_field = 4
-
-    def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Zero: any mask will do."""
-        return 0, 0
 
     def fill(self, image: Tensor, mask: Tensor) -> Tensor:
         """Fills in the missing pixels of whole images."""
@@ -101,7 +97,3 @@ class PyramidEstimate:
         share = mask.to(image.dtype).mean(1, keepdim=True)
         grey = box(image.mean(1, keepdim=True), self.receptive_field)
         return image, torch.cat([share.expand_as(grey), grey], dim=1), grey
-
-    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Raises a `ValueError`: scattered pixels do not show their noise."""
-        raise ValueError("'noise_std' must be given for this model")

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from pyg_unroll.checks import check_choice, check_non_negative, check_positive
+from pyg_unroll.checks import (
+    check_choice,
+    check_non_negative,
+    check_positive,
+    is_integer,
+)
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import SmoothnessConv
 
@@ -48,17 +53,14 @@ def block_config(
     check_choice('prior', prior, tuple(_PRIORS))
     _, size, floor = _PRIORS[prior]
     steps = size if steps is None else steps
-    if isinstance(steps, str) or not isinstance(steps, Sequence):
+    if not (
+        isinstance(steps, Sequence)
+        and len(steps) == len(size)
+        and all(is_integer(number) and number > 0 for number in steps)
+    ):
         raise ValueError(
-            f"'steps' must be a sequence of positive integers, such as (5,) "
-            f'(got {steps!r})'
-        )
-    for number in steps:
-        check_positive('steps', number)
-    if len(steps) != len(size):
-        raise ValueError(
-            f"'steps' must be {len(size)} number(s) for prior={prior!r}, such "
-            f'as {size} (got {tuple(steps)})'
+            f"'steps' must be a sequence of {len(size)} positive integer(s) "
+            f'for prior={prior!r}, such as {size} (got {steps!r})'
         )
     floor = floor if weight_floor is None else weight_floor
     check_non_negative('weight_floor', floor)

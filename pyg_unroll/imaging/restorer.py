@@ -52,7 +52,15 @@ class Restorer(torch.nn.Module):
         data = copy.copy(data)
         data.x, data.mask = signal.x, signal.observed
         examples = examples_of(data) if isinstance(data, Batch) else [data]
-        noise = _noise_of(data, len(examples), signal.x.dtype)
+        noise, count = data.get('noise_std'), len(examples)
+        if noise is not None:
+            noise = torch.as_tensor(noise, dtype=signal.x.dtype).view(-1)
+            if len(noise) not in (1, count):
+                raise ValueError(
+                    f"'data.noise_std' must be one value or one for each of "
+                    f'{count} image(s) (got {len(noise)})'
+                )
+            noise = noise.expand(count)
         groups: dict[Any, list[int]] = {}
         images, masks = [], []
         for number, example in enumerate(examples):
@@ -68,7 +76,7 @@ class Restorer(torch.nn.Module):
                 None if noise is None else noise[members],
             )
             outs |= dict(zip(members, to_signals(restored), strict=True))
-        return torch.cat([outs[k] for k in range(len(examples))])
+        return torch.cat([outs[k] for k in range(count)])
 
     def restore(
         self, image: Tensor, mask: Tensor, noise_std: NoiseStd = None
@@ -153,20 +161,6 @@ class Restorer(torch.nn.Module):
         """Restores windows, of even height and width, of the images of
         :meth:`prepare`.
         """
-
-
-def _noise_of(data: Data, count: int, dtype: torch.dtype) -> Tensor | None:
-    """The noise of each image `[B]`, if it is given."""
-    noise = data.get('noise_std')
-    if noise is None:
-        return None
-    noise = torch.as_tensor(noise, dtype=dtype).view(-1)
-    if len(noise) not in (1, count):
-        raise ValueError(
-            f"'data.noise_std' must be one value or one for each of {count} "
-            f'image(s) (got {len(noise)})'
-        )
-    return noise.expand(count)
 
 
 def read_images(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import islice
+
 import torch
 from torch import Tensor
 
@@ -117,21 +120,14 @@ class SelfEnsemble(Wrapper):
     ) -> Tensor:
         """Restores images; see the restorer."""
         noise = self.noise_level(image, mask, noise_std)
-
-        def run(view: int) -> Tensor:
-            turned = None if noise is None else _turn(noise, view)
-            out: Tensor = self.restorer.restore(
-                _turn(image, view), _turn(mask, view), turned
+        images = [image, mask] if noise is None else [image, mask, noise]
+        outs = (
+            _turn(
+                self.restorer.restore(*(_turn(v, view) for v in images)), back
             )
-            return out
-
-        (first, _), *others = list(_VIEWS.items())[: self.num_views]
-        out = run(first)
-        for view, back in others:
-            out += _turn(run(view), back)
-        if not others:
-            return out
-        out = out / self.num_views
+            for view, back in islice(_VIEWS.items(), self.num_views)
+        )
+        out = reduce(torch.add, outs) / self.num_views
         # Held samples are exact, not to rounding only.
         return torch.where(mask, image, out) if noise is None else out
 

@@ -531,14 +531,11 @@ def test_wrong_positions():
 
 def test_convolutions_see_positions():
     torch.manual_seed(0)
-    image, mask = torch.rand(2, 5, 7), torch.rand(35, 2) > 0.5
-    data = image_to_data(image)
-    net = CNNFeatures(2, 4, 8, pos_channels=2)
+    mask = torch.rand(35, 3) > 0.5
+    data = make_data('image', 5, 7)
+    net = CNNFeatures(3, 4, 8, pos_channels=2)
     seen = torch.cat([data.x, mask, data.pos], 1).T.unflatten(1, (5, 7))
     expected = net.net(seen.unsqueeze(0))[0].flatten(1).T
     torch.testing.assert_close(net(data.x, mask, data), expected)
-    plain = CNNFeatures(2, 4, 8)
-    assert net.net[0].in_channels == plain.net[0].in_channels + 2
-    data.pos = None
-    with pytest.raises(ValueError, match="no positions; set 'data.pos'"):
-        net(data.x, mask, data)
+    data.pos = data.pos + 1
+    assert not torch.allclose(net(data.x, mask, data), expected)
