@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
 from pyg_unroll.imaging.blocks import Block, GuidedBlock
-from pyg_unroll.imaging.filters import box, reflect, smooth
+from pyg_unroll.imaging.filters import box, smooth_mirrored
 
 # Smoothing steps on each level of the pyramid.
 _SWEEPS = 3
@@ -84,8 +84,8 @@ class PyramidEstimate(FirstEstimate):
             trust = share / (share + 0.1 * (1 - share))
             out = torch.lerp(out, known, trust)
             for _ in range(_SWEEPS):
-                near = smooth(reflect(out, 1), (0.25, 0.5, 0.25))
-                out = torch.lerp(near[..., 1:-1, 1:-1], known, trust)
+                near = smooth_mirrored(out, (0.25, 0.5, 0.25))
+                out = torch.lerp(near, known, trust)
         return torch.where(mask, image, out)
 
     def __call__(

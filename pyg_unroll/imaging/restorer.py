@@ -62,11 +62,10 @@ class Restorer(torch.nn.Module):
                 )
             noise = noise.expand(count)
         groups: dict[Any, list[int]] = {}
-        images, masks = [], []
-        for number, example in enumerate(examples):
-            images.append(data_to_image(example)[None])
-            masks.append(data_to_image(example, example.mask)[None])
-            key = images[-1].shape, self.phase(masks[-1])
+        images = [data_to_image(example)[None] for example in examples]
+        masks = [data_to_image(each, each.mask)[None] for each in examples]
+        for number, mask in enumerate(masks):
+            key = mask.shape, self.phase(mask)
             groups.setdefault(key, []).append(number)
         outs: dict[int, Tensor] = {}
         for members in groups.values():
