@@ -26,13 +26,6 @@ from pyg_unroll.transforms.grid_graph import WINDOWS
 
 _FOLDER = Path(__file__).parent / 'pretrained'
 
-# Pixels mirrored around an image, even: room for the layers to forget that
-# convolutions see zeros outside.
-_MARGIN = 18
-
-# Pixels at once: about 1.3 GB.
-_MAX_PIXELS = 450_000
-
 
 class FirstEstimate(Protocol):
     """The initialiser of a restorer, without parameters: the class of blocks
@@ -75,7 +68,9 @@ class BlockRestorer(Restorer):
         blocks: Sequence[Block] | None,
         neighbors: int,
     ) -> None:
-        super().__init__(_MARGIN, _MAX_PIXELS)
+        # The margin lets the layers forget that convolutions see zeros
+        # outside; so many pixels at once take about 1.3 GB.
+        super().__init__(margin=18, max_pixels=450_000)
         check_choice('neighbors', neighbors, tuple(WINDOWS))
         if blocks is None:
             blocks = [first_estimate.block() for _ in range(2)]

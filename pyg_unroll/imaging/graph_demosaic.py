@@ -16,13 +16,6 @@ from pyg_unroll.imaging.priors import Prior
 from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
 
-# Pixels mirrored around an image, even: wider than the filters, and enough for
-# the layers to forget the border.
-_MARGIN = 12
-
-# Pixels at once: its layers need less memory than those of trained models.
-_MAX_PIXELS = 2_000_000
-
 
 class GraphDemosaic(Restorer):
     r"""Reconstructs a colour image from a mosaic by interpolating colour
@@ -57,7 +50,9 @@ class GraphDemosaic(Restorer):
     """
 
     def __init__(self, prior: Prior = 'glr') -> None:
-        super().__init__(_MARGIN, _MAX_PIXELS)
+        # The margin is wider than the filters, and lets the layers forget the
+        # border; they need less memory than those of trained models.
+        super().__init__(margin=12, max_pixels=2_000_000)
         check_choice('prior', prior, get_args(Prior))
         self.prior = prior
         self.graph = GridGraph(8)

@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll.transforms.grid_graph import image_shapes
+
+
+def check_image(
+    image: Any, shape: str, cure: str, channels: Sequence[int] | None = None
+) -> None:
+    """Raises a `ValueError` unless it is an image, or several, of a shape."""
+    if (
+        not isinstance(image, Tensor)
+        or image.dim() not in (3, 4)
+        or (channels is not None and image.size(-3) not in channels)
+    ):
+        got = list(image.shape) if hasattr(image, 'shape') else image
+        raise ValueError(
+            f"'image' must be a tensor of shape {shape}, with a leading batch "
+            f'dimension if there are several (got {got}); {cure}'
+        )
+    if image.numel() == 0:
+        raise ValueError(f"'image' is empty (got {list(image.shape)})")
 
 
 def image_to_data(image: Tensor) -> Data:
@@ -30,15 +49,8 @@ def image_to_data(image: Tensor) -> Data:
     Raises:
         ValueError: If :obj:`image` is not of these shapes or is empty.
     """
-    if not isinstance(image, Tensor) or image.dim() not in (3, 4):
-        shape = list(image.shape) if hasattr(image, 'shape') else image
-        raise ValueError(
-            f"'image' must be a tensor of shape [channels, height, width], "
-            f'with a leading batch dimension if there are several (got '
-            f"{shape}); a grey image needs '.unsqueeze(0)'"
-        )
-    if image.numel() == 0:
-        raise ValueError(f"'image' is empty (got {list(image.shape)})")
+    shape = '[channels, height, width]'
+    check_image(image, shape, "a grey image needs '.unsqueeze(0)'")
     if image.dim() == 4:
         return Batch.from_data_list([image_to_data(single) for single in image])
     channels, height, width = image.shape
