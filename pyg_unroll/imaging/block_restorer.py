@@ -293,18 +293,10 @@ class BlockRestorer(Restorer):
         return model
 
     @classmethod
-    def _packaged(cls, prior: str) -> dict[str, Path]:
-        """The files that come with the package, by name."""
-        prefix, suffix = f'{cls.__name__.lower()}-', f'-{prior}'
-        return {
-            path.stem.removeprefix(prefix).removesuffix(suffix): path
-            for path in _FOLDER.glob(f'{prefix}*{suffix}.safetensors')
-        }
-
-    @classmethod
     def pretrained_names(cls, prior: str = 'glr') -> list[str]:
         """Names that :meth:`from_pretrained` takes."""
-        return sorted(cls._packaged(prior))
+        files = _FOLDER.glob(f'{cls.__name__.lower()}-*-{prior}.safetensors')
+        return sorted('-'.join(file.stem.split('-')[1:-1]) for file in files)
 
     @classmethod
     def from_pretrained(cls, name: str, prior: str = 'glr') -> Self:
@@ -319,14 +311,15 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If there is no such model of this class.
         """
-        packaged = cls._packaged(prior)
-        if name not in packaged:
+        names, kind = cls.pretrained_names(prior), cls.__name__
+        if name not in names:
             raise ValueError(
-                f"'name' must be one of {sorted(packaged)} for {cls.__name__} "
-                f'with prior={prior!r} (got {name!r}); read your own files '
-                f"with '{cls.__name__}.load'"
+                f"'name' must be one of {names} for {kind} with prior="
+                f'{prior!r} (got {name!r}); read your own files with '
+                f"'{kind}.load'"
             )
-        return cls.load(packaged[name]).eval()
+        file = f'{kind.lower()}-{name}-{prior}.safetensors'
+        return cls.load(_FOLDER / file).eval()
 
     def __repr__(self) -> str:
         kind = type(self.blocks[0]).__name__

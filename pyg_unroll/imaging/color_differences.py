@@ -5,6 +5,7 @@ a trained block takes with the outputs of its net.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,13 +58,9 @@ class ColorDifferences(torch.nn.Module):
         weight_floor: float = 0.0,
     ) -> None:
         super().__init__()
+        metric = partial(MahalanobisGraph, heads=heads, normalization=None)
         self.smooth_metric, self.fill_metric = (
-            MahalanobisGraph(
-                size + feature_channels,
-                heads,
-                normalization=None,
-                floor=weight_floor,
-            )
+            metric(size + feature_channels, floor=weight_floor)
             for size in (3, 1)
         )
         # Colour differences vary by some hundredths.

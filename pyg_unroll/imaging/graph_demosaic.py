@@ -129,7 +129,7 @@ def _is_checkerboard(green: Tensor) -> list[bool]:
     """Whether green of each mask alternates with other colours along rows and
     columns.
     """
-    along_row = green[..., 1:] != green[..., :-1]
-    along_column = green[..., 1:, :] != green[..., :-1, :]
-    both = along_row.flatten(1).all(1) & along_column.flatten(1).all(1)
-    return both.tolist()
+    along_row, along_column = (
+        green.diff(dim=dim).flatten(1).all(1) for dim in (-1, -2)
+    )
+    return (along_row & along_column).tolist()

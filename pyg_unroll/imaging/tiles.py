@@ -54,8 +54,10 @@ def _tile_size(
     max_pixels = 3 * max_pixels // 4
     smallest = 4 * halo + 2
     sizes: list[tuple[int, int, int, int]] = []
-    rows, tile_height = 1, height
-    while rows == 1 or (tile_height >= smallest and 2 * rows <= height):
+    for rows in range(1, height // 2 + 1):
+        tile_height = _equal_parts(height, rows, halo)
+        if rows > 1 and tile_height < smallest:
+            break
         tile_width = max(max_pixels // tile_height // 2 * 2, smallest)
         cols = 1
         if tile_width < width:
@@ -64,8 +66,6 @@ def _tile_size(
         area = tile_height * tile_width
         work = rows * cols * area
         sizes.append((max(area, max_pixels), work, tile_height, tile_width))
-        rows += 1
-        tile_height = _equal_parts(height, rows, halo)
     return min(sizes)[2:]
 
 
