@@ -35,7 +35,7 @@ _NOISE_SCALE = 10.0
 _GUIDE_SCALE = 0.1
 _FEATURE_SCALE = 3.0
 
-# Where softplus is one.
+# Softplus is one there.
 _SOFTPLUS_ONE = 0.5413248546
 
 
@@ -126,12 +126,9 @@ class GuidedBlock(torch.nn.Module):
         is_soft = fidelity == 'soft'
         # Guide, features of the graph, confidence.
         self.output_sizes = [channels, feature_channels, int(is_soft)]
-        self.features = CellFeatures(
-            channels + CONTEXT_CHANNELS + is_soft,
-            hidden_channels,
-            sum(self.output_sizes),
-            num_layers,
-        )
+        seen = channels + CONTEXT_CHANNELS + is_soft
+        out = sum(self.output_sizes)
+        self.features = CellFeatures(seen, hidden_channels, out, num_layers)
         self.metric = MahalanobisGraph(
             feature_channels, heads, floor=self.config['weight_floor']
         )
@@ -229,19 +226,15 @@ class DifferenceBlock(torch.nn.Module):
         )
         # Guide, features of both graphs, gain, confidence, share kept.
         self.output_sizes = [3, feature_channels, feature_channels, 1, 2, 1]
+        seen = self.channels + CONTEXT_CHANNELS
+        out = sum(self.output_sizes)
         self.features = CellFeatures(
-            self.channels + CONTEXT_CHANNELS,
-            hidden_channels,
-            sum(self.output_sizes),
-            self.config['num_layers'],
+            seen, hidden_channels, out, self.config['num_layers']
         )
+        prior, steps = self.config['prior'], self.config['steps']
+        floor = self.config['weight_floor']
         self.step = ColorDifferences(
-            self.config['prior'],
-            self.config['steps'],
-            self.config['steps'],
-            feature_channels,
-            heads,
-            self.config['weight_floor'],
+            prior, steps, steps, feature_channels, heads, floor
         )
 
     def reset_parameters(self) -> None:

@@ -1,4 +1,4 @@
-"""Colour filter arrays: what a camera's sensor sees of an image."""
+"""Colour filter arrays: the samples of an image that a sensor measures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cfa_mask(
     width: int,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    r"""Which colour each pixel of a sensor measures.
+    r"""The colour that each pixel of a sensor measures.
 
     Args:
         pattern (str): One of :obj:`'RGGB'`, :obj:`'BGGR'`, :obj:`'GRBG'`,

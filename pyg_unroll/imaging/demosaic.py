@@ -13,9 +13,9 @@ from pyg_unroll.imaging.blocks import Block, DifferenceBlock
 from pyg_unroll.imaging.cfa import bayer_phase, sensor_values
 from pyg_unroll.imaging.filters import (
     SECOND_DIFFERENCE,
-    bilinear,
     correlate,
     directional_green,
+    local_mean,
 )
 
 
@@ -84,7 +84,7 @@ class MosaicEstimate(FirstEstimate):
         """
         sensor = sensor_values(image, mask)
         green = directional_green(sensor, mask[:, 1:2].expand_as(sensor))
-        chroma = bilinear((sensor - green).expand(-1, 2, -1, -1), mask[:, ::2])
+        chroma = local_mean(sensor - green, mask[:, ::2])
         red, blue = (green + chroma).split(1, dim=1)
         edges = correlate(sensor, SECOND_DIFFERENCE, -1) - correlate(
             sensor, SECOND_DIFFERENCE, -2

@@ -84,16 +84,16 @@ def local_interpolation(x: Tensor, mask: Tensor) -> Tensor:
         Images :math:`(B, C, H, W)`, known pixels unchanged.
     """
     if bool((smooth_mirrored(mask.to(x.dtype), _LINEAR) > 0).all()):
-        return bilinear(x, mask)
-    return _local_mean(x, mask, (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3))
+        return local_mean(x, mask)
+    return local_mean(x, mask, (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3))
 
 
-def bilinear(x: Tensor, mask: Tensor) -> Tensor:
-    """Interpolates a Bayer pattern, without a look at the mask."""
-    return _local_mean(x, mask, _LINEAR)
-
-
-def _local_mean(x: Tensor, mask: Tensor, taps: Sequence[float]) -> Tensor:
+def local_mean(
+    x: Tensor, mask: Tensor, taps: Sequence[float] = _LINEAR
+) -> Tensor:
+    """Fills unknown pixels by a weighted mean; by default, this is bilinear
+    interpolation of a Bayer pattern.
+    """
     total = smooth_mirrored(torch.where(mask, x, 0), taps)
     share = smooth_mirrored(mask.to(x.dtype), taps)
     # A tiny image may lack a colour: leave it black.

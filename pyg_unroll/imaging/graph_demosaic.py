@@ -126,9 +126,7 @@ class GraphDemosaic(Restorer):
 
 
 def _is_checkerboard(green: Tensor) -> list[bool]:
-    """Whether green of each mask alternates with other colours along rows and
-    columns.
-    """
+    """True for masks in which green alternates along rows and columns."""
     along_row, along_column = (
         green.diff(dim=dim).flatten(1).all(1) for dim in (-1, -2)
     )
