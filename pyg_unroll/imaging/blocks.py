@@ -110,17 +110,14 @@ class GuidedBlock(torch.nn.Module):
         weight_floor: float | None = None,
     ) -> None:
         super().__init__()
-        self.config = block_config(
-            num_layers,
-            prior,
-            steps,
-            weight_floor,
-            channels=channels,
-            hidden_channels=hidden_channels,
-            feature_channels=feature_channels,
-            heads=heads,
-        )
-        self.config['fidelity'] = fidelity
+        sizes = {
+            'channels': channels,
+            'hidden_channels': hidden_channels,
+            'feature_channels': feature_channels,
+            'heads': heads,
+        }
+        config = block_config(sizes, num_layers, prior, steps, weight_floor)
+        self.config = {**config, 'fidelity': fidelity}
         self.channels = channels
         self.fidelity: Fidelity = fidelity
         is_soft = fidelity == 'soft'
@@ -130,12 +127,12 @@ class GuidedBlock(torch.nn.Module):
         out = sum(self.output_sizes)
         self.features = CellFeatures(seen, hidden_channels, out, num_layers)
         self.metric = MahalanobisGraph(
-            feature_channels, heads, floor=self.config['weight_floor']
+            feature_channels, heads, floor=config['weight_floor']
         )
         # The rest of an image beside its guide varies by some hundredths.
         options = {'rho': 3200.0} if prior == 'gtv' else {}
         self.conv = make_conv(
-            prior, self.config['steps'], heads, fidelity=fidelity, **options
+            prior, config['steps'], heads, fidelity=fidelity, **options
         )
         self.reset_parameters()
 
@@ -218,12 +215,12 @@ class DifferenceBlock(torch.nn.Module):
         **options: Unpack[BlockOptions],
     ) -> None:
         super().__init__()
-        self.config = block_config(
-            hidden_channels=hidden_channels,
-            feature_channels=feature_channels,
-            heads=heads,
-            **options,
-        )
+        sizes = {
+            'hidden_channels': hidden_channels,
+            'feature_channels': feature_channels,
+            'heads': heads,
+        }
+        self.config = block_config(sizes, **options)
         # Guide, features of both graphs, gain, confidence, share kept.
         self.output_sizes = [3, feature_channels, feature_channels, 1, 2, 1]
         seen = self.channels + CONTEXT_CHANNELS

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
 from pyg_unroll.checks import (
@@ -38,11 +38,11 @@ class BlockOptions(TypedDict, total=False):
 
 
 def block_config(
+    sizes: Mapping[str, int],
     num_layers: int = 6,
     prior: Prior = 'glr',
     steps: Sequence[int] | None = None,
     weight_floor: float | None = None,
-    **sizes: int,
 ) -> dict[str, Any]:
     """Checks the arguments of a block, and gives those that follow from its
     prior their defaults.
