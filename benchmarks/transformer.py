@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyg_unroll.imaging.blocks import CONTEXT_CHANNELS
 from pyg_unroll.imaging.demosaic import MosaicEstimate
-from pyg_unroll.imaging.scene import CONTEXT_CHANNELS
 
 _WINDOW = 8
 

@@ -51,7 +51,7 @@ _TYPES = {
     'UnrolledGLR': 'pyg_unroll.nn.UnrolledGLR',
     'UnrolledGTV': 'pyg_unroll.nn.UnrolledGTV',
     'Restorer': 'pyg_unroll.imaging.restorer.Restorer',
-    'Scene': 'pyg_unroll.imaging.scene.Scene',
+    'Scene': 'pyg_unroll.imaging.blocks.Scene',
     'BaseTransform': 'torch_geometric.transforms.BaseTransform',
     'Path': 'pathlib.Path',
 }

@@ -484,10 +484,14 @@ RESTORERS = [
     (lambda: GuidedBlock(fidelity='x'), "'fidelity' must be one of.*'x'"),
     (
         lambda: GuidedBlock(steps=(3, 2)),
-        r"'steps' must be 1 number.*prior='glr', such as \(5,\).*\(3, 2\)",
+        r"'steps' must be .* 1 positive integer.*prior='glr', such as "
+        r'\(5,\) \(got \(3, 2\)\)',
     ),
     (lambda: GuidedBlock(steps=5), r"'steps' must be a sequence.*got 5\)"),
-    (lambda: GuidedBlock(steps=(0,)), POSITIVE.format('steps', 0)),
+    (
+        lambda: GuidedBlock(steps=(0,)),
+        r"'steps' must be .*positive integer.*got \(0,\)\)",
+    ),
     (
         lambda: GuidedBlock(weight_floor=-1),
         "'weight_floor' must be a finite, non-negative number",

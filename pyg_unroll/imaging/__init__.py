@@ -1,12 +1,11 @@
 """Images: to data and back, colour filter arrays, and restorers."""
 
+from pyg_unroll.imaging.blocks import DifferenceBlock, GuidedBlock
 from pyg_unroll.imaging.cfa import CFA_PATTERNS, cfa_mask, mosaic
 from pyg_unroll.imaging.demosaic import Demosaic
-from pyg_unroll.imaging.difference_block import DifferenceBlock
 from pyg_unroll.imaging.features import CNNFeatures
 from pyg_unroll.imaging.filters import local_interpolation
 from pyg_unroll.imaging.graph_demosaic import GraphDemosaic
-from pyg_unroll.imaging.guided_block import GuidedBlock
 from pyg_unroll.imaging.images import (
     data_to_image,
     image_to_data,

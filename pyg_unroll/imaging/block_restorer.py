@@ -2,77 +2,78 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, Self, TypeAlias, cast
+from typing import Any, Protocol, Self
 
+import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
-from pyg_unroll.checks import can_read_values, check_choice, check_model_type
-from pyg_unroll.imaging import weights
-from pyg_unroll.imaging.difference_block import DifferenceBlock
-from pyg_unroll.imaging.guided_block import GuidedBlock
-from pyg_unroll.imaging.restorer import Restorer, read_images
-from pyg_unroll.imaging.scene import Scene
+from pyg_unroll.checks import (
+    can_read_values,
+    check_choice,
+    check_finite,
+    check_model_type,
+)
+from pyg_unroll.imaging.blocks import Block, DifferenceBlock, GuidedBlock, Scene
+from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
 from pyg_unroll.transforms.grid_graph import WINDOWS
 
-Block: TypeAlias = DifferenceBlock | GuidedBlock
-
-# Pixels mirrored around an image, even: room for the layers to forget that
-# convolutions see zeros outside.
-_MARGIN = 18
-
-# Pixels at once: about 1.3 GB.
-_MAX_PIXELS = 450_000
+_FOLDER = Path(__file__).parent / 'pretrained'
 
 
 class FirstEstimate(Protocol):
-    """The initialiser of a restorer; without parameters."""
+    """The initialiser of a restorer, without parameters: the class of blocks
+    that improve it by default, the number of channels that it is for (any if
+    :obj:`None`), and of pixels from which a value can matter.
+    """
 
-    @property
-    def channels(self) -> int | None:
-        """Number of channels that it is for, any if :obj:`None`."""
-
-    @property
-    def receptive_field(self) -> int:
-        """Number of pixels from which a value can matter."""
+    block: type[Block]
+    channels: int | None
+    receptive_field: int
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Rows and columns that 2 x 2 cells lack at the top and left; a
-        `ValueError` for masks that it is not for.
+        """See :meth:`Restorer.phase`; a `ValueError` for masks that it is not
+        for.
         """
+        return 0, 0
 
     def fill(self, image: Tensor, mask: Tensor) -> Tensor:
         """Fills in on whole images what can only be seen from afar."""
+        return image
+
+    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
+        """Estimates the standard deviation of the noise, :math:`(B)`."""
+        raise ValueError("'noise_std' must be given for this model")
 
     def __call__(
         self, image: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Estimate, context and reference of filled images."""
 
-    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Estimates the standard deviation of the noise, :math:`(B)`."""
-
 
 class BlockRestorer(Restorer):
-    r"""A first estimate of images, and blocks that improve it.
-
-    Args:
-        first_estimate (FirstEstimate): The initialiser.
-        blocks (sequence of torch.nn.Module): The blocks.
-        neighbors (int, optional): Neighbours of a pixel. (default: :obj:`8`)
+    """A first estimate of images, and blocks that improve it, by default two
+    of the class that goes with it, on pixels with so many neighbours.
     """
 
     def __init__(
         self,
         first_estimate: FirstEstimate,
-        blocks: Sequence[Block],
-        neighbors: int = 8,
+        blocks: Sequence[Block] | None,
+        neighbors: int,
     ) -> None:
-        super().__init__(_MARGIN, _MAX_PIXELS)
+        # The margin lets the layers forget that convolutions see zeros
+        # outside; so many pixels at once take about 1.3 GB.
+        super().__init__(margin=18, max_pixels=450_000)
         check_choice('neighbors', neighbors, tuple(WINDOWS))
+        if blocks is None:
+            blocks = [first_estimate.block() for _ in range(2)]
         kinds = {(block.channels, block.fidelity) for block in blocks}
         if len(kinds) != 1:
             raise ValueError(
@@ -87,21 +88,15 @@ class BlockRestorer(Restorer):
             )
         self.first_estimate = first_estimate
         self.graph = GridGraph(neighbors)
-        self.blocks = torch.nn.ModuleList(blocks)
+        self.blocks: Any = torch.nn.ModuleList(blocks)
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
-        for block in self._blocks():
+        for block in self.blocks:
             block.reset_parameters()
 
-    def _blocks(self) -> list[Block]:
-        return cast('list[Block]', list(self.blocks))
-
     def estimates(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | float | None = None,
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd = None
     ) -> list[Tensor]:
         r"""Runs the blocks on images as they are, to train on them.
 
@@ -139,7 +134,7 @@ class BlockRestorer(Restorer):
     def receptive_field(self) -> int:
         """See :class:`Restorer`."""
         size = self.first_estimate.receptive_field
-        size += sum(block.receptive_field for block in self._blocks())
+        size += sum(block.receptive_field for block in self.blocks)
         return size + size % 2
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
@@ -147,7 +142,7 @@ class BlockRestorer(Restorer):
         return self.first_estimate.phase(mask)
 
     def prepare(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> tuple[Tensor, ...]:
         """See :class:`Restorer`."""
         check_model_type(self, 'image', image)
@@ -180,7 +175,7 @@ class BlockRestorer(Restorer):
         return results
 
     def noise_level(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> Tensor | None:
         """See :class:`Restorer`."""
         if self.fidelity == 'hard':
@@ -219,24 +214,19 @@ class BlockRestorer(Restorer):
     @property
     def config(self) -> dict[str, Any]:
         """Arguments that build the model again."""
-        return {
-            'blocks': [
-                {'class': type(block).__name__, **block.config}
-                for block in self._blocks()
-            ],
-            'neighbors': self.graph.window,
-        }
+        blocks = [
+            {'class': type(block).__name__, **block.config}
+            for block in self.blocks
+        ]
+        return {'blocks': blocks, 'neighbors': self.graph.window}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
         """Builds a model of a :attr:`config`."""
         kinds = {kind.__name__: kind for kind in (DifferenceBlock, GuidedBlock)}
-        blocks = [
-            kinds[block['class']](
-                **{k: v for k, v in block.items() if k != 'class'}
-            )
-            for block in config['blocks']
-        ]
+        blocks = []
+        for options in map(dict, config['blocks']):
+            blocks.append(kinds[options.pop('class')](**options))
         make: Any = cls  # whose first estimate is its own
         model: Self = make(blocks=blocks, neighbors=config['neighbors'])
         return model
@@ -254,7 +244,19 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If the file cannot be written.
         """
-        weights.write(self, path, notes)
+        metadata = {
+            **(notes or {}),
+            'class': type(self).__name__,
+            'config': json.dumps(self.config, default=np.generic.item),
+        }
+        state = {k: v.contiguous() for k, v in self.state_dict().items()}
+        try:
+            save_file(state, path, metadata)
+        except (TypeError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"'path' cannot be written, or 'notes' are not texts (got "
+                f'{path}: {error})'
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -263,12 +265,38 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If the file cannot be read or holds another model.
         """
-        return weights.read(cls, path)
+        try:
+            with safe_open(path, framework='pt') as file:
+                metadata = file.metadata() or {}
+                state = {key: file.get_tensor(key) for key in file.keys()}
+        except (TypeError, OSError, SafetensorError) as error:
+            raise ValueError(
+                f"'path' is not a readable safetensors file (got {path}: "
+                f'{error})'
+            ) from error
+        name = cls.__name__
+        if metadata.get('class') != name:
+            raise ValueError(
+                f"'path' holds a {metadata.get('class', 'foreign file')}, not "
+                f"a {name} (got {path}); load it with that class's 'load'"
+            )
+        try:
+            model = cls.from_config(json.loads(metadata['config']))
+            model.load_state_dict(state, assign=True)  # keeps their type
+            for key, value in state.items():
+                check_finite(key, value)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"'path' holds a {name} whose weights or configuration are "
+                f'damaged (got {path}: {error})'
+            ) from error
+        return model
 
     @classmethod
     def pretrained_names(cls, prior: str = 'glr') -> list[str]:
         """Names that :meth:`from_pretrained` takes."""
-        return weights.names(cls, prior)
+        files = _FOLDER.glob(f'{cls.__name__.lower()}-*-{prior}.safetensors')
+        return sorted('-'.join(file.stem.split('-')[1:-1]) for file in files)
 
     @classmethod
     def from_pretrained(cls, name: str, prior: str = 'glr') -> Self:
@@ -283,7 +311,15 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If there is no such model of this class.
         """
-        return weights.read(cls, weights.packaged(cls, name, prior)).eval()
+        names, kind = cls.pretrained_names(prior), cls.__name__
+        if name not in names:
+            raise ValueError(
+                f"'name' must be one of {names} for {kind} with prior="
+                f'{prior!r} (got {name!r}); read your own files with '
+                f"'{kind}.load'"
+            )
+        file = f'{kind.lower()}-{name}-{prior}.safetensors'
+        return cls.load(_FOLDER / file).eval()
 
     def __repr__(self) -> str:
         kind = type(self.blocks[0]).__name__

@@ -1,4 +1,4 @@
-"""Colour filter arrays: what a camera's sensor sees of an image."""
+"""Colour filter arrays: the samples of an image that a sensor measures."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from pyg_unroll.checks import check_choice, check_positive
-from pyg_unroll.imaging.images import image_to_data, to_unit_range
+from pyg_unroll.checks import check_choice, check_finite, check_positive
+from pyg_unroll.imaging.images import check_image, image_to_data, to_unit_range
 
 _BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
 _TILES: dict[str, tuple[str, ...]] = {
@@ -23,7 +23,7 @@ def cfa_mask(
     width: int,
     device: torch.device | str | None = None,
 ) -> Tensor:
-    r"""Which colour each pixel of a sensor measures.
+    r"""The colour that each pixel of a sensor measures.
 
     Args:
         pattern (str): One of :obj:`'RGGB'`, :obj:`'BGGR'`, :obj:`'GRBG'`,
@@ -78,24 +78,16 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
         ValueError: If the image has not 1 or 3 channels, holds NaN or
             infinity, or the pattern is unknown.
     """
-    if isinstance(image, Tensor) and image.numel() == 0:
-        raise ValueError(f"'image' is empty (got {list(image.shape)})")
-    if isinstance(image, Tensor) and image.dim() == 4:
+    check_image(
+        image,
+        '[3, height, width], or [1, height, width] for raw sensor values',
+        'permute an image whose channels come last',
+        channels=(1, 3),
+    )
+    if image.dim() == 4:
         return Batch.from_data_list([mosaic(part, pattern) for part in image])
-    if (
-        not isinstance(image, Tensor)
-        or image.dim() != 3
-        or image.size(0) not in (1, 3)
-    ):
-        shape = list(image.shape) if hasattr(image, 'shape') else image
-        raise ValueError(
-            f"'image' must have shape [3, height, width], or [1, height, "
-            f'width] for raw sensor values (got {shape}); permute an image '
-            f'whose channels come last'
-        )
     image = to_unit_range(image)
-    if not bool(torch.isfinite(image).all()):
-        raise ValueError("'image' must be finite (got NaN or infinity)")
+    check_finite('image', image)
     mask = cfa_mask(pattern, image.size(1), image.size(2), image.device)
     # Colours last in memory, as the nodes are: large images are not copied.
     mask = mask.permute(1, 2, 0).contiguous()
@@ -104,6 +96,11 @@ def mosaic(image: Tensor, pattern: str = 'RGGB') -> Data:
     data.mask = mask.view(-1, 3)
     data.pattern = pattern
     return data
+
+
+def sensor_values(image: Tensor, mask: Tensor) -> Tensor:
+    """The measured value of each pixel, `[B, 1, H, W]`."""
+    return torch.where(mask, image, 0).sum(1, keepdim=True)
 
 
 def check_one_color(mask: Tensor) -> None:

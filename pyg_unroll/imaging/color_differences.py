@@ -5,6 +5,7 @@ a trained block takes with the outputs of its net.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.imaging.filters import box, smooth
-from pyg_unroll.imaging.images import to_images, to_signals
+from pyg_unroll.imaging.images import to_images, to_node_mask, to_signals
 from pyg_unroll.imaging.priors import Prior, make_conv
 from pyg_unroll.transforms import MahalanobisGraph
 
@@ -54,18 +55,12 @@ class ColorDifferences(torch.nn.Module):
         fill_steps: Sequence[int],
         feature_channels: int = 0,
         heads: int = 1,
-        gain_limit: float = 1.0,
         weight_floor: float = 0.0,
     ) -> None:
         super().__init__()
-        self._initial_gain = gain_limit
+        metric = partial(MahalanobisGraph, heads=heads, normalization=None)
         self.smooth_metric, self.fill_metric = (
-            MahalanobisGraph(
-                size + feature_channels,
-                heads,
-                normalization=None,
-                floor=weight_floor,
-            )
+            metric(size + feature_channels, floor=weight_floor)
             for size in (3, 1)
         )
         # Colour differences vary by some hundredths.
@@ -91,7 +86,7 @@ class ColorDifferences(torch.nn.Module):
         self.smooth_conv.reset_parameters()
         self.fill_conv.reset_parameters()
         with torch.no_grad():
-            self.gain_limit.fill_(self._initial_gain)
+            self.gain_limit.fill_(1.0)
             for metric in (self.smooth_metric, self.fill_metric):
                 for head, matrix in enumerate(metric.weight):
                     torch.nn.init.eye_(matrix).mul_(2.0**-head)
@@ -157,7 +152,6 @@ class ColorDifferences(torch.nn.Module):
             the state of the layer.
         """
         is_chroma = mask[:, ::2]
-        known = to_signals(is_chroma)
         shown = [green / _FILL_SCALE, *features]
         rest, state = self.fill_conv.solve(
             to_signals(torch.where(is_chroma, sensor - green, 0) - guide),
@@ -165,7 +159,7 @@ class ColorDifferences(torch.nn.Module):
             self.fill_metric.edge_weights(
                 to_signals(torch.cat(shown, 1)), topology
             ),
-            mask=known[0] if known.size(0) == 1 else known,
+            mask=to_node_mask(is_chroma),
             warm_start=to_signals(start - guide),
             state=state,
         )

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.imaging.block_restorer import Block, BlockRestorer
-from pyg_unroll.imaging.cfa import bayer_phase
-from pyg_unroll.imaging.difference_block import DifferenceBlock
+from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
+from pyg_unroll.imaging.blocks import Block, DifferenceBlock
+from pyg_unroll.imaging.cfa import bayer_phase, sensor_values
 from pyg_unroll.imaging.filters import (
     SECOND_DIFFERENCE,
-    bilinear,
     correlate,
     directional_green,
+    local_mean,
 )
 
 
@@ -58,29 +58,22 @@ class Demosaic(BlockRestorer):
     def __init__(
         self, blocks: Sequence[Block] | None = None, neighbors: int = 8
     ) -> None:
-        if blocks is None:
-            blocks = [DifferenceBlock() for _ in range(2)]
         super().__init__(MosaicEstimate(), blocks, neighbors)
 
 
-class MosaicEstimate:
+class MosaicEstimate(FirstEstimate):
     """The first estimate of Bayer mosaics: green along edges, then bilinear
     colour differences.
     """
 
+    block = DifferenceBlock
     channels = 3
     # Differences (2), their variation (1 + 2) on one side (4).
     receptive_field = 10
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Rows and columns to add before the mask to make it start with red,
-        as RGGB does.
-        """
+        """Rows and columns to add for the mask to start with red."""
         return bayer_phase(mask)
-
-    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
-        """The image as it is: a mosaic has no large holes."""
-        return image
 
     def __call__(
         self, image: Tensor, mask: Tensor
@@ -89,9 +82,9 @@ class MosaicEstimate:
         row minus those along the column, which tell the direction of edges),
         and reference.
         """
-        sensor = _sensor(image, mask)
+        sensor = sensor_values(image, mask)
         green = directional_green(sensor, mask[:, 1:2].expand_as(sensor))
-        chroma = bilinear((sensor - green).expand(-1, 2, -1, -1), mask[:, ::2])
+        chroma = local_mean(sensor - green, mask[:, ::2])
         red, blue = (green + chroma).split(1, dim=1)
         edges = correlate(sensor, SECOND_DIFFERENCE, -1) - correlate(
             sensor, SECOND_DIFFERENCE, -2
@@ -117,7 +110,9 @@ class MosaicEstimate:
                 'a mosaic of less than 6 x 6 pixels does not show its noise; '
                 "set 'data.noise_std'"
             )
-        planes = F.pixel_unshuffle(_crop(_sensor(image, mask), 2), 2)
+        height, width = (size // 2 * 2 for size in image.shape[-2:])
+        sensor = sensor_values(image, mask)[..., :height, :width]
+        planes = F.pixel_unshuffle(sensor, 2)
         found = []
         for rows, cols in ((-1, -1), (-1, 1), (1, -1)):
             part = _second(_second(planes, rows, -2), cols, -1)
@@ -127,19 +122,8 @@ class MosaicEstimate:
         return torch.stack(found).amin(0)
 
 
-def _sensor(image: Tensor, mask: Tensor) -> Tensor:
-    """The measured value of each pixel."""
-    return torch.where(mask, image, 0).sum(1, keepdim=True)
-
-
 def _second(x: Tensor, sign: int, dim: int) -> Tensor:
     """Each value twice, plus or minus its neighbours along a dimension."""
     size = x.size(dim) - 2
     before, x, after = (x.narrow(dim, k, size) for k in range(3))
     return torch.add(2 * x, before + after, alpha=sign)
-
-
-def _crop(image: Tensor, unit: int) -> Tensor:
-    """Cuts off what exceeds a multiple of `unit` pixels."""
-    height, width = (size // unit * unit for size in image.shape[-2:])
-    return image[..., :height, :width]

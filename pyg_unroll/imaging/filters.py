@@ -21,18 +21,10 @@ _POWER = 3
 _FLOOR = 1e-4
 
 
-def reflect(x: Tensor, margin: int) -> Tensor:
-    """Extends images by mirroring, without repeating the edge, as often as
-    it takes; this keeps the phase of a colour filter array.
-    """
-    height, width = x.shape[-2:]
-    rows = slice(-margin, height + margin)
-    return mirrored(x, rows, slice(-margin, width + margin))
-
-
 def mirrored(x: Tensor, rows: slice, cols: slice) -> Tensor:
-    """A window of images that are mirrored at their border, from below zero
-    to beyond the last row and column.
+    """A window of images, from below zero to beyond the last row and column:
+    they are mirrored without repeating the edge, as often as it takes, which
+    keeps the phase of a colour filter array.
     """
     for dim, window in ((-2, rows), (-1, cols)):
         last = x.size(dim) - 1
@@ -64,6 +56,14 @@ def smooth(x: Tensor, taps: Sequence[float]) -> Tensor:
     return correlate(correlate(x, taps, -1), taps, -2)
 
 
+def smooth_mirrored(x: Tensor, taps: Sequence[float]) -> Tensor:
+    """Correlates images, mirrored at the border, with a separable filter."""
+    margin = len(taps) // 2
+    inner = slice(margin, -margin)
+    rows, cols = (slice(-margin, size + margin) for size in x.shape[-2:])
+    return smooth(mirrored(x, rows, cols), taps)[..., inner, inner]
+
+
 def box(x: Tensor, radius: int) -> Tensor:
     """Local mean over a square of `2 * radius + 1` pixels."""
     size = 2 * radius + 1
@@ -83,25 +83,19 @@ def local_interpolation(x: Tensor, mask: Tensor) -> Tensor:
     Returns:
         Images :math:`(B, C, H, W)`, known pixels unchanged.
     """
-    known = reflect(mask.to(x.dtype), 1)
-    near = smooth(known, _LINEAR)[..., 1:-1, 1:-1]
-    if bool((near > 0).all()):
-        return bilinear(x, mask)
-    return _local_mean(x, mask, (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3))
+    if bool((smooth_mirrored(mask.to(x.dtype), _LINEAR) > 0).all()):
+        return local_mean(x, mask)
+    return local_mean(x, mask, (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3))
 
 
-def bilinear(x: Tensor, mask: Tensor) -> Tensor:
-    """Interpolates a Bayer pattern, without a look at the mask."""
-    return _local_mean(x, mask, _LINEAR)
-
-
-def _local_mean(x: Tensor, mask: Tensor, taps: Sequence[float]) -> Tensor:
-    known = mask.to(x.dtype)
-    value = torch.where(mask, x, 0)
-    margin = len(taps)
-    inner = slice(margin, -margin)
-    total = smooth(reflect(value, margin), taps)[..., inner, inner]
-    share = smooth(reflect(known, margin), taps)[..., inner, inner]
+def local_mean(
+    x: Tensor, mask: Tensor, taps: Sequence[float] = _LINEAR
+) -> Tensor:
+    """Fills unknown pixels by a weighted mean; by default, this is bilinear
+    interpolation of a Bayer pattern.
+    """
+    total = smooth_mirrored(torch.where(mask, x, 0), taps)
+    share = smooth_mirrored(mask.to(x.dtype), taps)
     # A tiny image may lack a colour: leave it black.
     return torch.where(mask, x, total / share.clamp(min=1e-6))
 

@@ -8,20 +8,13 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.checks import check_choice, check_not_half
-from pyg_unroll.imaging.cfa import check_one_color
+from pyg_unroll.imaging.cfa import check_one_color, sensor_values
 from pyg_unroll.imaging.color_differences import DETAIL_RATIO, ColorDifferences
 from pyg_unroll.imaging.filters import directional_green, local_interpolation
-from pyg_unroll.imaging.images import to_images, to_signals
+from pyg_unroll.imaging.images import to_images, to_node_mask, to_signals
 from pyg_unroll.imaging.priors import Prior
-from pyg_unroll.imaging.restorer import Restorer, read_images
+from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
-
-# Pixels mirrored around an image, even: wider than the filters, and enough for
-# the layers to forget the border.
-_MARGIN = 12
-
-# Pixels at once: its layers need less memory than those of trained models.
-_MAX_PIXELS = 2_000_000
 
 
 class GraphDemosaic(Restorer):
@@ -57,12 +50,14 @@ class GraphDemosaic(Restorer):
     """
 
     def __init__(self, prior: Prior = 'glr') -> None:
-        super().__init__(_MARGIN, _MAX_PIXELS)
+        # The margin is wider than the filters, and lets the layers forget the
+        # border; they need less memory than those of trained models.
+        super().__init__(margin=12, max_pixels=2_000_000)
         check_choice('prior', prior, get_args(Prior))
         self.prior = prior
         self.graph = GridGraph(8)
         smooth, fill = ((5,), (6,)) if prior == 'glr' else ((6, 4), (2, 4))
-        self.step = ColorDifferences(prior, smooth, fill, gain_limit=1.5)
+        self.step = ColorDifferences(prior, smooth, fill)
         self.chroma_ratio = torch.nn.Parameter(torch.empty(()))
         self.reset_parameters()
 
@@ -70,6 +65,7 @@ class GraphDemosaic(Restorer):
         """Resets all learnable parameters of the module."""
         self.step.reset_parameters()
         with torch.no_grad():
+            self.step.gain_limit.fill_(1.5)
             self.chroma_ratio.fill_(DETAIL_RATIO)
 
     @property
@@ -78,7 +74,7 @@ class GraphDemosaic(Restorer):
         return 64  # more than filters and layers reach
 
     def noise_level(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> None:
         """See :class:`Restorer`."""
         if noise_std is not None:
@@ -87,12 +83,8 @@ class GraphDemosaic(Restorer):
                 f"'GraphDemosaic' holds known entries; use 'Demosaic'"
             )
 
-    def phase(self, mask: Tensor) -> tuple[int, int]:
-        """See :class:`Restorer`."""
-        return 0, 0
-
     def prepare(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> tuple[Tensor, ...]:
         """See :class:`Restorer`."""
         # Tiny images lack a colour.
@@ -110,23 +102,17 @@ class GraphDemosaic(Restorer):
         if len(set(is_bayer)) > 1:
             parts = zip(image.split(1), mask.split(1), strict=True)
             return torch.cat([self.run(*part) for part in parts])
-        image = torch.where(mask, image, 0)
-        sensor = image.sum(1, keepdim=True)
+        sensor = sensor_values(image, mask)
         height, width = size = image.shape[2:]
         topology = self.graph.pixels(height, width, image.device)
         if is_bayer[0]:
             green = directional_green(sensor, is_green)
         else:
             start = local_interpolation(image, mask)[:, 1:2]
-            known = to_signals(is_green)
-            green = to_images(
-                self.step.fill_conv(
-                    to_signals(start),
-                    topology,
-                    mask=known[0] if known.size(0) == 1 else known,
-                ),
-                size,
+            filled = self.step.fill_conv(
+                to_signals(start), topology, mask=to_node_mask(is_green)
             )
+            green = to_images(filled, size)
         chroma = local_interpolation(sensor - green, is_chroma)
         ratio = (self.chroma_ratio / DETAIL_RATIO).log()
         green, _ = self.step.correct_green(
@@ -140,10 +126,8 @@ class GraphDemosaic(Restorer):
 
 
 def _is_checkerboard(green: Tensor) -> list[bool]:
-    """Whether green of each mask alternates with other colours along rows and
-    columns.
-    """
-    along_row = green[..., 1:] != green[..., :-1]
-    along_column = green[..., 1:, :] != green[..., :-1, :]
-    both = along_row.flatten(1).all(1) & along_column.flatten(1).all(1)
-    return both.tolist()
+    """True for masks in which green alternates along rows and columns."""
+    along_row, along_column = (
+        green.diff(dim=dim).flatten(1).all(1) for dim in (-1, -2)
+    )
+    return (along_row & along_column).tolist()

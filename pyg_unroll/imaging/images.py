@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll.transforms.grid_graph import image_shapes
+
+
+def check_image(
+    image: Any, shape: str, cure: str, channels: Sequence[int] | None = None
+) -> None:
+    """Raises a `ValueError` unless it is an image, or several, of a shape."""
+    if (
+        not isinstance(image, Tensor)
+        or image.dim() not in (3, 4)
+        or (channels is not None and image.size(-3) not in channels)
+    ):
+        got = list(image.shape) if hasattr(image, 'shape') else image
+        raise ValueError(
+            f"'image' must be a tensor of shape {shape}, with a leading batch "
+            f'dimension if there are several (got {got}); {cure}'
+        )
+    if image.numel() == 0:
+        raise ValueError(f"'image' is empty (got {list(image.shape)})")
 
 
 def image_to_data(image: Tensor) -> Data:
@@ -30,24 +49,16 @@ def image_to_data(image: Tensor) -> Data:
     Raises:
         ValueError: If :obj:`image` is not of these shapes or is empty.
     """
-    if not isinstance(image, Tensor) or image.dim() not in (3, 4):
-        shape = list(image.shape) if hasattr(image, 'shape') else image
-        raise ValueError(
-            f"'image' must be a tensor of shape [channels, height, width], "
-            f'with a leading batch dimension if there are several (got '
-            f"{shape}); a grey image needs '.unsqueeze(0)'"
-        )
-    if image.numel() == 0:
-        raise ValueError(f"'image' is empty (got {list(image.shape)})")
+    shape = '[channels, height, width]'
+    check_image(image, shape, "a grey image needs '.unsqueeze(0)'")
     if image.dim() == 4:
         return Batch.from_data_list([image_to_data(single) for single in image])
     channels, height, width = image.shape
-    return Data(
-        x=image.permute(1, 2, 0).reshape(-1, channels).contiguous(),
-        pos=pixel_positions(height, width, image.device),
-        height=height,
-        width=width,
-    )
+    pos = torch.empty((height, width, 2), device=image.device)
+    pos[..., 0] = torch.arange(height, device=image.device).unsqueeze(1)
+    pos[..., 1] = torch.arange(width, device=image.device)
+    x = image.permute(1, 2, 0).reshape(-1, channels).contiguous()
+    return Data(x=x, pos=pos.view(-1, 2), height=height, width=width)
 
 
 def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
@@ -89,14 +100,6 @@ def data_to_image(data: Data, x: Tensor | None = None) -> Tensor:
     return images if isinstance(data, Batch) else images[0]
 
 
-def pixel_positions(height: int, width: int, device: torch.device) -> Tensor:
-    """Positions (row, column) of all pixels, float32 `[H * W, 2]`."""
-    pos = torch.empty((height, width, 2), device=device)
-    pos[..., 0] = torch.arange(height, device=device).unsqueeze(1)
-    pos[..., 1] = torch.arange(width, device=device)
-    return pos.view(-1, 2)
-
-
 def to_unit_range(image: Tensor) -> Tensor:
     r"""Converts an image to floating point, integers to :math:`[0, 1]`.
 
@@ -122,6 +125,12 @@ def to_unit_range(image: Tensor) -> Tensor:
 def to_signals(images: Tensor) -> Tensor:
     """Images `[B, C, H, W]` to node signals `[B, H * W, C]`, a view."""
     return images.flatten(2).mT
+
+
+def to_node_mask(mask: Tensor) -> Tensor:
+    """Masks `[B, C, H, W]` to those of node signals, `[H * W, C]` if B = 1."""
+    known = to_signals(mask)
+    return known[0] if known.size(0) == 1 else known
 
 
 def to_images(signals: Tensor, size: Sequence[int]) -> Tensor:

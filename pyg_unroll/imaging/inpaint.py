@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyg_unroll.imaging.block_restorer import Block, BlockRestorer
-from pyg_unroll.imaging.filters import box, reflect, smooth
-from pyg_unroll.imaging.guided_block import GuidedBlock
+from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
+from pyg_unroll.imaging.blocks import Block, GuidedBlock
+from pyg_unroll.imaging.filters import box, smooth_mirrored
 
 # Smoothing steps on each level of the pyramid.
 _SWEEPS = 3
@@ -33,8 +33,8 @@ class Inpaint(BlockRestorer):
         blocks (sequence of torch.nn.Module, optional): The blocks, all
             :class:`~pyg_unroll.imaging.GuidedBlock`; two of three channels if
             :obj:`None`. (default: :obj:`None`)
-        neighbors (int, optional): Neighbours of a pixel, see
-            :class:`~pyg_unroll.transforms.GridGraph`. (default: :obj:`8`)
+        neighbors (int, optional): See :class:`~pyg_unroll.imaging.Demosaic`.
+            (default: :obj:`8`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -53,22 +53,17 @@ class Inpaint(BlockRestorer):
     def __init__(
         self, blocks: Sequence[Block] | None = None, neighbors: int = 8
     ) -> None:
-        if blocks is None:
-            blocks = [GuidedBlock() for _ in range(2)]
         super().__init__(PyramidEstimate(), blocks, neighbors)
 
 
-class PyramidEstimate:
+class PyramidEstimate(FirstEstimate):
     """The first estimate of images with missing pixels: push and pull through
     a pyramid of coarser images (Gortler et al., 1996), smoothed on each level.
     """
 
+    block = GuidedBlock
     channels = None
     receptive_field = 4
-
-    def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Zero: any mask will do."""
-        return 0, 0
 
     def fill(self, image: Tensor, mask: Tensor) -> Tensor:
         """Fills in the missing pixels of whole images."""
@@ -89,8 +84,8 @@ class PyramidEstimate:
             trust = share / (share + 0.1 * (1 - share))
             out = torch.lerp(out, known, trust)
             for _ in range(_SWEEPS):
-                near = smooth(reflect(out, 1), (0.25, 0.5, 0.25))
-                out = torch.lerp(near[..., 1:-1, 1:-1], known, trust)
+                near = smooth_mirrored(out, (0.25, 0.5, 0.25))
+                out = torch.lerp(near, known, trust)
         return torch.where(mask, image, out)
 
     def __call__(
@@ -102,7 +97,3 @@ class PyramidEstimate:
         share = mask.to(image.dtype).mean(1, keepdim=True)
         grey = box(image.mean(1, keepdim=True), self.receptive_field)
         return image, torch.cat([share.expand_as(grey), grey], dim=1), grey
-
-    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Raises a `ValueError`: scattered pixels do not show their noise."""
-        raise ValueError("'noise_std' must be given for this model")

@@ -3,44 +3,69 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypedDict
 
-from pyg_unroll.checks import check_positive
+from pyg_unroll.checks import (
+    check_choice,
+    check_non_negative,
+    check_positive,
+    is_integer,
+)
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import SmoothnessConv
 
 Prior: TypeAlias = Literal['glr', 'gtv']
 
-# Default sizes of a layer: steps of GLR, iterations of GTV and steps of each.
-STEPS: dict[Prior, tuple[int, ...]] = {'glr': (5,), 'gtv': (3, 2)}
-
-# Default floors of edge weights. Where all weights of a node vanish, the dual
-# variable of the block before would be divided by almost nothing.
-FLOORS: dict[Prior, float] = {'glr': 0.0, 'gtv': 0.03}
-
-
-def check_steps(name: str, value: Any) -> None:
-    """Raises a `ValueError` unless `value` is a list of positive integers."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(
-            f"'{name}' must be a sequence of positive integers, such as (5,) "
-            f'(got {value!r})'
-        )
-    for number in value:
-        check_positive(name, number)
+# The layer of each prior, and the defaults of its size (steps of GLR,
+# iterations of GTV and steps of each) and of the floor of edge weights.
+_PRIORS: dict[Prior, tuple[Any, tuple[int, ...], float]] = {
+    'glr': (GLRConv, (5,), 0.0),
+    # Where all weights of a node vanish, the dual variable of the block before
+    # would be divided by almost nothing.
+    'gtv': (GTVConv, (3, 2), 0.03),
+}
 
 
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The configuration of a block with the sizes and the floor that its
-    prior has by default.
+class BlockOptions(TypedDict, total=False):
+    """Arguments that blocks share, see
+    :class:`~pyg_unroll.imaging.GuidedBlock`.
     """
-    prior = config['prior']
-    steps, floor = config['steps'], config['weight_floor']
-    return {
-        **config,
-        'steps': list(STEPS[prior] if steps is None else steps),
-        'weight_floor': FLOORS[prior] if floor is None else floor,
-    }
+
+    num_layers: int
+    prior: Prior
+    steps: Sequence[int] | None
+    weight_floor: float | None
+
+
+def block_config(
+    sizes: Mapping[str, int],
+    num_layers: int = 6,
+    prior: Prior = 'glr',
+    steps: Sequence[int] | None = None,
+    weight_floor: float | None = None,
+) -> dict[str, Any]:
+    """Checks the arguments of a block, and gives those that follow from its
+    prior their defaults.
+    """
+    sizes = {**sizes, 'num_layers': num_layers}
+    for name, value in sizes.items():
+        check_positive(name, value)
+    check_choice('prior', prior, tuple(_PRIORS))
+    _, size, floor = _PRIORS[prior]
+    steps = size if steps is None else steps
+    if not (
+        isinstance(steps, Sequence)
+        and len(steps) == len(size)
+        and all(is_integer(number) and number > 0 for number in steps)
+    ):
+        raise ValueError(
+            f"'steps' must be a sequence of {len(size)} positive integer(s) "
+            f'for prior={prior!r}, such as {size} (got {steps!r})'
+        )
+    floor = floor if weight_floor is None else weight_floor
+    check_non_negative('weight_floor', floor)
+    layers = {'prior': prior, 'steps': list(steps), 'weight_floor': floor}
+    return {**sizes, **layers}
 
 
 def make_conv(
@@ -50,13 +75,7 @@ def make_conv(
     :class:`~pyg_unroll.nn.GLRConv` or `(num_iters, num_steps)` of
     :class:`~pyg_unroll.nn.GTVConv`.
     """
-    if len(steps) != len(STEPS[prior]):
-        raise ValueError(
-            f"'steps' must be {len(STEPS[prior])} number(s) for prior="
-            f'{prior!r}, such as {STEPS[prior]} (got {tuple(steps)})'
-        )
-    conv: Any = GLRConv if prior == 'glr' else GTVConv
-    made: SmoothnessConv = conv(
+    conv: SmoothnessConv = _PRIORS[prior][0](
         *steps, heads=heads, validate_args=False, **options
     )
-    return made
+    return conv

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll.checks import check_data
-from pyg_unroll.imaging.images import data_to_image, to_signals
-from pyg_unroll.imaging.tiles import restore_in_tiles
+from pyg_unroll.imaging.filters import mirrored
+from pyg_unroll.imaging.images import data_to_image, to_node_mask, to_signals
+from pyg_unroll.imaging.tiles import mirrored_frame, tiles_of
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms.utils import examples_of
+
+NoiseStd: TypeAlias = Tensor | float | None
 
 
 class Restorer(torch.nn.Module):
@@ -44,19 +49,23 @@ class Restorer(torch.nn.Module):
         signal = read_signal(
             data.get('x'), data.mask, name='data.x', allow_unknown=True
         )
-        examples = [data]
-        if isinstance(data, Batch):
-            data = data.clone()
-            data.x, data.mask = signal.x, signal.observed
-            examples = examples_of(data)
-        noise = _noise_of(data, len(examples), signal.x.dtype)
+        data = copy.copy(data)
+        data.x, data.mask = signal.x, signal.observed
+        examples = examples_of(data) if isinstance(data, Batch) else [data]
+        noise, count = data.get('noise_std'), len(examples)
+        if noise is not None:
+            noise = torch.as_tensor(noise, dtype=signal.x.dtype).view(-1)
+            if len(noise) not in (1, count):
+                raise ValueError(
+                    f"'data.noise_std' must be one value or one for each of "
+                    f'{count} image(s) (got {len(noise)})'
+                )
+            noise = noise.expand(count)
         groups: dict[Any, list[int]] = {}
-        images, masks = [], []
-        for number, example in enumerate(examples):
-            known = signal.observed if len(examples) == 1 else example.mask
-            images.append(_image(example, example.x))
-            masks.append(_image(example, known))
-            key = images[-1].shape, self.phase(masks[-1])
+        images = [data_to_image(example)[None] for example in examples]
+        masks = [data_to_image(each, each.mask)[None] for each in examples]
+        for number, mask in enumerate(masks):
+            key = mask.shape, self.phase(mask)
             groups.setdefault(key, []).append(number)
         outs: dict[int, Tensor] = {}
         for members in groups.values():
@@ -66,13 +75,10 @@ class Restorer(torch.nn.Module):
                 None if noise is None else noise[members],
             )
             outs |= dict(zip(members, to_signals(restored), strict=True))
-        return torch.cat([outs[k] for k in range(len(examples))])
+        return torch.cat([outs[k] for k in range(count)])
 
     def restore(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | float | None = None,
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd = None
     ) -> Tensor:
         r"""Restores images.
 
@@ -99,7 +105,22 @@ class Restorer(torch.nn.Module):
                 finite, the mask is not what the model is for, or the noise is
                 negative or not asked for.
         """
-        return restore_in_tiles(self, image, mask, noise_std, self.max_pixels)
+        images = self.prepare(image, mask, noise_std)
+        size = image.shape[-2:]
+        first, frame = mirrored_frame(size, self.margin, self.phase(mask))
+        tiles = list(
+            tiles_of(size, first, frame, self.receptive_field, self.max_pixels)
+        )
+        out = torch.empty_like(image, memory_format=torch.channels_last)
+        # Small images share a tile.
+        step = max(self.max_pixels // math.prod(frame), 1)
+        for start in range(0, image.size(0), step):
+            chosen = slice(start, start + step)
+            some = [v if v.size(0) == 1 else v[chosen] for v in images]
+            for (row, to_row, from_row), (col, to_col, from_col) in tiles:
+                part = self.run(*(mirrored(v, row, col) for v in some))
+                out[chosen, :, to_row, to_col] = part[..., from_row, from_col]
+        return out
 
     @property
     @abstractmethod
@@ -108,15 +129,15 @@ class Restorer(torch.nn.Module):
         :class:`~pyg_unroll.imaging.Inpaint` after the first fill.
         """
 
-    @abstractmethod
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """Rows and columns to add at the top and left for 2 x 2 cells to be
-        in phase.
+        in phase; none, if a subclass does not say so.
         """
+        return 0, 0
 
     @abstractmethod
     def noise_level(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> Tensor | None:
         """The noise of images, :math:`(B, 1, 1, 1)` or a map
         :math:`(B, 1, H, W)`; :obj:`None` where samples are held.
@@ -128,7 +149,7 @@ class Restorer(torch.nn.Module):
 
     @abstractmethod
     def prepare(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> tuple[Tensor, ...]:
         """Checks the arguments of :meth:`restore` and does on whole images
         what cannot be done on windows; returns the images to be cut.
@@ -139,26 +160,6 @@ class Restorer(torch.nn.Module):
         """Restores windows, of even height and width, of the images of
         :meth:`prepare`.
         """
-
-
-def _image(data: Data, x: Tensor) -> Tensor:
-    """One image `[1, C, H, W]`."""
-    image = data_to_image(data, x)
-    return image if image.dim() == 4 else image.unsqueeze(0)
-
-
-def _noise_of(data: Data, count: int, dtype: torch.dtype) -> Tensor | None:
-    """The noise of each image `[B]`, if it is given."""
-    noise = data.get('noise_std')
-    if noise is None:
-        return None
-    noise = torch.as_tensor(noise, dtype=dtype).view(-1)
-    if len(noise) not in (1, count):
-        raise ValueError(
-            f"'data.noise_std' must be one value or one for each of {count} "
-            f'image(s) (got {len(noise)})'
-        )
-    return noise.expand(count)
 
 
 def read_images(
@@ -184,10 +185,9 @@ def read_images(
             f"'mask' must have shape {list(image.shape)} or "
             f'{[1, *image.shape[1:]]} (got {list(mask.shape)})'
         )
-    known = to_signals(mask)
     read_signal(
         to_signals(image),
-        known[0] if known.size(0) == 1 else known,
+        to_node_mask(mask),
         name='image',
         samples=True,
         allow_unknown=allow_unknown,

@@ -1,56 +1,36 @@
-"""Large images in bounded memory, tile by tile."""
+"""Tiles of large images, which overlap by the halo that they need."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-import torch
-from torch import Tensor
-
-from pyg_unroll.imaging.filters import mirrored
-
-if TYPE_CHECKING:
-    from pyg_unroll.imaging.restorer import Restorer
+# Along one dimension, the window of a tile, the part of the image that it is
+# for, and the place of that part in the tile.
+Window: TypeAlias = tuple[slice, slice, slice]
 
 
-def restore_in_tiles(
-    restorer: Restorer,
-    image: Tensor,
-    mask: Tensor,
-    noise_std: Tensor | float | None,
+def tiles_of(
+    size: Sequence[int],
+    first: Sequence[int],
+    frame: Sequence[int],
+    halo: int,
     max_pixels: int,
-) -> Tensor:
-    """Restores mirrored images `[B, C, H, W]` tile by tile.
+) -> Iterator[tuple[Window, Window]]:
+    """Rows and columns of the tiles of a mirrored frame, see
+    :func:`mirrored_frame`, of images of some size.
 
-    Images up to `max_pixels`, their margin included, are not cut, and small
-    ones of a batch share a tile. All tiles have one shape, so that what
-    depends on it is made once, of at most three quarters of that size, if
-    that is larger than their halo.
+    Frames up to `max_pixels` are not cut. All tiles have one shape, so that
+    what depends on it is made once, of at most three quarters of that size,
+    if that is larger than their halo.
     """
-    images = restorer.prepare(image, mask, noise_std)
-    size = image.shape[-2:]
-    first, (height, width) = mirrored_frame(
-        size, restorer.margin, restorer.phase(mask)
-    )
-    halo = restorer.receptive_field
-    tile = _tile_size(height, width, max_pixels, halo)
+    tile = _tile_size(frame, max_pixels, halo)
     rows, cols = (
-        list(_windows(*sizes, halo))
-        for sizes in zip(size, first, (height, width), tile, strict=True)
+        list(_windows(*dim, halo))
+        for dim in zip(size, first, frame, tile, strict=True)
     )
-    out = torch.empty_like(image, memory_format=torch.channels_last)
-    step = max(max_pixels // (height * width), 1)
-    for start in range(0, image.size(0), step):
-        chosen = slice(start, start + step)
-        some = [v if v.size(0) == 1 else v[chosen] for v in images]
-        for (row, to_row, from_row), (col, to_col, from_col) in product(
-            rows, cols
-        ):
-            part = restorer.run(*(mirrored(v, row, col) for v in some))
-            out[chosen, :, to_row, to_col] = part[..., from_row, from_col]
-    return out
+    return product(rows, cols)
 
 
 def mirrored_frame(
@@ -64,19 +44,20 @@ def mirrored_frame(
 
 
 def _tile_size(
-    height: int, width: int, max_pixels: int, halo: int
-) -> tuple[int, int]:
-    """Shape of the tiles that compute the fewest pixels twice, of at most
-    three quarters of `max_pixels` if they can.
-    """
+    frame: Sequence[int], max_pixels: int, halo: int
+) -> Sequence[int]:
+    """Shape of the tiles that compute the fewest pixels twice."""
+    height, width = frame
     if height * width <= max_pixels:
-        return height, width
+        return frame
     # Beside a tile, there are the whole image and its result to be held.
     max_pixels = 3 * max_pixels // 4
     smallest = 4 * halo + 2
     sizes: list[tuple[int, int, int, int]] = []
-    rows, tile_height = 1, height
-    while rows == 1 or (tile_height >= smallest and 2 * rows <= height):
+    for rows in range(1, height // 2 + 1):
+        tile_height = _equal_parts(height, rows, halo)
+        if rows > 1 and tile_height < smallest:
+            break
         tile_width = max(max_pixels // tile_height // 2 * 2, smallest)
         cols = 1
         if tile_width < width:
@@ -85,8 +66,6 @@ def _tile_size(
         area = tile_height * tile_width
         work = rows * cols * area
         sizes.append((max(area, max_pixels), work, tile_height, tile_width))
-        rows += 1
-        tile_height = _equal_parts(height, rows, halo)
     return min(sizes)[2:]
 
 
@@ -97,10 +76,9 @@ def _equal_parts(size: int, count: int, halo: int) -> int:
 
 def _windows(
     size: int, first: int, length: int, tile: int, halo: int
-) -> Iterator[tuple[slice, slice, slice]]:
+) -> Iterator[Window]:
     """Tiles along one dimension of an image of some size, whose mirrored
-    frame starts at `first`: the window, the part of the image that it is for,
-    and the place of that part in the tile.
+    frame starts at `first`.
     """
     end = 0
     while end < length:

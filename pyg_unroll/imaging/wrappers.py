@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from functools import reduce
+from itertools import islice
+
 import torch
 from torch import Tensor
 
 from pyg_unroll.checks import check_choice, check_positive
-from pyg_unroll.imaging.restorer import Restorer
+from pyg_unroll.imaging.restorer import NoiseStd, Restorer
 
 # Bits: mirror columns, mirror rows, transpose (last). The first 2 or 4 differ
-# as much as any: rows of one are columns of the next.
-_VIEWS = (0, 7, 2, 5, 1, 3, 4, 6)
+# as much as any: rows of one are columns of the next. Each view by the view
+# that turns it back.
+_VIEWS = {0: 0, 7: 7, 2: 2, 5: 6, 1: 1, 3: 3, 4: 4, 6: 5}
 
 
 class Wrapper(Restorer):
@@ -30,13 +34,13 @@ class Wrapper(Restorer):
         return self.restorer.phase(mask)
 
     def noise_level(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> Tensor | None:
         """See :class:`Restorer`."""
         return self.restorer.noise_level(image, mask, noise_std)
 
     def prepare(
-        self, image: Tensor, mask: Tensor, noise_std: Tensor | float | None
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> tuple[Tensor, ...]:
         """See :class:`Restorer`."""
         return self.restorer.prepare(image, mask, noise_std)
@@ -112,28 +116,18 @@ class SelfEnsemble(Wrapper):
         self.num_views = num_views
 
     def restore(
-        self,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | float | None = None,
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd = None
     ) -> Tensor:
         """Restores images; see the restorer."""
         noise = self.noise_level(image, mask, noise_std)
-
-        def run(view: int) -> Tensor:
-            turned = None if noise is None else _turn(noise, view)
-            out: Tensor = self.restorer.restore(
-                _turn(image, view), _turn(mask, view), turned
+        images = [image, mask] if noise is None else [image, mask, noise]
+        outs = (
+            _turn(
+                self.restorer.restore(*(_turn(v, view) for v in images)), back
             )
-            return out
-
-        first, *others = _VIEWS[: self.num_views]
-        out = run(first)
-        for view in others:
-            out += _turn_back(run(view), view)
-        if not others:
-            return out
-        out = out / self.num_views
+            for view, back in islice(_VIEWS.items(), self.num_views)
+        )
+        out = reduce(torch.add, outs) / self.num_views
         # Held samples are exact, not to rounding only.
         return torch.where(mask, image, out) if noise is None else out
 
@@ -142,9 +136,3 @@ def _turn(image: Tensor, view: int) -> Tensor:
     image = image.flip(-1) if view & 1 else image
     image = image.flip(-2) if view & 2 else image
     return image.mT if view & 4 else image
-
-
-def _turn_back(image: Tensor, view: int) -> Tensor:
-    image = image.mT if view & 4 else image
-    image = image.flip(-2) if view & 2 else image
-    return image.flip(-1) if view & 1 else image

@@ -173,3 +173,6 @@ def test_errors(photo):
         Demosaic(make_blocks(channels=1))
     with pytest.raises(ValueError, match="'num_layers' must be even"):
         DifferenceBlock(num_layers=5)
+    for name in ('fidelity', 'channels'):
+        with pytest.raises(TypeError, match=f"argument '{name}'"):
+            DifferenceBlock(**{name: 3})

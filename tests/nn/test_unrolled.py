@@ -527,3 +527,15 @@ def test_wrong_positions():
             MLPFeatures(2, **kwargs)
     with pytest.raises(ValueError, match="'out_channels' must be a positive"):
         CNNFeatures(2, 0)
+
+
+def test_convolutions_see_positions():
+    torch.manual_seed(0)
+    mask = torch.rand(35, 3) > 0.5
+    data = make_data('image', 5, 7)
+    net = CNNFeatures(3, 4, 8, pos_channels=2)
+    seen = torch.cat([data.x, mask, data.pos], 1).T.unflatten(1, (5, 7))
+    expected = net.net(seen.unsqueeze(0))[0].flatten(1).T
+    torch.testing.assert_close(net(data.x, mask, data), expected)
+    data.pos = data.pos + 1
+    assert not torch.allclose(net(data.x, mask, data), expected)
