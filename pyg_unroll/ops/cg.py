@@ -8,7 +8,7 @@ differentiable operators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -97,10 +97,11 @@ def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     return empty_like(x), [empty_like(x, dtype) for _ in range(count)]
 
 
+# A matrix without its topology.
+_MATRIX = 'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor? degree'
 _cg_steps = Operator(
     'cg_steps',
-    'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor x, Tensor? b, '
-    'Tensor alpha, Tensor beta, bool keep',
+    f'{_MATRIX}, Tensor x, Tensor? b, Tensor alpha, Tensor beta, bool keep',
     '(Tensor, Tensor[])',
     _run,
     _fake,
@@ -108,11 +109,11 @@ _cg_steps = Operator(
 
 
 def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
-    """Derivatives by weight, diagonal, confidence, x, b, alpha and beta."""
+    """Derivatives by the matrix, x, b, alpha and beta."""
     *parts, x, directions, alpha, beta, grad = operands
     step = kernels('cg', grad).cg_step_backward
     a = Matrix(topology, *numbers(*parts))
-    alpha, beta, grad_out = numbers(alpha, beta, grad)
+    start, alpha, beta, grad_out = numbers(x, alpha, beta, grad)
     nothing = torch.zeros_like(grad_out)
     adjoint = Adjoint(
         x=grad_out,
@@ -121,9 +122,10 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
         weight=torch.zeros_like(a.weight),
         diagonal=nothing.clone(),
         confidence=None if a.confidence is None else nothing.clone(),
+        degree=None if a.degree is None else nothing.clone(),
     )
     del nothing
-    zero = torch.zeros_like(alpha[:1])
+    zero, one = torch.zeros_like(alpha[:1]), torch.ones_like(alpha[:1])
     scalars = torch.stack(
         [alpha, torch.cat([beta, zero]), torch.cat([zero, beta])], 1
     )
@@ -131,40 +133,35 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     for k in range(alpha.size(0) - 1, -1, -1):
         v, u = directions[k], directions[max(k - 1, 0)]
         dots[k] = step(a, adjoint, v, u, scalars[k])
-    # Memory that is done with goes before more is made: this is the peak.
-    del adjoint.direction
+    b = adjoint.residual
     grad_diagonal = adjoint.diagonal.div_(a.diagonal).neg_()
-    grad_diagonal = grad_diagonal.sum_to_size(a.diagonal.shape)
-    # The first residual was b - A x.
-    (start,) = numbers(x)
-    q = adjoint.residual
-    operators = kernels('operators', grad)
-    grad_weight = adjoint.weight.sub_(operators.edge_dot(topology, q, start))
-    grad_x = operators.laplacian(topology, a.weight, q).neg_().add_(grad_out)
-    grad_confidence = grad_out.new_empty(0)
-    if a.confidence is not None and adjoint.confidence is not None:
-        grad_x -= a.confidence * q
-        grad_confidence = adjoint.confidence.sub_(q * start)
-        grad_confidence = grad_confidence.sum_to_size(a.confidence.shape)
-    grads = grad_weight, grad_diagonal, grad_confidence, grad_x, q
+    # The first residual is that of a whole step from zero along the start; its
+    # direction is no unknown divided by the diagonal.
+    adjoint.diagonal = torch.zeros_like(b)
+    step(a, adjoint, start, start, torch.stack([one, zero, zero]).squeeze(1))
+    found = adjoint.weight, grad_diagonal, adjoint.confidence, adjoint.degree
     # Copies: results of an operator may not share memory.
-    by_steps = dots[:, 0].clone(), dots[1:, 1].clone()
-    return tuple(v.to(grad.dtype) for v in (*grads, *by_steps))
+    rest = adjoint.direction, b, dots[:, 0].clone(), dots[1:, 1].clone()
+    by_matrix = (
+        grad.new_empty(0) if v is None else v.sum_to_size(like.shape)
+        for v, like in zip(found, a[1:], strict=True)
+    )
+    return tuple(v.to(grad.dtype) for v in (*by_matrix, *rest))
 
 
 def _fake_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
-    weight, diagonal, confidence, x, _, alpha, beta, grad = operands
-    if confidence is None:
-        confidence = grad.new_empty(0)
-    likes = weight, diagonal, confidence, x, grad, alpha, beta
+    *matrix, x, _, alpha, beta, grad = operands
+    nothing = grad.new_empty(0)
+    parts = (nothing if part is None else part for part in matrix)
+    likes = *parts, x, grad, alpha, beta
     return tuple(empty_like(v, grad.dtype) for v in likes)
 
 
 _cg_steps_backward = Operator(
     'cg_steps_backward',
-    'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor x, '
-    'Tensor[] directions, Tensor alpha, Tensor beta, Tensor grad',
-    '(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)',
+    f'{_MATRIX}, Tensor x, Tensor[] directions, Tensor alpha, Tensor beta, '
+    'Tensor grad',
+    f'({", ".join(["Tensor"] * 8)})',
     _run_backward,
     _fake_backward,
 )
@@ -180,19 +177,16 @@ def _keep(ctx: Any, *inputs: Any) -> list[Tensor | None]:
 def _derivative(
     ctx: Any, topology: Topology, kept: Any, grad: Tensor | None, _: Any
 ) -> tuple[Tensor | None, ...]:
-    weight, diagonal, confidence, x, b, alpha, beta, *directions = kept
-    operands = weight, diagonal, confidence, x, b, alpha, beta
+    operands, directions = kept[:8], kept[8:]
     if grad is None:
-        return (None,) * 8
+        return (None,) * 9
     if torch.is_grad_enabled():
         composed = partial(_composed, topology)
         return *differentiate(composed, operands, (grad,)), None
     if not directions:
         directions = _cg_steps(topology, *operands, True)[1]
-    matrix = weight, diagonal, confidence
-    grads = _cg_steps_backward(
-        topology, *matrix, x, directions, alpha, beta, grad
-    )
+    *start, _, alpha, beta = operands
+    grads = _cg_steps_backward(topology, *start, directions, alpha, beta, grad)
     found = (
         None if operand is None else grad
         for operand, grad in zip(operands, grads, strict=True)
@@ -205,36 +199,20 @@ _cg_steps.set_derivative(_keep, _derivative)
 
 def _composed(topology: Topology, *operands: Any) -> tuple[Tensor]:
     """The steps one operator at a time."""
-    weight, diagonal, confidence, x, b, alpha, beta = operands
+    weight, diagonal, confidence, degree, x, b, alpha, beta = operands
 
     def apply(v: Tensor) -> Tensor:
-        out = laplacian(topology, weight, v)
+        mean = v
+        if degree is not None:
+            mean = laplacian(topology, weight, v) / degree
+        out = laplacian(topology, weight, mean)
         return out if confidence is None else out + confidence * v
 
     residual = -apply(x) if b is None else b - apply(x)
-    steps = composed_cg_iterates(
-        apply, lambda r: r / diagonal, x, residual, alpha, beta
-    )
-    for x in steps:
-        out = x
+    direction = residual / diagonal
+    out = x + alpha[0] * direction
+    for k in range(1, alpha.size(0)):
+        residual = residual - alpha[k - 1] * apply(direction)
+        direction = residual / diagonal + beta[k - 1] * direction
+        out = out + alpha[k] * direction
     return (out,)
-
-
-def composed_cg_iterates(
-    apply: Callable[[Tensor], Tensor],
-    precondition: Callable[[Tensor], Tensor],
-    x: Tensor,
-    residual: Tensor,
-    alpha: Tensor,
-    beta: Tensor,
-) -> Iterator[Tensor]:
-    """Yields the signal after each step, for any operator and preconditioner,
-    both callable; differentiable.
-    """
-    direction = precondition(residual)
-    for k in range(alpha.size(0)):
-        if k > 0:
-            residual = residual - alpha[k - 1] * apply(direction)
-            direction = precondition(residual) + beta[k - 1] * direction
-        x = x + alpha[k] * direction
-        yield x

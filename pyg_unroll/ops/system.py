@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.cg import cg_iterates, cg_steps, composed_cg_iterates
+from pyg_unroll.ops.cg import cg_iterates, cg_steps
 from pyg_unroll.ops.operators import degree, edge_dot, endpoint_sum, laplacian
 from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.ops.reference.operators import accumulate_type
@@ -138,20 +138,13 @@ class LaplacianSystem:
             alpha (torch.Tensor): Step sizes :math:`(K, H)`.
             beta (torch.Tensor): Momenta :math:`(K - 1, H)`.
             checkpoint (bool, optional): Keep nothing of the steps for the
-                derivative, run them again instead; no effect on a prior of
-                second order. (default: :obj:`False`)
+                derivative, run them again instead. (default: :obj:`False`)
 
         Returns:
             The signal after :math:`K` steps :math:`(N, F, H)`.
         """
-        if self.degree is None:
-            return cg_steps(self._matrix(x), x, b, alpha, beta, checkpoint)
-        out = x
-        for step in self._composed(x, b, alpha, beta):
-            out = step
-        return out
+        return cg_steps(self._matrix(x), x, b, alpha, beta, checkpoint)
 
-    @torch.no_grad()
     def iterates(
         self, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
     ) -> Iterator[Tensor]:
@@ -165,10 +158,7 @@ class LaplacianSystem:
             alpha (torch.Tensor): Step sizes.
             beta (torch.Tensor): Momenta.
         """
-        if self.degree is None:
-            yield from cg_iterates(self._matrix(x), x, b, alpha, beta)
-        else:
-            yield from self._composed(x, b, alpha, beta)
+        return cg_iterates(self._matrix(x), x, b, alpha, beta)
 
     def _matrix(self, x: Tensor) -> Matrix:
         # Nothing moves where the diagonal is infinite.
@@ -177,30 +167,8 @@ class LaplacianSystem:
             diagonal = torch.where(self.free, diagonal, float('inf'))
         if confidence is not None:
             confidence = confidence.expand(-1, -1, x.size(2))
-        return Matrix(self.topology, self.weight, diagonal, confidence)
-
-    def _composed(
-        self, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
-    ) -> Iterator[Tensor]:
-        """The steps of second order, one operator at a time."""
-        assert self.degree is not None
-        # Broadcasting over few heads is slower than reading more.
-        # Built anew, as Dynamo of PyTorch 2.6 knows no `replace`.
-        system = LaplacianSystem(
-            self.topology,
-            self.weight,
-            self.confidence,
-            self.free,
-            self.diagonal.expand_as(x).contiguous(),
-            self.degree.expand_as(x).contiguous(),
-        )
-        image = system.prior(x)
-        if system.confidence is not None:
-            image = image + system.confidence * x
-        residual = system.restrict(-image if b is None else b - image)
-        return composed_cg_iterates(
-            system, system.precondition, x, residual, alpha, beta
-        )
+        parts = diagonal, confidence, self.degree
+        return Matrix(self.topology, self.weight, *parts)
 
 
 def _divisor(diagonal: Tensor) -> Tensor:

@@ -92,13 +92,15 @@ def test_operators(kind, shape, dtype):
 
 
 @each_graph
-@pytest.mark.parametrize('case', ['hard', 'per feature', 'soft'])
+@pytest.mark.parametrize('case', ['hard', 'per feature', 'soft', 'second'])
 def test_cg_step(kind, shape, case):
     p = make(kind, *shape)
     diagonal = p.full if case == 'per feature' else p.small
     diagonal = diagonal.clone()
     diagonal[::3] = float('inf')
-    a = Matrix(p.graph, p.w, diagonal, p.small if case == 'soft' else None)
+    confidence = p.small if case == 'soft' else None
+    degree = p.small + 1 if case == 'second' else None
+    a = Matrix(p.graph, p.w, diagonal, confidence, degree)
     results = []
     for module in both('cg'):
         x, residual, direction = (v.clone() for v in p.nodes[:3])
@@ -108,12 +110,14 @@ def test_cg_step(kind, shape, case):
 
 
 @each_graph
-@pytest.mark.parametrize('case', ['hard', 'first', 'soft'])
+@pytest.mark.parametrize('case', ['hard', 'first', 'soft', 'second'])
 def test_cg_step_backward(kind, shape, case):
     p = make(kind, *shape)
     diagonal = p.small.clone()
     diagonal[::3] = float('inf')
-    a = Matrix(p.graph, p.w, diagonal, p.full if case == 'soft' else None)
+    confidence = p.full if case == 'soft' else None
+    degree = p.small + 1 if case == 'second' else None
+    a = Matrix(p.graph, p.w, diagonal, confidence, degree)
     if case == 'first':
         p.h[2] = 0
     results = []
@@ -126,6 +130,7 @@ def test_cg_step_backward(kind, shape, case):
             weight=p.w.clone(),
             diagonal=sum_d,
             confidence=sum_c if case == 'soft' else None,
+            degree=sum_c if case == 'second' else None,
         )
         dots = module.cg_step_backward(a, adjoint, v, u, p.h)
         assert torch.equal(grad_x, p.nodes[4])
@@ -222,10 +227,11 @@ for heads, dtype in ((3, torch.float32), (4, torch.bfloat16)):
     for signed in (True, False):
         operators.to_edges(graph, x, signed)
         operators.to_nodes(graph, z, signed)
-    for diagonal, confidence in ((x, None), (x[:, :1], x), (x, x[:, :1])):
-        a = Matrix(graph, w, diagonal, confidence)
+    shared = x[:, :1]
+    for rest in ((x,), (shared, x), (x, shared, shared), (x, None, shared)):
+        a = Matrix(graph, w, *rest)
         cg.cg_step(a, x, x, x, w)
-        adjoint = Adjoint(x, x, x, w, x, x)
+        adjoint = Adjoint(x, x, x, w, x, x, None if a.degree is None else x)
         cg.cg_step_backward(a, adjoint, x, x, w)
     admm.admm_step(graph, w, x, z, w)
     admm.admm_step_backward(graph, w, x, z, w, x, z)

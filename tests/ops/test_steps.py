@@ -26,11 +26,14 @@ def make_graph(kind, device='cpu'):
     return Topology.from_edge_index(graph.edge_index, 33).to(device)
 
 
-def cg_operands(topology, features, heads, soft, num_steps=4):
+def cg_operands(topology, features, heads, soft, num_steps=4, order=1):
     device, num_nodes = topology.device, topology.num_nodes
     weight = rand(topology.num_edges, heads, device=device).abs()
     diagonal = ops.degree(topology, weight).unsqueeze(1) + 1
-    confidence = b = None
+    confidence = b = degree = None
+    if order == 2:
+        degree = rand(num_nodes, 1, heads, device=device).abs() + 1
+        degree[::7] = float('inf')
     if soft:
         confidence = rand(num_nodes, 1, heads, device=device).abs()
         b = rand(num_nodes, features, heads, device=device)
@@ -40,7 +43,7 @@ def cg_operands(topology, features, heads, soft, num_steps=4):
     x = rand(num_nodes, features, heads, device=device)
     alpha = rand(num_steps, heads, device=device)
     beta = rand(num_steps - 1, heads, device=device)
-    return weight, diagonal, confidence, x, b, alpha, beta
+    return weight, diagonal, confidence, degree, x, b, alpha, beta
 
 
 def run_steps(topology, *operands, checkpoint=False):
@@ -48,9 +51,11 @@ def run_steps(topology, *operands, checkpoint=False):
     return cg_steps(Matrix(topology, *matrix), x, b, alpha, beta, checkpoint)
 
 
-def composed(topology, weight, diagonal, confidence, x, b, alpha, beta):
+def composed(topology, weight, diagonal, confidence, degree, x, b, alpha, beta):
     def apply(v):
         out = ops.laplacian(topology, weight, v)
+        if degree is not None:
+            out = ops.laplacian(topology, weight, out / degree)
         return out if confidence is None else out + confidence * v
 
     residual = (0 if b is None else b) - apply(x)
@@ -89,9 +94,12 @@ def assert_all_same(actual, expected):
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('soft', [False, True])
 @pytest.mark.parametrize('num_steps', [1, 2, 4])
-def test_cg_steps_equal_composed_ones(kind, shape, soft, num_steps, device):
+@pytest.mark.parametrize('order', [1, 2])
+def test_cg_steps_equal_composed_ones(
+    kind, shape, soft, num_steps, order, device
+):
     topology = make_graph(kind, device)
-    operands = cg_operands(topology, *shape, soft, num_steps)
+    operands = cg_operands(topology, *shape, soft, num_steps, order)
     for checkpoint in (False, True):
         out, grads = gradients(
             lambda *v, c=checkpoint: run_steps(topology, *v, checkpoint=c),
@@ -118,9 +126,10 @@ def test_cg_iterates_are_the_same_bits(soft, dtype):
 
 
 @pytest.mark.parametrize('soft', [False, True])
-def test_cg_steps_derivatives(soft):
+@pytest.mark.parametrize('order', [1, 2])
+def test_cg_steps_derivatives(soft, order):
     topology = make_graph('random')
-    operands = cg_operands(topology, 2, 2, soft, 3)
+    operands = cg_operands(topology, 2, 2, soft, 3, order)
     used = [v for v in operands if v is not None]
 
     def function(*values):

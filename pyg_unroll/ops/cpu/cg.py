@@ -41,9 +41,30 @@ def _load_diagonal(array, node, features, place, lanes):
 
 
 @simd.kernel
-def _cg_step(
-    first, last, base, graph, place, lanes, w, v, new_v, x, residual, d, scalars
-):
+def _mean_difference(first, last, base, graph, place, lanes, w, x, degree, out):
+    end = inner = outer = first
+    for i in range(first, last):
+        if i == end:
+            end, inner, outer = enter_line(i, last, base, graph, lanes)
+        is_inner = inner <= i < outer
+        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, x)
+        divisor = simd.load_heads(degree, at_edge(i, place), lanes)
+        simd.store(out, at(i, place), total / divisor)
+
+
+def mean_difference(a: Matrix, x: Tensor) -> Tensor:
+    """See :func:`.reference.cg.mean_difference`."""
+    if a.degree is None:
+        return x
+    out = torch.empty_like(x)
+    arrays = flat(a.weight, x, a.degree, out)
+    over_rows(_mean_difference, a.topology, *x.shape[1:], *arrays)
+    return out
+
+
+@simd.kernel
+def _cg_step(first, last, base, graph, place, lanes, w, signals, d, scalars):
+    mean, v, new_v, x, residual = signals
     diagonal, diagonal_features, confidence, confidence_features = d
     heads, head = place[2], place[3]
     alpha = simd.load_heads(scalars, head, lanes)
@@ -54,7 +75,7 @@ def _cg_step(
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
         is_inner = inner <= i < outer
-        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, v)
+        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, mean)
         here = at(i, place)
         old = simd.load(v, here, lanes)
         if confidence_features > 0:
@@ -74,38 +95,50 @@ def cg_step(
 ) -> Tensor:
     """See :func:`.reference.cg.cg_step`."""
     out = torch.empty_like(v)
-    signals = flat(a.weight, v, out, x, residual)
-    arrays = (*signals, _diagonals(a), *flat(scalars))
+    signals = tuple(flat(mean_difference(a, v), v, out, x, residual))
+    arrays = (*flat(a.weight), signals, _diagonals(a), *flat(scalars))
     over_rows(_cg_step, a.topology, *x.shape[1:], *arrays)
     return out
 
 
 @simd.inlined
+def _add_to_edge(node, other, edge, place, lanes, dq, v, second, scale, out):
+    """Adds the products of differences to an edge that starts here."""
+    here, there = at(node, place), at(other, place)
+    change = dq * (simd.load(v, here, lanes) - simd.load(v, there, lanes))
+    q, mean_v = second
+    if q.size > 0:
+        dq = simd.load(q, here, lanes) - simd.load(q, there, lanes)
+        dv = simd.load(mean_v, here, lanes) - simd.load(mean_v, there, lanes)
+        change = simd.fma(dq, dv, change)
+    simd.add_heads(out, at_edge(edge, place), scale * change, lanes)
+
+
+@simd.inlined
 def _row_and_edges(
-    node, is_inner, base, graph, place, lanes, w, q, v, scale, out
+    node, is_inner, base, graph, place, lanes, w, q, v, second, scale, out
 ):
-    """As `laplacian_row`; adds scale * <dq, dv> to edges that start here."""
+    """As `laplacian_row`; changes the edges that start here."""
     rowptr, col, edge_id, _, _, steps = graph
     total = simd.zeros(q, lanes)
     here = simd.load(q, at(node, place), lanes)
-    here_v = simd.load(v, at(node, place), lanes)
     if is_inner:
         size = simd.window_size(lanes)
         for k in range(2 * size):
-            other, edge = node + steps[k], base[k] + node * size
-            total, dq = add_term(total, here, other, edge, place, lanes, w, q)
+            j, edge = node + steps[k], base[k] + node * size
+            total, dq = add_term(total, here, j, edge, place, lanes, w, q)
             if k >= size:
-                dv = here_v - simd.load(v, at(other, place), lanes)
-                change = scale * (dq * dv)
-                simd.add_heads(out, at_edge(edge, place), change, lanes)
+                _add_to_edge(
+                    node, j, edge, place, lanes, dq, v, second, scale, out
+                )
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
-            other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
-            total, dq = add_term(total, here, other, edge, place, lanes, w, q)
-            if other > node:
-                dv = here_v - simd.load(v, at(other, place), lanes)
-                change = scale * (dq * dv)
-                simd.add_heads(out, at_edge(edge, place), change, lanes)
+            j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
+            total, dq = add_term(total, here, j, edge, place, lanes, w, q)
+            if j > node:
+                _add_to_edge(
+                    node, j, edge, place, lanes, dq, v, second, scale, out
+                )
     return total
 
 
@@ -113,9 +146,9 @@ def _row_and_edges(
 def _cg_step_backward(
     first, last, base, graph, place, lanes, w, signals, d, scalars, sums, dots
 ):
-    q, new_q, v, u, grad_x, grad_v = signals
+    mean_q, q, new_q, v, u, grad_x, grad_v, second = signals
     diagonal, diagonal_features, confidence, confidence_features = d
-    grad_w, sum_diagonal, sum_confidence = sums
+    grad_w, sum_diagonal, sum_confidence, sum_degree = sums
     heads, head = place[2], place[3]
     alpha = simd.load_heads(scalars, head, lanes)
     beta = simd.load_heads(scalars, heads + head, lanes)
@@ -127,10 +160,14 @@ def _cg_step_backward(
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
         is_inner = inner <= i < outer
-        total = _row_and_edges(
-            i, is_inner, base, graph, place, lanes, w, q, v, -alpha, grad_w
-        )
+        row = i, is_inner, base, graph, place, lanes
+        total = _row_and_edges(*row, w, mean_q, v, second, -alpha, grad_w)
         here = at(i, place)
+        if sum_degree.size > 0:
+            change = alpha * simd.load(mean_q, here, lanes)
+            change = change * simd.load(second[1], here, lanes)
+            old = simd.load(sum_degree, here, lanes)
+            simd.store(sum_degree, here, old + change)
         this_q, this_v = simd.load(q, here, lanes), simd.load(v, here, lanes)
         if confidence_features > 0:
             c = _load_diagonal(confidence, i, confidence_features, place, lanes)
@@ -158,11 +195,15 @@ def cg_step_backward(
     a: Matrix, adjoint: Adjoint, v: Tensor, u: Tensor, scalars: Tensor
 ) -> Tensor:
     """See :func:`.reference.cg.cg_step_backward`."""
-    q, confidence = adjoint.residual, adjoint.confidence
-    out = torch.empty_like(q)
-    signals = flat(q, out, v, u, adjoint.x, adjoint.direction)
-    confidence = q[:0] if confidence is None else confidence
-    sums = flat(adjoint.weight, adjoint.diagonal, confidence)
+    q, out = adjoint.residual, torch.empty_like(adjoint.residual)
+    none, mean_q, second = q[:0], q, [q[:0], q[:0]]
+    if a.degree is not None:
+        mean_q, second = mean_difference(a, q), [q, mean_difference(a, v)]
+    signals = flat(mean_q, q, out, v, u, adjoint.x, adjoint.direction)
+    signals.append(tuple(flat(*second)))
+    optional = adjoint.confidence, adjoint.degree
+    optional = [none if total is None else total for total in optional]
+    sums = flat(adjoint.weight, adjoint.diagonal, *optional)
     adjoint.residual = out
     return over_rows(
         _cg_step_backward,

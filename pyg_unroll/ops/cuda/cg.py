@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from pyg_unroll.ops.cuda import tiles
+from pyg_unroll.ops.cuda.operators import laplacian
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 
 
@@ -21,6 +22,13 @@ def _load_diagonal(array, tile, TILE: tl.constexpr, IS_SHARED: tl.constexpr):
     if IS_SHARED:
         at = node * TILE.HEADS + head
     return tiles.load(array, at, here, 1)
+
+
+def mean_difference(a: Matrix, x: Tensor) -> Tensor:
+    """See :func:`.reference.cg.mean_difference`."""
+    if a.degree is None:
+        return x
+    return laplacian(a.topology, a.weight, x).div_(a.degree)
 
 
 @triton.jit
@@ -34,13 +42,14 @@ def _cg_step(
     SHARED: tl.constexpr,
     TILE: tl.constexpr,
 ):
-    x, residual, v, new_v = signals
+    x, residual, mean, v, new_v = signals
     weight, diagonal = matrix
     first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
     tile = tiles.tile_of(graph[0], size, first, TILE)
     head, at, here = tile[3], tile[6], tile[7]
     mine = tiles.load(v, at, here)
-    image = tiles.laplacian_of(graph, weight, v, tile, mine, width, TILE)
+    center = tiles.load(mean, at, here)
+    image = tiles.laplacian_of(graph, weight, mean, tile, center, width, TILE)
     if confidence is not None:
         image += mine * _load_diagonal(confidence, tile, TILE, SHARED[1])
     d = _load_diagonal(diagonal, tile, TILE, SHARED[0])
@@ -66,7 +75,7 @@ def cg_step(
     v, scalars = tiles.contiguous(v, scalars)
     out = torch.empty_like(v)
     launch = tiles.Launch(*x.shape, x, a.weight)
-    signals = x, residual, v, out
+    signals = x, residual, mean_difference(a, v), v, out
     launch(_cg_step, tiles.csr(a.topology), signals, scalars, *_read(a))
     return out
 
@@ -80,6 +89,7 @@ def _cg_step_backward(
     signals,
     sums,
     scalars,
+    sum_degree,
     matrix,
     confidence,
     SHARED: tl.constexpr,
@@ -87,7 +97,7 @@ def _cg_step_backward(
 ):
     """The adjoint of `_cg_step`; one block of features."""
     _rowptr, col, edge_id = graph
-    q, new_q, v, u, grad_x, grad_v = signals
+    mean_q, q, new_q, mean_v, v, u, grad_x, grad_v = signals
     grad_weight, sum_diagonal, sum_confidence = sums
     weight, diagonal = matrix
     width = size[1] * TILE.HEADS
@@ -97,18 +107,27 @@ def _cg_step_backward(
     one_head, has_head = tiles.heads_of(TILE)
     step = tiles.load_scalar(scalars, 0, one_head, TILE)
     mine, mine_v = tiles.load(q, at, here), tiles.load(v, at, here)
+    center, center_v = mine, mine_v
+    if sum_degree is not None:
+        center = tiles.load(mean_q, at, here)
+        center_v = tiles.load(mean_v, at, here)
     image = tiles.zeros(q, TILE)
     for k in range(tl.max(count)):
         where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
         j = tiles.load_index(col, where, on, TILE)
         w = tiles.load(weight, e * TILE.HEADS + head, mask)
-        dq = mine - tiles.load(q, j * width + place, mask)
+        dq = center - tiles.load(mean_q, j * width + place, mask)
         image += tl.where(mask, w * dq, 0.0)
         # The row of the smaller endpoint sees to the edge.
         is_src = on & (j > node)
         owned = is_src & lanes
         dv = mine_v - tiles.load(v, j * width + place, owned)
-        dot = tiles.sum_features(tl.where(owned, dq * dv, 0.0), TILE)
+        dot = dq * dv
+        if sum_degree is not None:
+            dq = mine - tiles.load(q, j * width + place, owned)
+            dv = center_v - tiles.load(mean_v, j * width + place, owned)
+            dot += dq * dv
+        dot = tiles.sum_features(tl.where(owned, dot, 0.0), TILE)
         edge, has_edge = e * TILE.HEADS + one_head, is_src & has_head
         value = tiles.load(grad_weight, edge, has_edge) - step * dot
         tl.store(grad_weight + edge, value, mask=has_edge)
@@ -116,6 +135,9 @@ def _cg_step_backward(
         image += mine * _load_diagonal(confidence, tile, TILE, SHARED[1])
         value = tiles.load(sum_confidence, at, here) - alpha * mine * mine_v
         tl.store(sum_confidence + at, value, mask=here)
+    if sum_degree is not None:
+        value = tiles.load(sum_degree, at, here) + alpha * center * center_v
+        tl.store(sum_degree + at, value, mask=here)
     slope = tiles.load(grad_x, at, here) - image
     g = tiles.load_scalar(scalars, 1, head, TILE) * tiles.load(grad_v, at, here)
     g += alpha * slope
@@ -146,11 +168,28 @@ def cg_step_backward(
         adjoint.residual, v, u, adjoint.x, scalars
     )
     adjoint.residual = torch.empty_like(q)
-    signals = q, adjoint.residual, v, u, x, adjoint.direction
+    means = mean_difference(a, q), mean_difference(a, v)
+    signals = (
+        means[0],
+        q,
+        adjoint.residual,
+        means[1],
+        v,
+        u,
+        x,
+        adjoint.direction,
+    )
     launch = tiles.Launch(*q.shape, q, a.weight)
     graph, rest = tiles.csr(a.topology), _read(a)
     return launch.sums(
-        _cg_step_backward, 2, graph, signals, sums, scalars, *rest
+        _cg_step_backward,
+        2,
+        graph,
+        signals,
+        sums,
+        scalars,
+        adjoint.degree,
+        *rest,
     )
 
 

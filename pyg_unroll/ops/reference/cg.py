@@ -13,7 +13,8 @@ from pyg_unroll.ops.reference.operators import edge_dot, laplacian
 
 
 class Matrix(NamedTuple):
-    r"""The matrix :math:`A = L_w + \mathrm{diag}(c)` and its preconditioner.
+    r"""The matrix :math:`A = P + \mathrm{diag}(c)` and its preconditioner, with
+    the prior :math:`P = L_w`, or of second order :math:`L_w D_w^{-1} L_w`.
 
     Attributes:
         topology (Topology): The graph.
@@ -22,12 +23,15 @@ class Matrix(NamedTuple):
             entries, :math:`(N, 1, H)` or :math:`(N, F, H)`.
         confidence (torch.Tensor or None): :math:`c`, of such a shape; zero
             if :obj:`None`.
+        degree (torch.Tensor or None): :math:`D_w`, infinite at isolated
+            nodes, :math:`(N, 1, H)`, of a prior of second order.
     """
 
     topology: Topology
     weight: Tensor
     diagonal: Tensor
-    confidence: Tensor | None
+    confidence: Tensor | None = None
+    degree: Tensor | None = None
 
 
 @dataclass
@@ -44,6 +48,7 @@ class Adjoint:
             :math:`(N, F, H)`; in place.
         confidence (torch.Tensor or None): Sum of those by :math:`c`,
             :math:`(N, F, H)`, if there is one; in place.
+        degree (torch.Tensor or None): Sum of those by :math:`D_w`, likewise.
     """
 
     x: Tensor
@@ -51,11 +56,19 @@ class Adjoint:
     direction: Tensor
     weight: Tensor
     diagonal: Tensor
-    confidence: Tensor | None
+    confidence: Tensor | None = None
+    degree: Tensor | None = None
 
 
-def _product(a: Matrix, x: Tensor) -> Tensor:
-    image = laplacian(a.topology, a.weight, x)
+def mean_difference(a: Matrix, x: Tensor) -> Tensor:
+    r""":math:`D_w^{-1} L_w x`, or of first order :math:`x` itself."""
+    if a.degree is None:
+        return x
+    return laplacian(a.topology, a.weight, x) / a.degree
+
+
+def _product(a: Matrix, x: Tensor, mean: Tensor) -> Tensor:
+    image = laplacian(a.topology, a.weight, mean)
     if a.confidence is not None:
         image += a.confidence * x
     return image
@@ -85,7 +98,7 @@ def cg_step(
         The next direction :math:`v'`.
     """
     alpha, beta, alpha_next = scalars
-    residual -= alpha * _product(a, v)
+    residual -= alpha * _product(a, v, mean_difference(a, v))
     new = residual / a.diagonal + beta * v
     x += alpha_next * new
     return new
@@ -119,10 +132,14 @@ def cg_step_backward(
     """
     alpha, beta, beta_previous = scalars
     q = adjoint.residual
-    adjoint.weight -= alpha * edge_dot(a.topology, q, v)
+    mean_q, mean_v = mean_difference(a, q), mean_difference(a, v)
+    adjoint.weight -= alpha * edge_dot(a.topology, q, mean_v)
+    if adjoint.degree is not None:
+        adjoint.weight -= alpha * edge_dot(a.topology, mean_q, v)
+        adjoint.degree += alpha * mean_q * mean_v
     if adjoint.confidence is not None:
         adjoint.confidence -= alpha * q * v
-    slope = adjoint.x - _product(a, q)
+    slope = adjoint.x - _product(a, q, mean_q)
     g = adjoint.direction.mul_(beta).add_(alpha * slope)
     adjoint.diagonal += g * (v - beta_previous * u)
     adjoint.residual = q + g / a.diagonal
