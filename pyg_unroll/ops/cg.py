@@ -143,8 +143,10 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     # Copies: results of an operator may not share memory.
     rest = adjoint.direction, b, dots[:, 0].clone(), dots[1:, 1].clone()
     by_matrix = (
-        grad.new_empty(0) if v is None else v.sum_to_size(like.shape)
-        for v, like in zip(found, a[1:], strict=True)
+        grad.new_empty(0)
+        if v is None or part is None
+        else v.sum_to_size(part.shape)
+        for v, part in zip(found, a[1:], strict=True)
     )
     return tuple(v.to(grad.dtype) for v in (*by_matrix, *rest))
 

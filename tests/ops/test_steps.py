@@ -147,7 +147,8 @@ def test_cg_steps_in_lower_precision(dtype):
     topology = make_graph('grid')
     operands = cg_operands(topology, 3, 2, True)
     expected = run_steps(topology, *operands)
-    out = run_steps(topology, *(v.to(dtype) for v in operands))
+    operands = (None if v is None else v.to(dtype) for v in operands)
+    out = run_steps(topology, *operands)
     assert out.dtype == dtype
     error = (out.double() - expected).norm() / expected.norm()
     assert error < {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
@@ -200,7 +201,7 @@ def test_admm_step_derivatives():
 def test_opcheck(operator):
     topology = make_graph('random')
     if operator == 'cg_steps':
-        operands = (*cg_operands(topology, 2, 2, True), True)
+        operands = (*cg_operands(topology, 2, 2, True, order=2), True)
     else:
         *operands, before, rho, relaxation = admm_operands(topology, 2, 2)
         operands.append(torch.stack([before, rho, relaxation]))
@@ -226,8 +227,8 @@ def test_grid_without_index_gives_the_same_bits(window, size):
     index = Topology.from_pairs(topology.src, topology.dst, topology.num_nodes)
     assert topology.grid and not index.grid
     for features, heads in [(1, 1), (3, 4)]:
-        operands = cg_operands(topology, features, heads, True)
-        a, b = operands[3], operands[4]
+        operands = cg_operands(topology, features, heads, True, order=2)
+        a, b = operands[4], operands[5]
         one, other = (
             (ops.laplacian(t, operands[0], a), ops.edge_dot(t, a, b))
             for t in (topology, index)
@@ -247,7 +248,7 @@ def test_threads_do_not_change_a_bit():
     topology = GridGraph(8).topology(data)
     operands = [
         None if v is None else v.float()
-        for v in cg_operands(topology, 3, 4, True)
+        for v in cg_operands(topology, 3, 4, True, order=2)
     ]
     admm = [v.float() for v in admm_operands(topology, 3, 4)]
 

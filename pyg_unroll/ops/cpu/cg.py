@@ -196,13 +196,18 @@ def cg_step_backward(
 ) -> Tensor:
     """See :func:`.reference.cg.cg_step_backward`."""
     q, out = adjoint.residual, torch.empty_like(adjoint.residual)
-    none, mean_q, second = q[:0], q, [q[:0], q[:0]]
+    nothing = q[:0]
+    mean_q, second = q, (nothing, nothing)
     if a.degree is not None:
-        mean_q, second = mean_difference(a, q), [q, mean_difference(a, v)]
-    signals = flat(mean_q, q, out, v, u, adjoint.x, adjoint.direction)
+        mean_q, second = mean_difference(a, q), (q, mean_difference(a, v))
+    signals: list[Any] = flat(
+        mean_q, q, out, v, u, adjoint.x, adjoint.direction
+    )
     signals.append(tuple(flat(*second)))
-    optional = adjoint.confidence, adjoint.degree
-    optional = [none if total is None else total for total in optional]
+    optional = (
+        nothing if total is None else total
+        for total in (adjoint.confidence, adjoint.degree)
+    )
     sums = flat(adjoint.weight, adjoint.diagonal, *optional)
     adjoint.residual = out
     return over_rows(
