@@ -128,13 +128,13 @@ class _ConjugateGradients:
 
     def __init__(self, layer: GLRConv, problem: Problem) -> None:
         signal, topology, weight, start, _ = problem
-        scale = b = None
+        scale = None
         if signal.confidence is not None:
             scale = signal.confidence * signal.tile((-layer.log_mu).exp())
-            b = scale * signal.x
         self.system = LaplacianSystem.build(
             topology, weight, scale, signal.free, layer.order
         )
+        b = None if scale is None else scale * signal.x
         coefficients = signal.tile(layer.alpha), signal.tile(layer.beta)
         self.operands = start, b, *coefficients
         self.checkpoint = layer.checkpoint
