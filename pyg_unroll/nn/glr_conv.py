@@ -46,7 +46,8 @@ class GLRConv(SmoothnessConv):
         \mathbf{r}_{k+1} = \mathbf{r}_k - \alpha_k \mathbf{A} \mathbf{v}_k.
 
     They start as Chebyshev coefficients, so that the untrained layer already
-    converges. Its receptive field is :math:`K` hops.
+    converges. Its receptive field is :math:`K` hops. Options after
+    :obj:`heads` are given by keyword.
 
     Args:
         num_steps (int): Number of steps :math:`K`.

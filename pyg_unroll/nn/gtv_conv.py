@@ -50,7 +50,8 @@ class GTVConv(SmoothnessConv):
     :func:`pyg_unroll.ops.reference.admm.admm_step`); penalty
     :math:`\rho`, over-relaxation and step sizes are learned per iteration and
     head. The paper writes the same minimiser as a linear programme with slack
-    variables; both have the same optimum.
+    variables; both have the same optimum. Options after :obj:`num_steps` are
+    given by keyword.
 
     .. note::
         This is not the layer of `"Total Variation Graph Neural Networks"

@@ -315,8 +315,7 @@ def _batch_layout(
     x: Tensor, edge_weight: Tensor | None, heads: int
 ) -> BatchLayout:
     is_batch = isinstance(x, Tensor) and x.dim() == 3
-    count = x.size(0) if is_batch else None
-    features = x.size(2) if is_batch else 0
+    count, features = (x.size(0), x.size(2)) if is_batch else (None, 0)
     if not isinstance(edge_weight, Tensor) or edge_weight.dim() != 3:
         return BatchLayout(count, heads, num_features=features)
     if edge_weight.size(0) != count:

@@ -240,7 +240,8 @@ class UnrolledGLR(UnrolledStack):
     estimate by a shallow net, learns a graph from them
     (:class:`~pyg_unroll.transforms.MahalanobisGraph`) and runs
     :class:`~pyg_unroll.nn.GLRConv` on it, from where the block before
-    stopped. Known entries come out unchanged under hard fidelity.
+    stopped. Known entries come out unchanged under hard fidelity. Options
+    after :obj:`num_blocks` are given by keyword.
 
     .. code-block:: python
 

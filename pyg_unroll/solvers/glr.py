@@ -110,10 +110,9 @@ def glr(
     build = partial(
         LaplacianSystem.build, problem.topology, free=signal.free, order=order
     )
-    settings = Settings(build, tol, max_steps)
     system = build(weight, scale)
-    if preconditioner == 'amg':
-        settings = settings._replace(preconditioner=multigrid(system))
+    cycle = multigrid(system) if preconditioner == 'amg' else None
+    settings = Settings(build, tol, max_steps, cycle)
     # Solve for the correction of the start, the mean of the known entries:
     # its right-hand side carries the derivatives by the observations.
     correction, residual, num_steps = ImplicitSolve.apply(

@@ -135,18 +135,14 @@ class SmoothnessProblem:
             return self
         topology, node, edge = found
         free, confidence = (
-            # One row stands for all nodes.
-            value if value is None or value.size(0) == 1 else value[node]
+            None if value is None else value[node]
             for value in (self.signal.free, self.signal.confidence)
         )
         x, layout = self.signal.x[node], self.signal.layout
-        return replace(
-            self,
-            signal=Observations(x, free, confidence, layout),
-            topology=topology,
-            weight=self.weight[edge],
-            start=self.start[node],
-            order=node,
+        signal = Observations(x, free, confidence, layout)
+        weight, start = self.weight[edge], self.start[node]
+        return SmoothnessProblem(
+            signal, topology, weight, self.mu, start, self.dtype, node
         )
 
     def result(
