@@ -37,15 +37,15 @@ class Iterate(NamedTuple):
 
 
 class Arguments(NamedTuple):
-    """The arguments of :meth:`SmoothnessConv.forward`."""
+    """The arguments of :meth:`SmoothnessConv.forward`, as they are given."""
 
-    x: Tensor
-    edge_index: Adj | Topology
-    edge_weight: Tensor | None = None
-    mask: Tensor | None = None
-    confidence: Tensor | None = None
-    warm_start: Tensor | None = None
-    state: Tensor | None = None
+    x: Any
+    edge_index: Any
+    edge_weight: Any = None
+    mask: Any = None
+    confidence: Any = None
+    warm_start: Any = None
+    state: Any = None
 
 
 class Problem(NamedTuple):
@@ -211,8 +211,9 @@ class SmoothnessConv(MessagePassing):
 
     def read(self, *args: Any, **kwargs: Any) -> Problem:
         """Checks the arguments of :meth:`forward`."""
-        given = Arguments(*args, **kwargs)
-        x, edge_weight = given.x, given.edge_weight
+        x, edge_index, edge_weight, mask, confidence, warm_start, state = (
+            Arguments(*args, **kwargs)
+        )
         if isinstance(x, tuple):
             raise ValueError(
                 "'x' must be one tensor (got 'tuple'): the layer smooths a "
@@ -221,30 +222,22 @@ class SmoothnessConv(MessagePassing):
                 "or join the types by 'data.to_homogeneous()'"
             )
         layout = _batch_layout(x, edge_weight, self.heads)
+        has_samples, validate = layout.count is not None, self.validate_args
         signal = inputs.read_signal(
-            x,
-            given.mask,
-            given.confidence,
-            samples=layout.count is not None,
-            validate_args=self.validate_args,
+            x, mask, confidence, samples=has_samples, validate_args=validate
         )
-        if self.validate_args:
+        if validate:
             inputs.check_start(x)
         observations = Observations.of(signal, self.fidelity, layout)
-        heads = None
-        if layout.own_weights and edge_weight is not None:
-            heads = edge_weight.size(2)
-            edge_weight = edge_weight.transpose(0, 1).flatten(1)
+        weight, own = edge_weight, layout.own_weights
+        if own:
+            weight = edge_weight.transpose(0, 1).flatten(1)
         topology, weight = resolve_graph(
-            given.edge_index,
-            edge_weight,
-            x.size(-2),
-            x.dtype,
-            self.validate_args,
+            edge_index, weight, x.size(-2), x.dtype, validate
         )
         if self.explain and self._edge_mask is not None:
             weight = weight * self._explainer_mask(topology)
-        heads = weight.size(1) if heads is None else heads
+        heads = edge_weight.size(2) if own else weight.size(1)
         weight = weight.unflatten(1, (layout.num_groups, heads))
         if heads not in (1, self.heads):
             raise ValueError(
@@ -253,8 +246,8 @@ class SmoothnessConv(MessagePassing):
                 f'give weights of shape [num_edges]'
             )
         weight = weight.expand(-1, -1, self.heads).flatten(1)
-        start = self._start(observations, given.warm_start)
-        return Problem(observations, topology, weight, start, given.state)
+        start = self._start(observations, warm_start)
+        return Problem(observations, topology, weight, start, state)
 
     def _explainer_mask(self, topology: Topology) -> Tensor:
         """The mask that an explainer of PyG set, per edge `[E, 1]`.
@@ -331,12 +324,11 @@ def _batch_layout(
 def _read_interval(spectrum: Any) -> tuple[float, float]:
     try:
         lower, upper = spectrum
-        is_interval = 0 < lower < upper < float('inf')
+        if 0 < lower < upper < float('inf'):
+            return lower, upper
     except (TypeError, ValueError):
-        is_interval = False
-    if not is_interval:
-        raise ValueError(
-            f"'spectrum' must be an interval (lower, upper) of positive "
-            f'eigenvalues (got {spectrum!r})'
-        )
-    return lower, upper
+        pass
+    raise ValueError(
+        f"'spectrum' must be an interval (lower, upper) of positive "
+        f'eigenvalues (got {spectrum!r})'
+    )

@@ -63,9 +63,8 @@ def conjugate_gradient(
         image = system(direction)
         curvature = _dot(direction, image)
         active = active & (curvature > 0)
-        step = torch.where(
-            active, energy / torch.where(active, curvature, 1), 0
-        )
+        curvature = torch.where(active, curvature, 1)
+        step = torch.where(active, energy / curvature, 0)
         x.addcmul_(direction, step)
         residual.addcmul_(image, step, value=-1)
         previous = torch.where(energy > 0, energy, 1)
