@@ -50,7 +50,7 @@ class GTVConv(SmoothnessConv):
     :func:`pyg_unroll.ops.reference.admm.admm_step`); penalty
     :math:`\rho`, over-relaxation and step sizes are learned per iteration and
     head. The paper writes the same minimiser as a linear programme with slack
-    variables; both have the same optimum. Options after :obj:`num_steps` are
+    variables; both have the same optimum. Options after :obj:`heads` are
     given by keyword.
 
     .. note::
@@ -95,16 +95,17 @@ class GTVConv(SmoothnessConv):
         self,
         num_iters: int,
         num_steps: int = 4,
+        heads: int = 1,
         *,
         rho: float = 2.0,
         **kwargs: Any,
     ) -> None:
         check_positive('num_iters', num_iters)
         check_between('rho', rho)
-        super().__init__(num_steps, 2.0, **kwargs)
+        super().__init__(num_steps, 2.0, heads, **kwargs)
         self.num_iters = num_iters
         self.rho = rho
-        shape = num_iters, self.heads
+        shape = num_iters, heads
         self.log_rho = torch.nn.Parameter(torch.empty(shape))
         self.relaxation_logit = torch.nn.Parameter(torch.empty(shape))
         self._add_coefficients(num_iters)
