@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch_geometric.data import Data
 
 
@@ -31,6 +32,26 @@ def check_tensor(name: str, value: Any, shape: str) -> None:
             f"'{name}' must be a tensor of shape {shape} (got "
             f"'{type(value).__name__}'); convert it with 'torch.as_tensor'"
         )
+
+
+def check_shape(
+    name: str, value: Any, *shapes: Sequence[int | str], note: str = ''
+) -> None:
+    """Raises a `ValueError` unless `value` is a tensor of one of some shapes,
+    in which a word stands for any size.
+    """
+    listed = [f'[{", ".join(map(str, shape))}]' for shape in shapes]
+    check_tensor(name, value, ' or '.join(listed))
+    for shape in shapes:
+        sizes = zip(shape, value.shape, strict=False)
+        if len(shape) == value.dim() and all(
+            isinstance(wanted, str) or wanted == size for wanted, size in sizes
+        ):
+            return
+    raise ValueError(
+        f"'{name}' must have shape {' or '.join(listed)} (got "
+        f'{list(value.shape)}){note}'
+    )
 
 
 def check_boolean(name: str, mask: Tensor) -> None:
@@ -180,14 +201,11 @@ def check_edge_weight(edge_weight: Any, columns: int) -> None:
     """Raises a `ValueError` unless there is a real weight per column of the
     edge index, or per edge of a topology.
     """
-    shapes = f'[{columns}] or [{columns}, heads]'
-    check_tensor('edge_weight', edge_weight, shapes)
-    if edge_weight.dim() not in (1, 2) or edge_weight.size(0) != columns:
-        raise ValueError(
-            f"'edge_weight' must have shape {shapes} (got "
-            f'{list(edge_weight.shape)}): one row per column of '
-            f"'edge_index', or per undirected edge of a 'Topology'"
-        )
+    check_shape(
+        *('edge_weight', edge_weight, [columns], [columns, 'heads']),
+        note=": one row per column of 'edge_index', or per undirected edge of "
+        "a 'Topology'",
+    )
     if edge_weight.is_complex():
         raise ValueError(
             f"'edge_weight' must be real (got {edge_weight.dtype}); take its "
@@ -236,34 +254,29 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
         )
 
 
-def check_pairs(key: Tensor, forward: Tensor, num_nodes: int) -> None:
-    """Raises a `ValueError` unless each of the sorted keys is there twice,
-    once in each direction.
+def check_pairs(key: Tensor, num_nodes: int) -> None:
+    """Raises a `ValueError` unless edges are there once in each direction.
+
+    The key of an edge is :math:`2 (i N + j)`, :math:`i < j`, that of its
+    reverse one more; they are sorted.
     """
-    _, inverse, count = torch.unique_consecutive(
-        key, return_inverse=True, return_counts=True
-    )
-    num_forward = torch.zeros_like(count)
-    num_forward.index_add_(0, inverse, forward.long())
-    num_backward = count - num_forward
+    same, near = key[1:] == key[:-1], key[1:] // 2 == key[:-1] // 2
     for bad, problem, cure in (
         (
-            (num_forward > 1) | (num_backward > 1),
+            pad(same, (1, 0)),
             'a duplicate edge',
             "merge duplicates with 'torch_geometric.utils.coalesce'",
         ),
         (
-            num_forward != num_backward,
+            ~(pad(near, (1, 0)) | pad(near, (0, 1))),
             'no reverse edge',
             'make the graph undirected with '
             "'torch_geometric.utils.to_undirected'",
         ),
     ):
         if bad.any():
-            first = int((inverse == bad.nonzero()[0]).nonzero()[0])
-            i, j = divmod(int(key[first]), num_nodes)
-            if not forward[first]:
-                i, j = j, i
+            pair, is_reverse = divmod(int(key[bad.nonzero()[0]]), 2)
+            i, j = divmod(pair, num_nodes)[:: -1 if is_reverse else 1]
             raise ValueError(
                 f"'edge_index' has {problem} for ({i}, {j}); {cure}"
             )

@@ -14,7 +14,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import check_data, is_integer
-from pyg_unroll.graph import Topology
+from pyg_unroll.graph import Topology, index_type
 from pyg_unroll.transforms.utils import join_topologies, set_graph
 
 # Edges of a graph too large to be remembered, 0.4 GiB; up to four are.
@@ -161,8 +161,9 @@ def _build(
     column = torch.arange(width, device=device).view(-1, 1) + right
     exists = (line < height) & (column >= 0) & (column < width)
     exists = exists.expand(num_images, -1, -1, -1).reshape(-1, len(offsets))
-    src, slot = exists.nonzero().unbind(1)
-    dst = src + (down * width + right)[slot]
+    index = index_type(exists.size(0), exists.numel())
+    src, slot = exists.nonzero().to(index).unbind(1)
+    dst = src + (down * width + right).to(index)[slot]
     topology = Topology.from_pairs(src, dst, exists.size(0))
     grid = height, width, *(k for offset in offsets for k in offset)
     return replace(topology, grid=grid)
