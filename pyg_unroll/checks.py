@@ -35,23 +35,21 @@ def check_tensor(name: str, value: Any, shape: str) -> None:
 
 
 def check_shape(
-    name: str, value: Any, *shapes: Sequence[int | str], note: str = ''
+    name: str, value: Any, *shapes: Sequence[Any], note: str = ''
 ) -> None:
     """Raises a `ValueError` unless `value` is a tensor of one of some shapes,
     in which a word stands for any size.
     """
-    listed = [f'[{", ".join(map(str, shape))}]' for shape in shapes]
-    check_tensor(name, value, ' or '.join(listed))
+    *others, last = (f'[{", ".join(map(str, shape))}]' for shape in shapes)
+    listed = f'{", ".join(others)} or {last}' if others else last
+    check_tensor(name, value, listed)
+    sizes = list(value.shape)
     for shape in shapes:
-        sizes = zip(shape, value.shape, strict=False)
-        if len(shape) == value.dim() and all(
-            isinstance(wanted, str) or wanted == size for wanted, size in sizes
-        ):
+        pairs = zip(shape, sizes, strict=False)
+        wanted = [size if isinstance(n, str) else n for n, size in pairs]
+        if len(shape) == len(sizes) and wanted == sizes:
             return
-    raise ValueError(
-        f"'{name}' must have shape {' or '.join(listed)} (got "
-        f'{list(value.shape)}){note}'
-    )
+    raise ValueError(f"'{name}' must have shape {listed} (got {sizes}){note}")
 
 
 def check_boolean(name: str, mask: Tensor) -> None:

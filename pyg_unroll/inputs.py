@@ -1,8 +1,4 @@
-"""The reader of node signals, masks and confidence, for all of the package.
-
-Layers, solvers, transforms, estimators and restorers read their arguments by
-:func:`read_signal`, so that each error has one spelling.
-"""
+"""The reader of node signals, masks and confidence, for all of the package."""
 
 from __future__ import annotations
 
@@ -15,13 +11,11 @@ from torch import Tensor
 from pyg_unroll.checks import (
     can_read_values,
     check_boolean,
+    check_shape,
     check_signal,
-    check_tensor,
 )
 
 Fidelity: TypeAlias = Literal['hard', 'soft']
-
-_PER_ENTRY = '[num_nodes] or [num_nodes, features]'
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,18 +69,15 @@ def read_signal(
         mask (torch.Tensor, optional): True where observed, boolean
             :math:`(N)`, :math:`(N, 1)` or :math:`(N, F)`, of samples also
             :math:`(B, N, F)`; everywhere if :obj:`None`.
-            (default: :obj:`None`)
         confidence (torch.Tensor, optional): Non-negative weights of the
-            observations, of such a shape. (default: :obj:`None`)
+            observations, of such a shape.
         name (str, optional): Name of :obj:`x` in messages, whose prefix the
             mask shares: :obj:`'data.x'` goes with :obj:`'data.mask'`.
-            (default: :obj:`'x'`)
         samples (bool, optional): Expect samples :math:`(B, N, F)`.
-            (default: :obj:`False`)
         allow_unknown (bool, optional): Allow features without any observed
-            entry. (default: :obj:`False`)
+            entry.
         validate_args (bool, optional): Check values, too, where they can be
-            read. (default: :obj:`True`)
+            read.
 
     Raises:
         ValueError: If a shape or type does not fit, an observed entry is not
@@ -108,8 +99,7 @@ def read_signal(
     mask_name = name[: name.rfind('.') + 1] + 'mask'
     known = None if mask is None else read_mask(mask_name, mask, x)
     if confidence is not None:
-        check_tensor('confidence', confidence, _PER_ENTRY)
-        confidence = _per_entry('confidence', confidence.to(x.dtype), x)
+        confidence = _per_entry('confidence', confidence, x).to(x.dtype)
     if validate_args and can_read_values():
         check_known(name, x, known, f"mark it as False in '{mask_name}'")
         if known is not None and not allow_unknown:
@@ -120,25 +110,19 @@ def read_signal(
 
 
 def read_mask(name: str, mask: Any, x: Tensor) -> Tensor:
-    r"""Checks a mask of a signal's entries, :math:`(N)`, :math:`(N, 1)`,
-    :math:`(N, F)` or, of samples, :math:`(B, N, F)`; that of nodes becomes
-    :math:`(N, 1)`.
-    """
-    check_tensor(name, mask, _PER_ENTRY)
+    """Checks the mask of a signal; that of nodes becomes `[N, 1]`."""
+    mask = _per_entry(name, mask, x)
     check_boolean(name, mask)
-    return _per_entry(name, mask, x)
+    return mask
 
 
-def _per_entry(name: str, value: Tensor, x: Tensor) -> Tensor:
+def _per_entry(name: str, value: Any, x: Tensor) -> Tensor:
     """Checks a shape; one value per node becomes `[N, 1]`."""
-    shapes = [x.shape[-2:-1], x.shape[-2:], x.shape][: x.dim()]
-    if value.shape not in (*shapes, (x.size(-2), 1)):
-        *others, last = (str(list(shape)) for shape in shapes)
-        raise ValueError(
-            f"'{name}' must have shape {', '.join(others)} or {last} (got "
-            f'{list(value.shape)})'
-        )
-    return value.unsqueeze(-1) if value.dim() == 1 else value
+    if getattr(value, 'shape', None) != (x.size(-2), 1):
+        shapes = [x.shape[-2:-1], x.shape[-2:], x.shape]
+        check_shape(name, value, *shapes[: x.dim()])
+    out: Tensor = value
+    return out.unsqueeze(-1) if out.dim() == 1 else out
 
 
 def check_known(name: str, x: Tensor, known: Tensor | None, cure: str) -> None:
@@ -324,11 +308,7 @@ class Observations:
         """
         layout = BatchLayout() if layout is None else layout
         x, known, confidence = signal.x, signal.known, signal.confidence
-        if known is None:
-            if confidence is None:
-                confidence = x.new_ones((x.size(-2), 1))
-            return cls(layout.fold(x), None, layout.fold(confidence), layout)
-        if fidelity == 'hard':
+        if known is not None and fidelity == 'hard':
             if confidence is not None:
                 raise ValueError(
                     "'confidence' was given with a 'mask' under "
@@ -336,8 +316,10 @@ class Observations:
                     "use fidelity='soft'"
                 )
             return cls(layout.fold(x), layout.fold(~known), None, layout)
-        weight = known.to(x.dtype)
-        confidence = weight if confidence is None else weight * confidence
+        if confidence is None:
+            confidence = x.new_ones((x.size(-2), 1))
+        if known is not None:
+            confidence = known * confidence
         return cls(layout.fold(x), None, layout.fold(confidence), layout)
 
     def tile(self, parameter: Tensor) -> Tensor:

@@ -3,40 +3,45 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
-from torch_geometric.utils import scatter
+from torch_geometric.utils import (
+    coalesce,
+    get_self_loop_attr,
+    is_sparse,
+    scatter,
+    to_undirected,
+)
 
 from pyg_unroll.checks import (
-    Checks,
     check_boolean,
     check_data,
+    check_indices,
     check_parameters,
+    check_shape,
     check_tensor,
     one_of,
 )
+from pyg_unroll.graph import Topology, edges_of, read_edges
 from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.problem import CHECKS, unreachable
-from pyg_unroll.transforms.utils import undirected_graph
 
 
 def _check_missing(name: str, value: Any) -> None:
     if isinstance(value, str):
         return
-    shapes = '[num_nodes] or [num_nodes, features]'
-    check_tensor(name, value, f'{shapes}, or the name of an attribute')
+    shape = ['num_nodes', 'features']
+    what = f'[{", ".join(shape)}], or the name of an attribute'
+    check_tensor(name, value, what)
+    check_shape(name, value, shape[:1], shape)
     check_boolean(name, value)
-    if value.dim() not in (1, 2):
-        raise ValueError(
-            f"'{name}' must have shape {shapes} (got {list(value.shape)})"
-        )
 
 
 @functional_transform('interpolate_features')
@@ -122,13 +127,6 @@ class InterpolateFeatures(BaseTransform):
         ConvergenceWarning: If the tolerance was not reached.
     """
 
-    _checks: ClassVar[Checks] = {
-        **CHECKS,
-        'missing_mask': _check_missing,
-        'normalization': one_of('sym', None),
-        'order': one_of(1, 2),
-    }
-
     def __init__(
         self,
         missing_mask: Tensor | str,
@@ -140,7 +138,13 @@ class InterpolateFeatures(BaseTransform):
         max_steps: int = 10_000,
         fill: float | str | None = 'mean',
     ) -> None:
-        check_parameters(self._checks, locals())
+        table = {
+            **CHECKS,
+            'missing_mask': _check_missing,
+            'normalization': one_of('sym', None),
+            'order': one_of(1, 2),
+        }
+        check_parameters(table, locals())
         self.missing_mask = missing_mask
         self.normalization = normalization
         self.order = order
@@ -192,7 +196,7 @@ class InterpolateFeatures(BaseTransform):
         y = torch.where(known, x, 0).double()
         if bool(known.all()):
             return x.clone()
-        topology, weight, loops = undirected_graph(data, x.size(0))
+        topology, weight, loops = _undirected_graph(data, x.size(0))
         mean = _known_mean(data, y, known)
         lost = unreachable(topology, weight.detach(), known)
         if bool(lost.any()):
@@ -262,3 +266,83 @@ def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:
     total = scatter(torch.where(known, y, 0), example)
     count = scatter(known.double(), example)
     return (total / count.clamp(min=1))[example]
+
+
+def _undirected_graph(
+    data: Data, num_nodes: int
+) -> tuple[Topology, Tensor, Tensor]:
+    """Makes an undirected graph of the edges of any data: without self-loops,
+    its weights `[E]` and those of each node's self-loop `[N]`, in float64.
+
+    Parallel edges of one direction are added up (unweighted ones count once),
+    as in an adjacency matrix; then an edge gets the mean of the directions
+    that are there, so that a part of an undirected graph, sampled in one
+    direction, has the weights of the whole.
+    """
+    edge_index, weight = _read_edges(data)
+    if edge_index.numel() > 0 and not (
+        0 <= int(edge_index.min()) and int(edge_index.max()) < num_nodes
+    ):
+        raise ValueError(
+            f"'data' has edges between nodes {int(edge_index.min())} and "
+            f"{int(edge_index.max())}, but 'data.x' has {num_nodes} rows; "
+            f'give it one row per node'
+        )
+    if weight is None:
+        edge_index = coalesce(edge_index, num_nodes=num_nodes)
+        weight = torch.ones_like(edge_index[0], dtype=torch.double)
+    else:
+        edge_index, weight = coalesce(edge_index, weight.double(), num_nodes)
+    loops = get_self_loop_attr(edge_index, weight, num_nodes)
+    (row, col), weight = to_undirected(
+        edge_index, weight, num_nodes, reduce='mean'
+    )
+    is_edge = row < col
+    topology = Topology.from_pairs(row[is_edge], col[is_edge], num_nodes)
+    return topology, weight[is_edge], loops
+
+
+def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
+    """Edge indices, and one weight per edge if there are weights."""
+    graph, weight = edges_of(data), data.get('edge_weight')
+    if graph is None:
+        raise ValueError(
+            "'data' has no 'edge_index' and no sparse 'adj_t'; make edges of "
+            "points with 'KNNGraph', or of pixels with 'GridGraph'"
+        )
+    if weight is not None:
+        name = 'edge_weight'
+    elif is_sparse(graph):  # which has its own
+        name = 'adj_t' if data.get('edge_index') is None else 'edge_index'
+    else:
+        name, weight = 'edge_attr', data.get('edge_attr')
+    if isinstance(graph, Topology):
+        edge_index = graph.edge_index
+        if weight is not None and weight.size(0) == graph.num_edges:
+            weight = graph.directed_weight(weight)
+    else:
+        # Transposed if PyG's `adj_t`, but both directions will be the same.
+        edge_index, weight = read_edges(graph, weight)
+        check_indices(edge_index)
+    edge_index = edge_index.as_subclass(Tensor).long()
+    if weight is None:
+        return edge_index, None
+    count = edge_index.size(1)
+    if weight.shape not in ((count,), (count, 1)):
+        raise ValueError(
+            f"'data.{name}' must hold one weight per edge, [{count}] or "
+            f'[{count}, 1] (got {list(weight.shape)}); set '
+            f"'data.edge_weight', for example to ones"
+        )
+    weight = weight.view(-1)
+    value = weight.detach()
+    # Comparisons with NaN are false, hence the form of the test.
+    bad = ~((value >= 0) & (value < float('inf')))
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        raise ValueError(
+            f"'data.{name}' must be finite and non-negative (got "
+            f'{float(value[first])} for edge {edge_index[:, first].tolist()}'
+            f"); use a kernel such as 'exp(-distance)'"
+        )
+    return edge_index, weight

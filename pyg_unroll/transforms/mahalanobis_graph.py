@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import softmax
 
 from pyg_unroll.checks import (
-    Checks,
     can_read_values,
     check_data,
     check_finite,
@@ -94,14 +93,6 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         ValueError: If features or edges are missing, or do not fit.
     """
 
-    _checks: ClassVar[Checks] = {
-        'in_channels': _check_in_channels,
-        'heads': check_positive,
-        'rank': optional(check_positive),
-        'normalization': one_of(*get_args(Normalization)),
-        'floor': check_non_negative,
-    }
-
     def __init__(
         self,
         in_channels: int,
@@ -112,7 +103,14 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         floor: float = 0.0,
     ) -> None:
         super().__init__()
-        check_parameters(self._checks, locals())
+        table = {
+            'in_channels': _check_in_channels,
+            'heads': check_positive,
+            'rank': optional(check_positive),
+            'normalization': one_of(*get_args(Normalization)),
+            'floor': check_non_negative,
+        }
+        check_parameters(table, locals())
         if floor and normalization == 'row':
             raise ValueError(
                 f"'floor' must be 0 with normalization='row', whose weights "
@@ -124,14 +122,12 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         self.normalization = normalization
         self.attr = attr
         self.floor = floor
-        self.weight: torch.nn.Parameter | UninitializedParameter
-        self.weight = UninitializedParameter()
+        self.weight: Any = UninitializedParameter()
         if in_channels != -1:
             self._materialize(in_channels)
             self.reset_parameters()
 
     def _materialize(self, channels: int, device: Any = None) -> None:
-        assert isinstance(self.weight, UninitializedParameter)
         self.in_channels = channels
         shape = self.heads, self.rank or channels, channels
         with torch.no_grad():
@@ -143,7 +139,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         At full rank all distances are then Euclidean; head :math:`h` starts
         with :math:`2^{-h}` times the first head's scale, so that heads differ.
         """
-        if isinstance(self.weight, UninitializedParameter):
+        if is_lazy(self.weight):
             return
         with torch.no_grad():
             for head, matrix in enumerate(self.weight):
@@ -157,7 +153,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         Raises:
             ValueError: If :obj:`in_channels=-1` was not resolved yet.
         """
-        if isinstance(self.weight, UninitializedParameter):
+        if is_lazy(self.weight):
             raise ValueError(
                 "the metric has no size yet ('in_channels=-1'); call the "
                 'transform once'
@@ -208,7 +204,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
 
     def _distances(self, features: Tensor, topology: Topology) -> Tensor:
         """Distances with the samples among the heads, `[E, B * H]`."""
-        if isinstance(self.weight, UninitializedParameter):
+        if is_lazy(self.weight):
             self._materialize(features.size(-1), features.device)
             self.reset_parameters()
         channels = self.in_channels
@@ -287,7 +283,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
     ) -> None:
-        if isinstance(self.weight, UninitializedParameter):
+        if is_lazy(self.weight):
             destination[f'{prefix}weight'] = self.weight
         else:
             super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -295,12 +291,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
-        given = state_dict.get(f'{prefix}weight')
-        if (
-            isinstance(self.weight, UninitializedParameter)
-            and isinstance(given, Tensor)
-            and not isinstance(given, UninitializedParameter)
-        ):
+        given = state_dict.get(f'{prefix}weight', self.weight)
+        if is_lazy(self.weight) and not is_lazy(given):
             self._materialize(given.size(-1))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,11 +12,10 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import (
-    Checks,
     check_between,
     check_data,
     check_parameters,
-    check_tensor,
+    check_shape,
     is_integer,
     optional,
 )
@@ -105,13 +104,6 @@ class TemporalProduct(BaseTransform):
             undirected, or shapes do not fit.
     """
 
-    _checks: ClassVar[Checks] = {
-        'time_weight': check_between,
-        'period': optional(_check_period),
-        'period_weight': optional(check_between),
-        'attrs': _check_names,
-    }
-
     def __init__(
         self,
         time_weight: float = 1.0,
@@ -119,7 +111,13 @@ class TemporalProduct(BaseTransform):
         period_weight: float | None = None,
         attrs: Sequence[str] | None = None,
     ) -> None:
-        check_parameters(self._checks, locals())
+        table = {
+            'time_weight': check_between,
+            'period': optional(_check_period),
+            'period_weight': optional(check_between),
+            'attrs': _check_names,
+        }
+        check_parameters(table, locals())
         if period is None and period_weight is not None:
             raise ValueError("'period_weight' was given without a 'period'")
         self.time_weight = time_weight
@@ -198,17 +196,14 @@ class TemporalProduct(BaseTransform):
             gaps[self.period] = self.time_weight if own is None else own
         node = torch.arange(x.size(0) * num_steps, device=space.device)
         node = node.view(-1, num_steps)
-        ends = [(node[space.src.long()], node[space.dst.long()])]
+        pairs = [node[torch.stack([space.src, space.dst]).long()].flatten(1)]
         weights = [spatial.repeat_interleave(num_steps, 0)]
         for gap, value in gaps.items():
-            before, after = node[:, :-gap], node[:, gap:]
-            ends.append((before, after))
-            shape = before.numel(), spatial.size(1)
+            pair = torch.stack([node[:, :-gap], node[:, gap:]]).flatten(1)
+            pairs.append(pair)
+            shape = pair.size(1), spatial.size(1)
             weights.append(spatial.new_full(shape, value))
-        src, dst = (
-            torch.cat([part.flatten() for part in parts])
-            for parts in zip(*ends, strict=True)
-        )
+        src, dst = torch.cat(pairs, 1)
         topology = Topology.from_pairs(src, dst, node.numel())
         joined = torch.cat(weights)
         if weight is None or weight.dim() == 1:
@@ -253,10 +248,8 @@ def from_product(data: Data, x: Tensor | None = None) -> Tensor:
             f"'data' holds products of {sorted(set(steps))} time steps; take "
             f"it apart with 'data.to_data_list()'"
         )
-    shapes = f'[{data.num_nodes}] or [{data.num_nodes}, features]'
-    check_tensor('x', x, shapes)
-    if x.dim() not in (1, 2) or x.size(0) != data.num_nodes:
-        raise ValueError(f"'x' must have shape {shapes} (got {list(x.shape)})")
+    rows = data.num_nodes
+    check_shape('x', x, [rows], [rows, 'features'])
     return x.unflatten(0, (-1, steps[0]))
 
 
