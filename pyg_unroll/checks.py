@@ -211,6 +211,25 @@ def check_edge_weight(edge_weight: Any, columns: int) -> None:
         )
 
 
+def check_weights(name: str, weight: Tensor, src: Tensor, dst: Tensor) -> None:
+    """Raises a `ValueError` unless weights `[E]` or `[E, H]` of edges between
+    nodes are finite and non-negative.
+    """
+    weight = weight.detach()
+    # Comparisons with NaN are false, hence the form of the test.
+    if weight.numel() == 0 or bool(
+        (weight.amin() >= 0) & (weight.amax() < math.inf)
+    ):
+        return
+    bad = ~((weight >= 0) & (weight < math.inf))
+    edge = int(bad.nonzero()[0, 0])
+    raise ValueError(
+        f"'{name}' must be finite and non-negative (got "
+        f'{float(weight[bad][0])} for edge ({int(src[edge])}, '
+        f"{int(dst[edge])})); use a kernel such as 'exp(-distance)'"
+    )
+
+
 def check_indices(edge_index: Tensor) -> None:
     """Raises a `ValueError` for a tensor that cannot hold edge indices."""
     if edge_index.dim() != 2 or edge_index.size(0) != 2:

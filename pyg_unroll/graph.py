@@ -20,6 +20,7 @@ from pyg_unroll.checks import (
     check_edge_weight,
     check_pairs,
     check_tensor,
+    check_weights,
 )
 
 
@@ -319,6 +320,14 @@ def edges_of(data: Data) -> Any:
     return data.get('adj_t') if edges is None else edges
 
 
+def required_edges(data: Data, cure: str) -> Any:
+    """The same, or a `ValueError` that names the cure."""
+    edges = edges_of(data)
+    if edges is None:
+        raise ValueError(f"'data' has no 'edge_index'; {cure}")
+    return edges
+
+
 def read_edges(
     graph: Any, edge_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
@@ -406,8 +415,8 @@ def resolve_graph(
         # How symmetric they are is a matter of the type they were made in.
         weight = _rows(edge_weight, 2 * num_edges, dtype)
         weight = topology._mean_of_directions(weight, validate_args).to(dtype)
-    if validate_args and weight.numel() > 0:
-        _check_weights(topology, weight.detach())
+    if validate_args:
+        check_weights('edge_weight', weight, topology.src, topology.dst)
     return topology, weight
 
 
@@ -425,16 +434,3 @@ def _check_square(shape: tuple[int, ...], num_nodes: int) -> None:
             f"'edge_index' is a sparse matrix of shape {list(shape)}, but 'x' "
             f'has {num_nodes} rows'
         )
-
-
-def _check_weights(topology: Topology, weight: Tensor) -> None:
-    # Comparisons with NaN are false, hence the form of the test.
-    if bool((weight.amin() >= 0) & (weight.amax() < float('inf'))):
-        return
-    bad = ~((weight >= 0) & (weight < float('inf')))
-    e, h = (int(k) for k in bad.nonzero()[0])
-    raise ValueError(
-        f"'edge_weight' must be finite and non-negative (got "
-        f'{float(weight[e, h])} for edge ({int(topology.src[e])}, '
-        f"{int(topology.dst[e])})); use a kernel such as 'exp(-distance)'"
-    )

@@ -200,7 +200,7 @@ def test_values_are_not_read_while_compiling():
 
 def test_all_are_tested():
     # Those of graphs are in `test_graph.py`.
-    graph = {'check_edge_index', 'check_edge_weight', 'check_indices'}
+    graph = {'check_edge_index', 'check_edge_weight', 'check_weights'}
     names = {name for name in dir(checks) if name.startswith('check_')}
-    assert names - graph - {'check_pairs'} <= set(globals())
+    assert names - graph - {'check_indices', 'check_pairs'} <= set(globals())
     check_choice('n', 1, (1,))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,16 +84,11 @@ class GridGraph(BaseTransform):
         return join_topologies([self.pixels(*s, device) for s in shapes])
 
     def pixels(
-        self,
-        height: int,
-        width: int,
-        device: torch.device | str | None = None,
-        num_images: int = 1,
+        self, height: int, width: int, device: torch.device, num_images: int = 1
     ) -> Topology:
         """Returns the edges between the pixels of images of one shape."""
         num_edges = num_images * height * width * len(self.offsets)
         build = _remembered if num_edges <= _LARGE else _build
-        device = torch.device('cpu' if device is None else device)
         return build(num_images, height, width, self.offsets, device)
 
     def __repr__(self) -> str:
@@ -114,17 +108,17 @@ def _half_offsets(
     half = set()
     for offset in window:
         is_pair = isinstance(offset, Sequence) and len(offset) == 2
-        if not is_pair or not all(is_integer(k) for k in offset):
+        if not is_pair or not all(map(is_integer, offset)):
             raise ValueError(
                 f"'window' must list integer (row, column) offsets (got "
                 f'{offset!r})'
             )
         row, col = map(int, offset)
-        if (row, col) == (0, 0):
-            raise ValueError("'window' must not hold (0, 0), a self-loop")
-        half.add((row, col) if (row, col) > (0, 0) else (-row, -col))
+        half.add(max((row, col), (-row, -col)))
     if not half:
         raise ValueError("'window' must hold at least one offset (got none)")
+    if (0, 0) in half:
+        raise ValueError("'window' must not hold (0, 0), a self-loop")
     return tuple(sorted(half))
 
 
@@ -135,15 +129,14 @@ def image_shapes(data: Data) -> list[tuple[int, int]]:
             "'data' has no 'height' and 'width' of an image; make it with "
             "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
         )
-    heights, widths = _per_image(data.height), _per_image(data.width)
-    return list(zip(heights, widths, strict=True))
-
-
-def _per_image(size: Any) -> list[int]:
     # PyTorch 2.6 does not trace a number's way through a tensor.
-    if isinstance(size, int):
-        return [size]
-    return torch.as_tensor(size).view(-1).tolist()
+    heights, widths = (
+        [size]
+        if isinstance(size, int)
+        else torch.as_tensor(size).view(-1).tolist()
+        for size in (data.height, data.width)
+    )
+    return list(zip(heights, widths, strict=True))
 
 
 # Tensors made in inference mode could not be used for training later.

@@ -25,9 +25,10 @@ from pyg_unroll.checks import (
     check_parameters,
     check_shape,
     check_tensor,
+    check_weights,
     one_of,
 )
-from pyg_unroll.graph import Topology, edges_of, read_edges
+from pyg_unroll.graph import Topology, read_edges, required_edges
 from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
 from pyg_unroll.solvers import glr
@@ -149,9 +150,7 @@ class InterpolateFeatures(BaseTransform):
         self.normalization = normalization
         self.order = order
         self.center = center
-        self.tol = tol
-        self.max_steps = max_steps
-        self.fill = fill
+        self.tol, self.max_steps, self.fill = tol, max_steps, fill
 
     def forward(self, data: Data) -> Data:
         """Returns the data with all entries of :obj:`x`."""
@@ -203,17 +202,14 @@ class InterpolateFeatures(BaseTransform):
             y = torch.where(lost, self._fill_value(lost, known, mean), y)
         free = ~(known | lost)
         if bool(free.any()):
-            shift = mean if self.center else y.new_zeros(())
+            shift = mean if self.center else 0.0
             scale = y.new_ones(())  # makes the features harmonic
             if self.normalization == 'sym':
                 degrees = degree(topology, weight.unsqueeze(1))
                 degrees = degrees + loops.unsqueeze(1)
                 scale = torch.where(degrees > 0, degrees, 1).sqrt()
             result = glr(
-                (y - shift) / scale,
-                topology,
-                weight,
-                ~free,
+                *((y - shift) / scale, topology, weight, ~free),
                 order=self.order,
                 tol=self.tol,
                 max_steps=self.max_steps,
@@ -271,13 +267,8 @@ def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:
 def _undirected_graph(
     data: Data, num_nodes: int
 ) -> tuple[Topology, Tensor, Tensor]:
-    """Makes an undirected graph of the edges of any data: without self-loops,
-    its weights `[E]` and those of each node's self-loop `[N]`, in float64.
-
-    Parallel edges of one direction are added up (unweighted ones count once),
-    as in an adjacency matrix; then an edge gets the mean of the directions
-    that are there, so that a part of an undirected graph, sampled in one
-    direction, has the weights of the whole.
+    """The undirected graph, its weights `[E]` and those of each node's
+    self-loop `[N]`, in float64.
     """
     edge_index, weight = _read_edges(data)
     if edge_index.numel() > 0 and not (
@@ -304,12 +295,8 @@ def _undirected_graph(
 
 def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
     """Edge indices, and one weight per edge if there are weights."""
-    graph, weight = edges_of(data), data.get('edge_weight')
-    if graph is None:
-        raise ValueError(
-            "'data' has no 'edge_index' and no sparse 'adj_t'; make edges of "
-            "points with 'KNNGraph', or of pixels with 'GridGraph'"
-        )
+    cure = "make one, of points with 'KNNGraph', or set a sparse 'adj_t'"
+    graph, weight = required_edges(data, cure), data.get('edge_weight')
     if weight is not None:
         name = 'edge_weight'
     elif is_sparse(graph):  # which has its own
@@ -335,14 +322,5 @@ def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
             f"'data.edge_weight', for example to ones"
         )
     weight = weight.view(-1)
-    value = weight.detach()
-    # Comparisons with NaN are false, hence the form of the test.
-    bad = ~((value >= 0) & (value < float('inf')))
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise ValueError(
-            f"'data.{name}' must be finite and non-negative (got "
-            f'{float(value[first])} for edge {edge_index[:, first].tolist()}'
-            f"); use a kernel such as 'exp(-distance)'"
-        )
+    check_weights(f'data.{name}', weight, *edge_index)
     return edge_index, weight

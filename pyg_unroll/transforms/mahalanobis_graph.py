@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter, is_lazy
+from torch.nn.parameter import UninitializedParameter
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
@@ -25,7 +25,7 @@ from pyg_unroll.checks import (
     one_of,
     optional,
 )
-from pyg_unroll.graph import Topology, edges_of, resolve_graph
+from pyg_unroll.graph import Topology, required_edges, resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
 from pyg_unroll.transforms.utils import set_edge_weight
 
@@ -116,9 +116,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 f"'floor' must be 0 with normalization='row', whose weights "
                 f'sum to one (got {floor!r})'
             )
-        self.in_channels = in_channels
-        self.heads = heads
-        self.rank = rank
+        self.in_channels, self.heads, self.rank = in_channels, heads, rank
         self.normalization = normalization
         self.attr = attr
         self.floor = floor
@@ -139,7 +137,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         At full rank all distances are then Euclidean; head :math:`h` starts
         with :math:`2^{-h}` times the first head's scale, so that heads differ.
         """
-        if is_lazy(self.weight):
+        if isinstance(self.weight, UninitializedParameter):
             return
         with torch.no_grad():
             for head, matrix in enumerate(self.weight):
@@ -153,7 +151,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         Raises:
             ValueError: If :obj:`in_channels=-1` was not resolved yet.
         """
-        if is_lazy(self.weight):
+        if isinstance(self.weight, UninitializedParameter):
             raise ValueError(
                 "the metric has no size yet ('in_channels=-1'); call the "
                 'transform once'
@@ -204,7 +202,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
 
     def _distances(self, features: Tensor, topology: Topology) -> Tensor:
         """Distances with the samples among the heads, `[E, B * H]`."""
-        if is_lazy(self.weight):
+        if isinstance(self.weight, UninitializedParameter):
             self._materialize(features.size(-1), features.device)
             self.reset_parameters()
         channels = self.in_channels
@@ -238,12 +236,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 f"another attribute by 'attr'"
             )
         check_signal(f'data.{self.attr}', features)
-        edges = edges_of(data)
-        if edges is None:
-            raise ValueError(
-                "'data' has no 'edge_index'; apply 'GridGraph' or 'KNNGraph' "
-                'first'
-            )
+        cure = "apply 'GridGraph' or 'KNNGraph' first"
+        edges = required_edges(data, cure)
         features = features.view(-1, 1) if features.dim() == 1 else features
         if can_read_values():
             check_finite(f'data.{self.attr}', features)
@@ -283,7 +277,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
     ) -> None:
-        if is_lazy(self.weight):
+        if isinstance(self.weight, UninitializedParameter):
             destination[f'{prefix}weight'] = self.weight
         else:
             super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -292,7 +286,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         given = state_dict.get(f'{prefix}weight', self.weight)
-        if is_lazy(self.weight) and not is_lazy(given):
+        lazy = UninitializedParameter
+        if isinstance(self.weight, lazy) and not isinstance(given, lazy):
             self._materialize(given.size(-1))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -21,8 +21,8 @@ from pyg_unroll.checks import (
 )
 from pyg_unroll.graph import (
     Topology,
-    edges_of,
     remember_topology,
+    required_edges,
     resolve_graph,
 )
 from pyg_unroll.transforms.utils import examples_of, remove_edges
@@ -128,9 +128,7 @@ class TemporalProduct(BaseTransform):
     def forward(self, data: Data) -> Data:
         """Returns the data of the product graph."""
         if isinstance(data, Batch):
-            return Batch.from_data_list(
-                [self(example) for example in examples_of(data)]
-            )
+            return Batch.from_data_list(list(map(self, examples_of(data))))
         check_data(data)
         x = data.get('x')
         if not isinstance(x, Tensor) or x.dim() not in (2, 3):
@@ -172,16 +170,13 @@ class TemporalProduct(BaseTransform):
         return self.attrs
 
     def _edges(self, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
-        edges = edges_of(data)
-        if edges is None:
-            raise ValueError(
-                "'data' has no 'edge_index' of the sensors; make one with "
-                "'KNNGraph', or an empty one for sensors on their own"
-            )
+        cure = (
+            "make one of the sensors with 'KNNGraph', if need be an empty one"
+        )
+        edges = required_edges(data, cure)
         weight = data.get('edge_weight')
-        dtype = weight.dtype if weight is not None else x.dtype
-        if not dtype.is_floating_point:
-            dtype = torch.get_default_dtype()
+        dtype = (x if weight is None else weight).dtype
+        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
         space, spatial = resolve_graph(edges, weight, x.size(0), dtype)
         num_steps = x.size(1)
         # Weights of edges between times so many steps apart.
