@@ -40,16 +40,20 @@ def check_shape(
     """Raises a `ValueError` unless `value` is a tensor of one of some shapes,
     in which a word stands for any size.
     """
+    sizes = value.shape if isinstance(value, Tensor) else None
+    if sizes is not None and any(_fits(sizes, shape) for shape in shapes):
+        return
     *others, last = (f'[{", ".join(map(str, shape))}]' for shape in shapes)
     listed = f'{", ".join(others)} or {last}' if others else last
     check_tensor(name, value, listed)
-    sizes = list(value.shape)
-    for shape in shapes:
-        pairs = zip(shape, sizes, strict=False)
-        wanted = [size if isinstance(n, str) else n for n, size in pairs]
-        if len(shape) == len(sizes) and wanted == sizes:
-            return
-    raise ValueError(f"'{name}' must have shape {listed} (got {sizes}){note}")
+    got = list(value.shape)
+    raise ValueError(f"'{name}' must have shape {listed} (got {got}){note}")
+
+
+def _fits(sizes: Sequence[int], shape: Sequence[Any]) -> bool:
+    pairs = zip(sizes, shape, strict=False)
+    same = all(n == size or isinstance(n, str) for size, n in pairs)
+    return same and len(sizes) == len(shape)
 
 
 def check_boolean(name: str, mask: Tensor) -> None:
@@ -126,45 +130,44 @@ def is_integer(value: Any) -> bool:
     return is_number and not isinstance(value, bool)
 
 
+def _require(good: bool, name: str, value: Any, must: str) -> None:
+    if not good:
+        raise ValueError(f"'{name}' must {must} (got {value!r})")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a positive integer."""
-    if not is_integer(value) or value < 1:
-        raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
+    good = is_integer(value) and value >= 1
+    _require(good, name, value, 'be a positive integer')
 
 
 def check_count(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a non-negative integer."""
-    if not is_integer(value) or value < 0:
-        raise ValueError(
-            f"'{name}' must be a non-negative integer (got {value!r})"
-        )
+    good = is_integer(value) and value >= 0
+    _require(good, name, value, 'be a non-negative integer')
 
 
 def check_non_negative(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a finite number, at least 0."""
-    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise ValueError(
-            f"'{name}' must be a finite, non-negative number (got {value!r})"
-        )
+    good = isinstance(value, Real) and 0 <= float(value) < math.inf
+    _require(good, name, value, 'be a finite, non-negative number')
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raises a `ValueError` unless `value` is one of some choices."""
-    if value not in choices:
-        listed = ', '.join(map(repr, choices))
-        raise ValueError(f"'{name}' must be one of {listed} (got {value!r})")
+    listed = ', '.join(map(repr, choices))
+    _require(value in choices, name, value, f'be one of {listed}')
 
 
 def check_between(
     name: str, value: Any, low: float = 0.0, high: float = math.inf
 ) -> None:
     """Raises a `ValueError` unless `value` is a number between two others."""
-    if isinstance(value, Real) and low < float(value) < high:
-        return
-    between = f'lie in ({low:g}, {high:g})'
+    good = isinstance(value, Real) and low < float(value) < high
+    must = f'lie in ({low:g}, {high:g})'
     if low == 0 and high == math.inf:
-        between = 'be positive and finite'
-    raise ValueError(f"'{name}' must {between} (got {value!r})")
+        must = 'be positive and finite'
+    _require(good, name, value, must)
 
 
 Check: TypeAlias = Callable[[str, Any], None]

@@ -12,7 +12,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.typing import SparseTensor
-from torch_geometric.utils import is_torch_sparse_tensor, to_edge_index
+from torch_geometric.utils import is_sparse, to_edge_index
 
 from pyg_unroll.checks import (
     can_read_values,
@@ -337,7 +337,7 @@ def read_edges(
     if isinstance(graph, SparseTensor):
         row, col, value = graph.coo()
         edge_index = torch.stack([row, col])
-    elif is_torch_sparse_tensor(graph):
+    elif is_sparse(graph):
         if graph.layout == torch.sparse_coo:
             # `to_edge_index` marks its result as coalesced in place, which
             # has no derivative.
@@ -399,11 +399,15 @@ def resolve_graph(
     else:
         key = edge_index
         edge_index, edge_weight = read_edges(key, edge_weight)
-        if isinstance(key, SparseTensor):
-            _check_square(tuple(key.sparse_sizes()), num_nodes)
-            key = edge_index  # of this call: nothing to remember it by
-        elif is_torch_sparse_tensor(key):
-            _check_square(tuple(key.shape), num_nodes)
+        if is_sparse(key):
+            is_own = isinstance(key, SparseTensor)  # of PyG, no tensor
+            shape = list(key.sparse_sizes() if is_own else key.shape)
+            if shape != [num_nodes, num_nodes]:
+                raise ValueError(
+                    f"'edge_index' is a sparse matrix of shape {shape}, but "
+                    f"'x' has {num_nodes} rows"
+                )
+            key = edge_index if is_own else key
         topology = _topology_of(key, edge_index, num_nodes, validate_args)
     num_edges = topology.num_edges
     if edge_weight is None:
@@ -426,11 +430,3 @@ def _rows(edge_weight: Any, count: int, dtype: torch.dtype) -> Tensor:
     weight: Tensor = edge_weight
     weight = weight if weight.is_floating_point() else weight.to(dtype)
     return weight.unsqueeze(-1) if weight.dim() == 1 else weight
-
-
-def _check_square(shape: tuple[int, ...], num_nodes: int) -> None:
-    if shape != (num_nodes, num_nodes):
-        raise ValueError(
-            f"'edge_index' is a sparse matrix of shape {list(shape)}, but 'x' "
-            f'has {num_nodes} rows'
-        )

@@ -62,15 +62,15 @@ def read_signal(
 ) -> Signal:
     r"""Checks a node signal, its mask and its confidence.
 
-    Entries that are not observed may hold anything, NaN included.
+    Entries that are not observed may hold anything, NaN included. Mask and
+    confidence are :math:`(N)`, :math:`(N, 1)`, :math:`(N, F)` or, of samples,
+    :math:`(B, N, F)`.
 
     Args:
         x (torch.Tensor): Node signals :math:`(N, F)`.
-        mask (torch.Tensor, optional): True where observed, boolean
-            :math:`(N)`, :math:`(N, 1)` or :math:`(N, F)`, of samples also
-            :math:`(B, N, F)`; everywhere if :obj:`None`.
-        confidence (torch.Tensor, optional): Non-negative weights of the
-            observations, of such a shape.
+        mask (torch.Tensor, optional): True where observed; everywhere if
+            :obj:`None`.
+        confidence (torch.Tensor, optional): Weights of the observations.
         name (str, optional): Name of :obj:`x` in messages, whose prefix the
             mask shares: :obj:`'data.x'` goes with :obj:`'data.mask'`.
         samples (bool, optional): Expect samples :math:`(B, N, F)`.
@@ -78,11 +78,6 @@ def read_signal(
             entry.
         validate_args (bool, optional): Check values, too, where they can be
             read.
-
-    Raises:
-        ValueError: If a shape or type does not fit, an observed entry is not
-            finite, a confidence is negative or not finite, or nothing is
-            observed of a feature.
     """
     if not isinstance(x, Tensor):
         raise ValueError(
@@ -211,9 +206,7 @@ class BatchLayout:
     @property
     def num_groups(self) -> int:
         """Number of groups of heads."""
-        if not self.own_weights or self.count is None:
-            return 1
-        return self.count
+        return 1 if self.count is None or not self.own_weights else self.count
 
     def fold(self, value: Tensor) -> Tensor:
         """Brings values per entry :math:`(N, F)` or per sample
@@ -252,9 +245,9 @@ class BatchLayout:
         """
         if self.own_weights:
             return value.permute(1, 2, 0, 3).flatten(2)
-        return (
-            value if self.count is None else value.movedim(0, 1).flatten(1, 2)
-        )
+        if self.count is None:
+            return value
+        return value.movedim(0, 1).flatten(1, 2)
 
     def unfold_heads(self, value: Tensor) -> Tensor:
         """The inverse of :meth:`fold_heads`."""

@@ -14,7 +14,7 @@ from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import check_data, is_integer
 from pyg_unroll.graph import Topology, index_type
-from pyg_unroll.transforms.utils import join_topologies, set_graph
+from pyg_unroll.transforms.utils import join_graphs, set_graph
 
 # Edges of a graph too large to be remembered, 0.4 GiB; up to four are.
 _LARGE = 2**23
@@ -70,18 +70,19 @@ class GridGraph(BaseTransform):
         """Returns the edges without putting them into the data."""
         check_data(data)
         shapes = image_shapes(data)
-        num_pixels = sum(height * width for height, width in shapes)
-        if num_pixels != data.num_nodes:
+        sizes = [height * width for height, width in shapes]
+        if sum(sizes) != data.num_nodes:
             raise ValueError(
                 f"'data' has {data.num_nodes} nodes, but its 'height' and "
-                f"'width' make {num_pixels} pixels"
+                f"'width' make {sum(sizes)} pixels"
             )
         values = (data.get(name) for name in ('x', 'pos', 'mask', 'batch'))
         devices = (v.device for v in values if isinstance(v, Tensor))
         device = next(devices, torch.device('cpu'))
         if len(set(shapes)) == 1:
             return self.pixels(*shapes[0], device, len(shapes))
-        return join_topologies([self.pixels(*s, device) for s in shapes])
+        parts = [self.pixels(*shape, device) for shape in shapes]
+        return join_graphs([torch.stack([p.src, p.dst]) for p in parts], sizes)
 
     def pixels(
         self, height: int, width: int, device: torch.device, num_images: int = 1

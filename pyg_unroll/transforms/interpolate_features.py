@@ -76,10 +76,9 @@ class InterpolateFeatures(BaseTransform):
         data = transform(data)
 
     The graph is made undirected: an edge gets the mean weight of the
-    directions that are there. The subgraphs that a
-    :class:`~torch_geometric.loader.NeighborLoader` samples thus keep the
-    weights of the whole graph, but each one sees the known entries of its own
-    nodes only, and its result depends on what was sampled
+    directions that are there, hence the subgraphs that a
+    :class:`~torch_geometric.loader.NeighborLoader` samples keep the weights of
+    the whole graph; but results depend on what was sampled
     (:obj:`subgraph_type='induced'` keeps more edges). Weights are
     :obj:`edge_weight`, or else :obj:`edge_attr`, which must hold one number
     per edge. Parallel edges are added up, and self-loops count in :math:`d_i`
@@ -89,9 +88,9 @@ class InterpolateFeatures(BaseTransform):
         missing_mask (torch.Tensor or str): True where missing, boolean
             :math:`(N)` or :math:`(N, F)`, or the name of an attribute of the
             data that holds it, which loaders slice and collate like any
-            other. A tensor is taken for that of the full graph where the data
-            has :obj:`n_id`, as in mini-batches of a
-            :class:`~torch_geometric.loader.NeighborLoader`.
+            other. A tensor is that of the full graph where the data has
+            :obj:`n_id`, as mini-batches of a
+            :class:`~torch_geometric.loader.NeighborLoader` have.
         normalization (str, optional): :obj:`'sym'` or :obj:`None`, see above.
             (default: :obj:`None`)
         order (int, optional): :obj:`2` minimises the squared distances of
@@ -192,9 +191,9 @@ class InterpolateFeatures(BaseTransform):
             "mark missing entries as True in 'missing_mask', for example by "
             "'torch.isnan(data.x)'",
         )
-        y = torch.where(known, x, 0).double()
         if bool(known.all()):
             return x.clone()
+        y = torch.where(known, x, 0).double()
         topology, weight, loops = _undirected_graph(data, x.size(0))
         mean = _known_mean(data, y, known)
         lost = unreachable(topology, weight.detach(), known)
@@ -315,12 +314,11 @@ def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
     if weight is None:
         return edge_index, None
     count = edge_index.size(1)
-    if weight.shape not in ((count,), (count, 1)):
-        raise ValueError(
-            f"'data.{name}' must hold one weight per edge, [{count}] or "
-            f'[{count}, 1] (got {list(weight.shape)}); set '
-            f"'data.edge_weight', for example to ones"
-        )
+    check_shape(
+        *(f'data.{name}', weight, [count], [count, 1]),
+        note=": one weight per edge; set 'data.edge_weight', for example to "
+        'ones',
+    )
     weight = weight.view(-1)
     check_weights(f'data.{name}', weight, *edge_index)
     return edge_index, weight

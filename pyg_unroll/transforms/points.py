@@ -11,7 +11,7 @@ from torch_geometric.transforms import BaseTransform
 from pyg_unroll.checks import check_data, check_positive, check_shape
 from pyg_unroll.graph import Topology
 from pyg_unroll.inputs import read_signal
-from pyg_unroll.transforms.utils import join_topologies, set_graph
+from pyg_unroll.transforms.utils import join_graphs, set_graph
 
 
 def points_to_data(
@@ -109,10 +109,11 @@ class KNNGraph(BaseTransform):
                 f"'data.pos' must be finite (got {pos[node].tolist()} at node "
                 f'{node}); remove such points first'
             )
-        parts = pos.split(_sizes_of_examples(data, pos.size(0)))
-        return join_topologies([self._neighbours(part) for part in parts])
+        sizes = _sizes_of_examples(data, pos.size(0))
+        edges = [self._neighbours(part) for part in pos.split(sizes)]
+        return join_graphs(edges, sizes)
 
-    def _neighbours(self, pos: Tensor) -> Topology:
+    def _neighbours(self, pos: Tensor) -> Tensor:
         num_nodes = pos.size(0)
         if num_nodes <= self.k:
             raise ValueError(
@@ -131,8 +132,7 @@ class KNNGraph(BaseTransform):
         src = itself.expand_as(dst)
         pair = torch.minimum(src, dst) * num_nodes + torch.maximum(src, dst)
         pair = pair.unique()
-        src, dst = pair // num_nodes, pair % num_nodes
-        return Topology.from_pairs(src, dst, num_nodes)
+        return torch.stack([pair // num_nodes, pair % num_nodes])
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(k={self.k})'
@@ -156,10 +156,11 @@ def nearest_by_distance(
     pos = pos if pos.is_floating_point() else pos.float()
     chunk = max(1, max_distances // pos.size(0))
     exact = 'donot_use_mm_for_euclid_dist'
-    distances = (
-        torch.cdist(p, pos, compute_mode=exact) for p in pos.split(chunk)
-    )
-    return torch.cat([d.topk(k, largest=False).indices for d in distances])
+    near = [
+        torch.cdist(part, pos, compute_mode=exact).topk(k, largest=False)[1]
+        for part in pos.split(chunk)
+    ]
+    return torch.cat(near)
 
 
 def _sizes_of_examples(data: Data, num_nodes: int) -> list[int]:

@@ -131,15 +131,14 @@ class TemporalProduct(BaseTransform):
             return Batch.from_data_list(list(map(self, examples_of(data))))
         check_data(data)
         x = data.get('x')
-        if not isinstance(x, Tensor) or x.dim() not in (2, 3):
-            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"'data.x' must have shape [num_sensors, time_steps] or "
-                f'[num_sensors, time_steps, features] (got {got})'
-            )
+        shape = ['num_sensors', 'time_steps', 'features']
+        check_shape('data.x', x, shape[:2], shape)
         num_sensors, num_steps = x.shape[:2]
         signals = {'x': x if x.dim() == 3 else x.unsqueeze(-1)}
-        for name in self._names(data):
+        attrs = self.attrs
+        if attrs is None:
+            attrs = [] if data.get('mask') is None else ['mask']
+        for name in attrs:
             signals[name] = _varying(data, name, x)
         edge_index, edge_weight = self._edges(data, x)
         remove_edges(data)
@@ -158,16 +157,6 @@ class TemporalProduct(BaseTransform):
         if 'num_nodes' in data:
             data.num_nodes = num_sensors * num_steps
         return data
-
-    def _names(self, data: Data) -> Sequence[str]:
-        if self.attrs is None:
-            return ['mask'] if data.get('mask') is not None else []
-        for name in self.attrs:
-            if not isinstance(data.get(name), Tensor):
-                raise ValueError(
-                    f"'attrs' names {name!r}, which is no tensor of the data"
-                )
-        return self.attrs
 
     def _edges(self, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
         cure = (
@@ -250,15 +239,15 @@ def from_product(data: Data, x: Tensor | None = None) -> Tensor:
 
 def _varying(data: Data, name: str, x: Tensor) -> Tensor:
     """An attribute that varies over time, `[N, T]` or `[N, T, F]`."""
-    value: Tensor = data[name]
-    if value.shape == x.shape[:1]:
-        return value.unsqueeze(1).expand(x.shape[:2])
-    if value.shape not in (x.shape[:2], x.shape):
+    value = data.get(name)
+    if not isinstance(value, Tensor):
         raise ValueError(
-            f"'data.{name}' must have shape {list(x.shape[:1])}, "
-            f"{list(x.shape[:2])} or that of 'data.x', {list(x.shape)} (got "
-            f'{list(value.shape)})'
+            f"'attrs' names {name!r}, which is no tensor of the data"
         )
+    shapes = [x.shape[:axes] for axes in range(1, x.dim() + 1)]
+    check_shape(f'data.{name}', value, *shapes)
+    if value.dim() == 1:
+        return value.unsqueeze(1).expand(x.shape[:2])
     return value
 
 

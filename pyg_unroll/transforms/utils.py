@@ -57,26 +57,22 @@ def set_edge_weight(data: Data, edge_weight: Tensor) -> Data:
     data.edge_weight = edge_weight
     slices = getattr(data, '_slice_dict', {}).get('edge_index')
     if slices is not None:
-        increment = torch.zeros(len(slices) - 1, dtype=torch.long)
-        _set_slices(data, 'edge_weight', slices, increment)
+        _set_slices(data, 'edge_weight', slices, torch.zeros_like(slices[1:]))
     return data
 
 
-def _set_slices(
-    data: Batch, name: str, slices: Tensor, increment: Tensor
-) -> None:
-    """Records where the examples of a batch begin."""
+def _set_slices(data: Batch, name: str, slices: Tensor, inc: Tensor) -> None:
     # The dictionaries are shared with the data that this is a copy of.
     data._slice_dict = {**data._slice_dict, name: slices}
-    data._inc_dict = {**data._inc_dict, name: increment}
+    data._inc_dict = {**data._inc_dict, name: inc}
 
 
-def join_topologies(parts: list[Topology]) -> Topology:
-    """Puts graphs side by side, the nodes of each after those before."""
-    start = [0, *accumulate(part.num_nodes for part in parts)]
-    shifted = list(zip(parts, start[:-1], strict=True))
-    return Topology.from_pairs(
-        torch.cat([part.src.long() + first for part, first in shifted]),
-        torch.cat([part.dst.long() + first for part, first in shifted]),
-        start[-1],
-    )
+def join_graphs(ends: list[Tensor], sizes: list[int]) -> Topology:
+    """Puts graphs side by side: edges `[2, E]` and number of nodes of each."""
+    start = [0, *accumulate(sizes)]
+    shifted = [
+        part.long() + first
+        for part, first in zip(ends, start[:-1], strict=True)
+    ]
+    src, dst = torch.cat(shifted, 1)
+    return Topology.from_pairs(src, dst, start[-1])
