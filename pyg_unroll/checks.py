@@ -102,12 +102,9 @@ def check_model_type(model: torch.nn.Module, name: str, x: Any) -> None:
     """
     dtype = next(model.parameters()).dtype
     check_not_half('model', dtype)
-    if (
-        isinstance(x, Tensor)
-        and x.is_floating_point()
-        and x.dtype != dtype
-        and not torch.is_autocast_enabled(x.device.type)
-    ):
+    is_float = isinstance(x, Tensor) and x.is_floating_point()
+    is_other = is_float and x.dtype != dtype
+    if is_other and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(
             f"'{name}' must have the type of the model, {dtype} (got "
             f"{x.dtype}); convert one of them with '.to({dtype})'"
@@ -202,11 +199,12 @@ def check_edge_weight(edge_weight: Any, columns: int) -> None:
     """Raises a `ValueError` unless there is a real weight per column of the
     edge index, or per edge of a topology.
     """
-    check_shape(
-        *('edge_weight', edge_weight, [columns], [columns, 'heads']),
-        note=": one row per column of 'edge_index', or per undirected edge of "
-        "a 'Topology'",
+    note = (
+        ": one row per column of 'edge_index', or per undirected edge of a "
+        "'Topology'"
     )
+    shapes = [columns], [columns, 'heads']
+    check_shape('edge_weight', edge_weight, *shapes, note=note)
     if edge_weight.is_complex():
         raise ValueError(
             f"'edge_weight' must be real (got {edge_weight.dtype}); take its "

@@ -79,17 +79,12 @@ def read_signal(
         validate_args (bool, optional): Check values, too, where they can be
             read.
     """
-    if not isinstance(x, Tensor):
-        raise ValueError(
-            f"'{name}' must be a tensor of shape [num_nodes, features] (got "
-            f"'{type(x).__name__}'); convert it with 'torch.as_tensor'"
-        )
-    if x.dim() != (3 if samples else 2):
-        raise ValueError(
-            f"'{name}' must have shape [num_nodes, features], or of several "
-            f'samples, where they are taken, [samples, num_nodes, features] '
-            f"(got {list(x.shape)}); a single signal needs '.unsqueeze(-1)'"
-        )
+    shape = ['samples', 'num_nodes', 'features'][not samples :]
+    note = (
+        ', several samples, where they are taken, [samples, num_nodes, '
+        "features]; a single signal needs '.unsqueeze(-1)'"
+    )
+    check_shape(name, x, shape, note=note)
     check_signal(name, x)
     mask_name = name[: name.rfind('.') + 1] + 'mask'
     known = None if mask is None else read_mask(mask_name, mask, x)

@@ -314,11 +314,8 @@ def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
     if weight is None:
         return edge_index, None
     count = edge_index.size(1)
-    check_shape(
-        *(f'data.{name}', weight, [count], [count, 1]),
-        note=": one weight per edge; set 'data.edge_weight', for example to "
-        'ones',
-    )
+    note = ": one weight per edge; set 'data.edge_weight', for example to ones"
+    check_shape(f'data.{name}', weight, [count], [count, 1], note=note)
     weight = weight.view(-1)
     check_weights(f'data.{name}', weight, *edge_index)
     return edge_index, weight

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
@@ -20,6 +20,7 @@ from pyg_unroll.checks import (
     check_non_negative,
     check_parameters,
     check_positive,
+    check_shape,
     check_signal,
     is_integer,
     one_of,
@@ -206,12 +207,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             self._materialize(features.size(-1), features.device)
             self.reset_parameters()
         channels = self.in_channels
-        if features.dim() not in (2, 3) or features.size(-1) != channels:
-            raise ValueError(
-                f"'features' must have shape [num_nodes, {channels}] or "
-                f'[samples, num_nodes, {channels}] (got '
-                f"{list(features.shape)}); set 'in_channels' accordingly"
-            )
+        shapes = ['num_nodes', channels], ['samples', 'num_nodes', channels]
+        note = "; set 'in_channels' accordingly"
+        check_shape('features', features, *shapes, note=note)
         weight = self.weight.to(features.dtype)
         projected = torch.einsum('...nc,hrc->nr...h', features, weight)
         if torch.is_autocast_enabled(features.device.type):
@@ -286,8 +284,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
         given = state_dict.get(f'{prefix}weight', self.weight)
-        lazy = UninitializedParameter
-        if isinstance(self.weight, lazy) and not isinstance(given, lazy):
+        if is_lazy(self.weight) and not is_lazy(given):
             self._materialize(given.size(-1))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
