@@ -253,53 +253,50 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
             f"'num_nodes' must be a non-negative integer (got {num_nodes!r})"
         )
     check_indices(edge_index)
-    if edge_index.size(1) == 0:
-        return
-    if edge_index.min() < 0 or edge_index.max() >= num_nodes:
-        bad = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
-        raise ValueError(
-            f"'edge_index' is out of range: edge "
-            f'{_edge_name(edge_index, bad.nonzero()[0])} in a graph of '
-            f"{num_nodes} nodes; give 'x' one row per node, or relabel the "
-            f"nodes with 'torch_geometric.utils.remove_isolated_nodes'"
-        )
-    loop = edge_index[0] == edge_index[1]
-    if loop.any():
-        raise ValueError(
-            f"'edge_index' has a self-loop at edge "
-            f'{_edge_name(edge_index, loop.nonzero()[0])}; remove it with '
-            f"'torch_geometric.utils.remove_self_loops'"
-        )
+    _refuse(
+        ((edge_index < 0) | (edge_index >= num_nodes)).any(0),
+        edge_index,
+        f'is out of range: edge {{}} in a graph of {num_nodes} nodes; give '
+        f"'x' one row per node, or relabel the nodes with "
+        f"'torch_geometric.utils.remove_isolated_nodes'",
+    )
+    _refuse(
+        edge_index[0] == edge_index[1],
+        edge_index,
+        'has a self-loop at edge {}; remove it with '
+        "'torch_geometric.utils.remove_self_loops'",
+    )
 
 
-def check_pairs(key: Tensor, num_nodes: int) -> None:
+def check_pairs(key: Tensor, edge_index: Tensor, order: Tensor) -> None:
     """Raises a `ValueError` unless edges are there once in each direction.
 
-    The key of an edge is :math:`2 (i N + j)`, :math:`i < j`, that of its
-    reverse one more; they are sorted.
+    The keys, in ascending order, are even for one direction of an edge and
+    one more for the other.
     """
     same, near = key[1:] == key[:-1], key[1:] // 2 == key[:-1] // 2
-    for bad, problem, cure in (
-        (
-            pad(same, (1, 0)),
-            'a duplicate edge',
-            "merge duplicates with 'torch_geometric.utils.coalesce'",
-        ),
-        (
-            ~(pad(near, (1, 0)) | pad(near, (0, 1))),
-            'no reverse edge',
-            'make the graph undirected with '
-            "'torch_geometric.utils.to_undirected'",
-        ),
-    ):
-        if bad.any():
-            pair, is_reverse = divmod(int(key[bad.nonzero()[0]]), 2)
-            i, j = divmod(pair, num_nodes)[:: -1 if is_reverse else 1]
-            raise ValueError(
-                f"'edge_index' has {problem} for ({i}, {j}); {cure}"
-            )
+    _refuse(
+        pad(same, (1, 0)),
+        edge_index,
+        'has a duplicate edge for {}; merge duplicates with '
+        "'torch_geometric.utils.coalesce'",
+        order,
+    )
+    _refuse(
+        ~(pad(near, (1, 0)) | pad(near, (0, 1))),
+        edge_index,
+        'has no reverse edge for {}; make the graph undirected with '
+        "'torch_geometric.utils.to_undirected'",
+        order,
+    )
 
 
-def _edge_name(edge_index: Tensor, column: Tensor) -> str:
-    i, j = edge_index[:, int(column)].tolist()
-    return f'({i}, {j})'
+def _refuse(
+    bad: Tensor, edge_index: Tensor, fault: str, order: Tensor | None = None
+) -> None:
+    """Raises a `ValueError` that names the first of the bad edges."""
+    if bool(bad.any()):
+        first = bad.nonzero()[0]
+        first = first if order is None else order[first]
+        i, j = edge_index[:, int(first)].tolist()
+        raise ValueError(f"'edge_index' {fault.format(f'({i}, {j})')}")

@@ -134,7 +134,7 @@ class Topology:
         key = 2 * (low * num_nodes + high) + (row > col)
         key, order = torch.sort(key, stable=True)
         if validate_args and key.numel() > 0:
-            check_pairs(key, num_nodes)
+            check_pairs(key, edge_index, order)
         entry = order.view(-1, 2)
         first = entry[:, 0]
         topology = cls.from_pairs(row[first], col[first], num_nodes)

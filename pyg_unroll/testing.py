@@ -59,10 +59,8 @@ def assert_laplacian(topology: Topology, weight: Tensor) -> None:
     """
     weight = weight.detach()
     weight = weight.unsqueeze(-1) if weight.dim() == 1 else weight
-    basis = torch.eye(
-        topology.num_nodes, dtype=weight.dtype, device=weight.device
-    )
-    basis = basis.unsqueeze(-1).expand(-1, -1, weight.size(1))
+    basis = torch.eye(topology.num_nodes).to(weight).unsqueeze(-1)
+    basis = basis.expand(-1, -1, weight.size(1))
     # Column by column: kernels are compiled for each number of features.
     columns = [laplacian(topology, weight, e) for e in basis.split(1, dim=1)]
     matrices = torch.cat(columns, dim=1).permute(2, 0, 1).double()
