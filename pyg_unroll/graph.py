@@ -331,8 +331,8 @@ def required_edges(data: Data, cure: str) -> Any:
 def read_edges(
     graph: Any, edge_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Indices :math:`(2, |\mathcal{E}|)` and weights, those of a matrix if
-    :obj:`None` are given, of any of PyG's graph layouts, not yet checked.
+    """Indices and weights, those of a matrix if None are given, of any of
+    PyG's graph layouts, not yet checked.
     """
     if isinstance(graph, SparseTensor):
         row, col, value = graph.coo()
