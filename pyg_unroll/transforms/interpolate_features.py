@@ -218,25 +218,25 @@ class InterpolateFeatures(BaseTransform):
         return torch.where(known, x, y.to(x.dtype))
 
     def _fill_value(self, lost: Tensor, known: Tensor, mean: Tensor) -> Tensor:
-        count, nodes = int(lost.sum()), lost.any(1).nonzero().view(-1)
+        first = int(lost.any(1).nonzero()[0])
         where = (
-            f'leaves {count} entries, the first of them at node '
-            f'{int(nodes[0])}, without a known one in their connected '
+            f"'missing_mask' leaves {int(lost.sum())} entries, the first of "
+            f'them at node {first}, without a known one in their connected '
             f'component'
         )
         if self.fill is None:
             raise ValueError(
-                f"'missing_mask' {where}; connect the graph, observe one of "
-                f"them, or pass 'fill' (a number or 'mean')"
+                f'{where}; connect the graph, observe one of them, or pass '
+                f"'fill' (a number or 'mean')"
             )
         if not isinstance(self.fill, str):
             return mean.new_tensor(self.fill)
         columns = int((~known.any(0)).sum())
         unseen = f' ({columns} features have none at all)' if columns else ''
         warnings.warn(
-            f"'missing_mask' {where}: they get the mean of the feature's "
-            f'known entries, or zero where there are none{unseen}; pass '
-            f"'fill' to choose another value",
+            f"{where}: they get the mean of the feature's known entries, or "
+            f"zero where there are none{unseen}; pass 'fill' to choose another "
+            f'value',
             stacklevel=2,
         )
         return mean
@@ -270,25 +270,23 @@ def _undirected_graph(
     self-loop `[N]`, in float64.
     """
     edge_index, weight = _read_edges(data)
-    if edge_index.numel() > 0 and not (
-        0 <= int(edge_index.min()) and int(edge_index.max()) < num_nodes
-    ):
-        raise ValueError(
-            f"'data' has edges between nodes {int(edge_index.min())} and "
-            f"{int(edge_index.max())}, but 'data.x' has {num_nodes} rows; "
-            f'give it one row per node'
-        )
+    if edge_index.numel() > 0:
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"'data' has edges between nodes {low} and {high}, but "
+                f"'data.x' has {num_nodes} rows; give it one row per node"
+            )
     if weight is None:
         edge_index = coalesce(edge_index, num_nodes=num_nodes)
         weight = torch.ones_like(edge_index[0], dtype=torch.double)
     else:
         edge_index, weight = coalesce(edge_index, weight.double(), num_nodes)
     loops = get_self_loop_attr(edge_index, weight, num_nodes)
-    (row, col), weight = to_undirected(
-        edge_index, weight, num_nodes, reduce='mean'
-    )
-    is_edge = row < col
-    topology = Topology.from_pairs(row[is_edge], col[is_edge], num_nodes)
+    ends, weight = to_undirected(edge_index, weight, num_nodes, reduce='mean')
+    is_edge = ends[0] < ends[1]
+    src, dst = ends[:, is_edge]
+    topology = Topology.from_pairs(src, dst, num_nodes)
     return topology, weight[is_edge], loops
 
 

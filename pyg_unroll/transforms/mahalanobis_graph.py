@@ -193,10 +193,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             )
         exponent = self._distances(features, topology)
         if self.normalization == 'sym':
-            degree = log_degree(topology, exponent)
-            exponent = torch.add(
-                exponent, endpoint_sum(topology, degree), alpha=0.5
-            )
+            ends = endpoint_sum(topology, log_degree(topology, exponent))
+            exponent = torch.add(exponent, ends, alpha=0.5)
         weight = exponent.neg().exp_()
         weight = weight + self.floor if self.floor else weight
         return self._split(weight, features)
@@ -234,14 +232,12 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                 f"another attribute by 'attr'"
             )
         check_signal(f'data.{self.attr}', features)
-        cure = "apply 'GridGraph' or 'KNNGraph' first"
-        edges = required_edges(data, cure)
+        edges = required_edges(data, "apply 'GridGraph' or 'KNNGraph' first")
         features = features.view(-1, 1) if features.dim() == 1 else features
         if can_read_values():
             check_finite(f'data.{self.attr}', features)
-        topology, _ = resolve_graph(
-            edges, None, features.size(0), features.dtype
-        )
+        count, dtype = features.size(0), features.dtype
+        topology, _ = resolve_graph(edges, None, count, dtype)
         if self.normalization == 'row':
             is_dense = isinstance(edges, Tensor)
             if not is_dense or edges.layout != torch.strided:
@@ -253,18 +249,15 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                     f"convert it with 'torch_geometric.utils.to_edge_index'"
                 )
             distance = self.distances(features, topology)
-            edge_weight = softmax(
-                -topology.directed_weight(distance),
-                edges[1],
-                num_nodes=topology.num_nodes,
-            )
+            logits = -topology.directed_weight(distance)
+            edge_weight = softmax(logits, edges[1], num_nodes=count)
         else:
             edge_weight = self.edge_weights(features, topology)
             if not isinstance(edges, Topology):
                 edge_weight = topology.directed_weight(edge_weight)
         if can_read_values() and not bool(edge_weight.isfinite().all()):
             raise ValueError(
-                f"'data.{self.attr}' is too large for {features.dtype} (up to "
+                f"'data.{self.attr}' is too large for {dtype} (up to "
                 f'{float(features.abs().amax()):.1e}): squared distances '
                 f'overflow; scale it to about one'
             )
@@ -275,10 +268,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
     ) -> None:
-        if isinstance(self.weight, UninitializedParameter):
-            destination[f'{prefix}weight'] = self.weight
-        else:
-            super()._save_to_state_dict(destination, prefix, keep_vars)
+        # What has no values yet cannot be detached.
+        keep_vars = keep_vars or is_lazy(self.weight)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any

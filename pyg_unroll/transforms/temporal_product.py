@@ -143,13 +143,11 @@ class TemporalProduct(BaseTransform):
         edge_index, edge_weight = self._edges(data, x)
         remove_edges(data)
         # All at once: the first that is repeated changes the number of nodes.
-        repeated = {
-            key: _repeat(data, key, num_steps)
-            for key in data.keys()
-            if data.is_node_attr(key) and key not in signals
-        }
-        data.update(repeated)
-        data.update({k: v.flatten(0, 1) for k, v in signals.items()})
+        values = {k: v.flatten(0, 1) for k, v in signals.items()}
+        for key in data.keys():
+            if data.is_node_attr(key) and key not in signals:
+                values[key] = _repeat(data, key, num_steps)
+        data.update(values)
         data.edge_index, data.edge_weight = edge_index, edge_weight
         steps = torch.arange(num_steps, device=x.device)
         data.time_step = steps.repeat(num_sensors)
@@ -159,9 +157,7 @@ class TemporalProduct(BaseTransform):
         return data
 
     def _edges(self, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
-        cure = (
-            "make one of the sensors with 'KNNGraph', if need be an empty one"
-        )
+        cure = "make one of the sensors with 'KNNGraph', or an empty one"
         edges = required_edges(data, cure)
         weight = data.get('edge_weight')
         dtype = (x if weight is None else weight).dtype
