@@ -1,7 +1,5 @@
 """Checks of arguments: the fault, the value received, and the remedy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

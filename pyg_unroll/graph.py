@@ -1,10 +1,8 @@
 """The undirected graph: one edge set, from any of PyG's layouts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -14,14 +12,7 @@ from torch_geometric.data import Data
 from torch_geometric.typing import SparseTensor
 from torch_geometric.utils import is_sparse, to_edge_index
 
-from pyg_unroll.checks import (
-    can_read_values,
-    check_edge_index,
-    check_edge_weight,
-    check_pairs,
-    check_tensor,
-    check_weights,
-)
+from pyg_unroll import checks
 
 
 def index_type(num_nodes: int, num_edges: int) -> torch.dtype:
@@ -88,7 +79,7 @@ class Topology:
         return [*tensors, self.sign, self.entry], list(self.grid) or [0]
 
     @classmethod
-    def unpack(cls, tensors: Sequence[Tensor], grid: Sequence[int]) -> Topology:
+    def unpack(cls, tensors: Sequence[Tensor], grid: Sequence[int]) -> Self:
         """The inverse of :meth:`pack`."""
         src, dst, rowptr, col, edge_id, sign, entry = tensors
         own = tuple(grid) if any(grid) else ()
@@ -106,7 +97,7 @@ class Topology:
     @classmethod
     def from_edge_index(
         cls, edge_index: Tensor, num_nodes: int, validate_args: bool = True
-    ) -> Topology:
+    ) -> Self:
         r"""Builds the topology of an undirected graph.
 
         Args:
@@ -122,11 +113,11 @@ class Topology:
                 self-loop, a duplicate or lacks its reverse; the message names
                 the edge.
         """
-        check_tensor('edge_index', edge_index, '[2, num_edges]')
+        checks.check_tensor('edge_index', edge_index, '[2, num_edges]')
         if isinstance(edge_index, EdgeIndex):
             edge_index = edge_index.as_tensor()
         if validate_args:
-            check_edge_index(edge_index, num_nodes)
+            checks.check_edge_index(edge_index, num_nodes)
         row, col = edge_index.long()
         low, high = torch.minimum(row, col), torch.maximum(row, col)
         # The two directions of an edge follow each other, that from the
@@ -134,14 +125,14 @@ class Topology:
         key = 2 * (low * num_nodes + high) + (row > col)
         key, order = torch.sort(key, stable=True)
         if validate_args and key.numel() > 0:
-            check_pairs(key, edge_index, order)
+            checks.check_pairs(key, edge_index, order)
         entry = order.view(-1, 2)
         first = entry[:, 0]
         topology = cls.from_pairs(row[first], col[first], num_nodes)
         return replace(topology, entry=entry)
 
     @classmethod
-    def from_pairs(cls, src: Tensor, dst: Tensor, num_nodes: int) -> Topology:
+    def from_pairs(cls, src: Tensor, dst: Tensor, num_nodes: int) -> Self:
         r"""Builds the topology of unordered pairs that need no check.
 
         Args:
@@ -174,11 +165,11 @@ class Topology:
 
     def to(
         self, device: torch.device | str, non_blocking: bool = False
-    ) -> Topology:
+    ) -> Self:
         """Moves the index tensors to a device."""
         tensors, grid = self.pack()
         moved = [x.to(device, non_blocking=non_blocking) for x in tensors]
-        return Topology.unpack(moved, grid)
+        return self.unpack(moved, grid)
 
     def __repr__(self) -> str:
         return (
@@ -187,11 +178,11 @@ class Topology:
         )
 
     # As PyG's data call it: a graph in `data.edge_index` goes where data go.
-    def cuda(self, device: Any = None, non_blocking: bool = False) -> Topology:
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Self:
         """Moves the index tensors to a CUDA device."""
         return self.to('cuda' if device is None else device, non_blocking)
 
-    def cpu(self) -> Topology:
+    def cpu(self) -> Self:
         """Moves the index tensors to the CPU."""
         return self.to('cpu')
 
@@ -304,7 +295,9 @@ def _topology_of(
         and (known.is_checked or not validate_args)
     ):
         # NumPy and others write past PyTorch's count of changes.
-        if not can_read_values() or torch.equal(known.edge_index, edge_index):
+        if not checks.can_read_values() or torch.equal(
+            known.edge_index, edge_index
+        ):
             return known.topology
     # Tensors made in inference mode could not be used for training later.
     with torch.inference_mode(False):
@@ -364,31 +357,14 @@ def resolve_graph(
     dtype: torch.dtype,
     validate_args: bool = True,
 ) -> tuple[Topology, Tensor]:
-    r"""Brings any PyG graph layout into a topology and weights per edge.
+    r"""Brings any PyG graph layout into a topology and weights :math:`(E, H)`,
+    all ones if there are none.
 
-    Args:
-        edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology): An
-            undirected graph: :math:`(2, 2E)` indices, a sparse
-            :math:`(N, N)` adjacency matrix (whose values are the weights if
-            :obj:`edge_weight` is :obj:`None`), or a
-            :class:`~pyg_unroll.graph.Topology`.
-        edge_weight (torch.Tensor or None): Symmetric, non-negative weights,
-            :math:`(2E)` or :math:`(2E, H)`; with a topology, :math:`(E)` or
-            :math:`(E, H)`. All ones if :obj:`None`.
-        num_nodes (int): Number of nodes.
-        dtype (torch.dtype): Type that the weights are converted to.
-        validate_args (bool, optional): Check the values of indices and
-            weights, too. Skipped under :meth:`torch.compile` and in a CUDA
-            graph. (default: :obj:`True`)
-
-    Returns:
-        The topology and the weights :math:`(E, H)`.
-
-    Raises:
-        ValueError: If the graph is not undirected, its size does not fit, or
-            weights are asymmetric, negative or not finite.
+    Raises a `ValueError` if the graph is not undirected, its size does not fit,
+    or weights are asymmetric, negative or not finite. Values are not checked
+    under :meth:`torch.compile` and in a CUDA graph.
     """
-    validate_args = validate_args and can_read_values()
+    validate_args = validate_args and checks.can_read_values()
     if isinstance(edge_index, Topology):
         topology = edge_index
         if topology.num_nodes != num_nodes:
@@ -420,13 +396,13 @@ def resolve_graph(
         weight = _rows(edge_weight, 2 * num_edges, dtype)
         weight = topology._mean_of_directions(weight, validate_args).to(dtype)
     if validate_args:
-        check_weights('edge_weight', weight, topology.src, topology.dst)
+        checks.check_weights('edge_weight', weight, topology.src, topology.dst)
     return topology, weight
 
 
 def _rows(edge_weight: Any, count: int, dtype: torch.dtype) -> Tensor:
     """Floating-point weights `[count, H]`, integers in the given type."""
-    check_edge_weight(edge_weight, count)
+    checks.check_edge_weight(edge_weight, count)
     weight: Tensor = edge_weight
     weight = weight if weight.is_floating_point() else weight.to(dtype)
     return weight.unsqueeze(-1) if weight.dim() == 1 else weight

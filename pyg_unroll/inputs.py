@@ -1,19 +1,12 @@
 """The reader of node signals, masks and confidence, for all of the package."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import (
-    can_read_values,
-    check_boolean,
-    check_shape,
-    check_signal,
-)
+from pyg_unroll import checks
 
 Fidelity: TypeAlias = Literal['hard', 'soft']
 
@@ -67,13 +60,13 @@ def read_signal(
         ', several samples, where they are taken, [samples, num_nodes, '
         "features]; a single signal needs '.unsqueeze(-1)'"
     )
-    check_shape(name, x, shape, note=note)
-    check_signal(name, x)
+    checks.check_shape(name, x, shape, note=note)
+    checks.check_signal(name, x)
     mask_name = name[: name.rfind('.') + 1] + 'mask'
     known = None if mask is None else read_mask(mask_name, mask, x)
     if confidence is not None:
         confidence = _per_entry('confidence', confidence, x).to(x.dtype)
-    if validate_args and can_read_values():
+    if validate_args and checks.can_read_values():
         check_known(name, x, known, f"mark it as False in '{mask_name}'")
         if known is not None and not allow_unknown:
             _check_some_known(name, known, x)
@@ -85,7 +78,7 @@ def read_signal(
 def read_mask(name: str, mask: Any, x: Tensor) -> Tensor:
     """Checks the mask of a signal; that of nodes becomes `[N, 1]`."""
     mask = _per_entry(name, mask, x)
-    check_boolean(name, mask)
+    checks.check_boolean(name, mask)
     return mask
 
 
@@ -93,7 +86,7 @@ def _per_entry(name: str, value: Any, x: Tensor) -> Tensor:
     """Checks a shape; one value per node becomes `[N, 1]`."""
     if getattr(value, 'shape', None) != (x.size(-2), 1):
         shapes = [x.shape[-2:-1], x.shape[-2:], x.shape]
-        check_shape(name, value, *shapes[: x.dim()])
+        checks.check_shape(name, value, *shapes[: x.dim()])
     out: Tensor = value
     return out.unsqueeze(-1) if out.dim() == 1 else out
 
@@ -117,7 +110,7 @@ def check_start(x: Tensor) -> None:
     """Raises a `ValueError` unless the entries not observed, from which an
     iteration starts, are finite.
     """
-    if can_read_values() and not bool(x.isfinite().all()):
+    if checks.can_read_values() and not bool(x.isfinite().all()):
         raise ValueError(
             f"'x' must be finite (got {_first_entry(x, ~x.isfinite())}): its "
             f'unknown entries are the start of the iteration; fill them, for '
@@ -254,7 +247,7 @@ class Observations:
         signal: Signal,
         fidelity: Fidelity,
         layout: BatchLayout | None = None,
-    ) -> Observations:
+    ) -> Self:
         """Folds a signal; without a mask all entries are noisy observations."""
         layout = BatchLayout() if layout is None else layout
         x, known, confidence = signal.x, signal.known, signal.confidence

@@ -1,7 +1,5 @@
 """Assertions for code that builds on the library, used by its own tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

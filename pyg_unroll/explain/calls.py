@@ -1,7 +1,5 @@
 """Calls of solver layers, recorded while a model runs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack

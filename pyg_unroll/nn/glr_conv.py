@@ -1,7 +1,5 @@
 """Unrolled conjugate gradients on the graph Laplacian regulariser."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

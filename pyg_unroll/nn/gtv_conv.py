@@ -1,7 +1,5 @@
 """Unrolled ADMM on graph total variation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -15,7 +13,7 @@ from pyg_unroll.checks import (
     can_read_values,
     check_between,
     check_positive,
-    check_tensor,
+    check_shape,
 )
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.smoothness_conv import Problem, Run, SmoothnessConv
@@ -169,12 +167,8 @@ class _ADMM:
         samples = [] if layout.count is None else [layout.count]
         features = layout.num_features or self.out.size(1)
         shape = [*samples, edges, features, heads]
-        check_tensor('state', state, str(shape))
-        if list(state.shape) != shape:
-            raise ValueError(
-                f"'state' must have shape {shape}: undirected edges, "
-                f'features, heads (got {list(state.shape)})'
-            )
+        note = ': undirected edges, features, heads'
+        check_shape('state', state, shape, note=note)
         return layout.fold_heads(state.to(self.out.dtype))
 
     def finish(self) -> Tensor:

@@ -1,7 +1,5 @@
 """The base class of the unrolled solver layers."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -272,12 +270,7 @@ class SmoothnessConv(MessagePassing):
         x, layout = signal.x, signal.layout
         if warm_start is not None:
             shape = layout.unfold(layout.first_heads(x)).shape
-            checks.check_tensor('warm_start', warm_start, str(list(shape)))
-            if warm_start.shape != shape:
-                raise ValueError(
-                    f"'warm_start' must have the shape of 'x', "
-                    f'{list(shape)} (got {list(warm_start.shape)})'
-                )
+            checks.check_shape('warm_start', warm_start, shape, note=", as 'x'")
             if self.validate_args and checks.can_read_values():
                 checks.check_finite('warm_start', warm_start)
             start = layout.fold(warm_start.to(x.dtype))

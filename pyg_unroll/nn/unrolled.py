@@ -1,7 +1,5 @@
 """Stacks of feature nets, learned graphs and solver layers: uGLR and uGTV."""
 
-from __future__ import annotations
-
 import copy
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from torch_geometric.nn.inits import reset
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll import checks
-from pyg_unroll.graph import Topology, edges_of, resolve_graph
+from pyg_unroll.graph import Topology, edges_of, required_edges, resolve_graph
 from pyg_unroll.inputs import check_start, read_signal
 from pyg_unroll.nn.features import MLPFeatures
 from pyg_unroll.nn.glr_conv import GLRConv
@@ -185,12 +183,11 @@ class UnrolledStack(torch.nn.Module):
                 topology: Topology = graph.topology(data)
                 return topology
             data = graph(data)
-            edges = edges_of(data)
-        if edges is None:
-            raise ValueError(
-                "'data' has no 'edge_index'; give the model a 'graph', such "
-                "as 'KNNGraph()' or 'GridGraph()', or the data its edges"
-            )
+        cure = (
+            "give the model a 'graph', such as 'KNNGraph()' or 'GridGraph()', "
+            'or the data its edges'
+        )
+        edges = required_edges(data, cure)
         return resolve_graph(edges, None, data.x.size(0), data.x.dtype)[0]
 
     def __repr__(self) -> str:

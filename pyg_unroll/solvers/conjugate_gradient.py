@@ -1,7 +1,5 @@
 """Conjugate gradients to a tolerance, with implicit derivatives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 

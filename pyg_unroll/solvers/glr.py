@@ -1,7 +1,5 @@
 """The graph Laplacian regulariser, to a tolerance."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Graph total variation, to a certified tolerance."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Algebraic multigrid, by pyamg."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,12 +1,10 @@
 """The problem that a solver solves, and its result."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
@@ -92,7 +90,7 @@ class SmoothnessProblem:
         fidelity: Any,
         mu: float | Tensor,
         fill: float | str | None,
-    ) -> SmoothnessProblem:
+    ) -> Self:
         """Checks the arguments of a solver."""
         check_choice('fidelity', fidelity, get_args(Fidelity))
         is_float = isinstance(x, Tensor) and x.is_floating_point()
@@ -128,7 +126,7 @@ class SmoothnessProblem:
         mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
         return cls(signal, topology, weight, mu, start, x.dtype)._reorder()
 
-    def _reorder(self) -> SmoothnessProblem:
+    def _reorder(self) -> Self:
         """The same problem, its neighbours near each other in memory."""
         found = _local_order(self.topology)
         if found is None:
@@ -141,7 +139,7 @@ class SmoothnessProblem:
         x, layout = self.signal.x[node], self.signal.layout
         signal = Observations(x, free, confidence, layout)
         weight, start = self.weight[edge], self.start[node]
-        return SmoothnessProblem(
+        return type(self)(
             signal, topology, weight, self.mu, start, self.dtype, node
         )
 

@@ -1,7 +1,5 @@
 """Missing node features, interpolated on the graph."""
 
-from __future__ import annotations
-
 import warnings
 from typing import Any, Literal
 
@@ -31,7 +29,7 @@ from pyg_unroll.checks import (
 from pyg_unroll.graph import Topology, read_edges, required_edges
 from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
-from pyg_unroll.solvers import glr
+from pyg_unroll.solvers.glr import glr
 from pyg_unroll.solvers.problem import CHECKS, unreachable
 
 

@@ -1,7 +1,5 @@
 """Features to edge weights, learned."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,19 +11,7 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import softmax
 
-from pyg_unroll.checks import (
-    can_read_values,
-    check_data,
-    check_finite,
-    check_non_negative,
-    check_parameters,
-    check_positive,
-    check_shape,
-    check_signal,
-    is_integer,
-    one_of,
-    optional,
-)
+from pyg_unroll import checks
 from pyg_unroll.graph import Topology, required_edges, resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
 from pyg_unroll.transforms.utils import set_edge_weight
@@ -34,7 +20,7 @@ Normalization: TypeAlias = Literal['sym', 'row', None]
 
 
 def _check_in_channels(name: str, value: Any) -> None:
-    if not is_integer(value) or (value < 1 and value != -1):
+    if not checks.is_integer(value) or (value < 1 and value != -1):
         raise ValueError(
             f"'{name}' must be positive, or -1 to derive it from the first "
             f'input (got {value!r})'
@@ -106,12 +92,12 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         super().__init__()
         table = {
             'in_channels': _check_in_channels,
-            'heads': check_positive,
-            'rank': optional(check_positive),
-            'normalization': one_of(*get_args(Normalization)),
-            'floor': check_non_negative,
+            'heads': checks.check_positive,
+            'rank': checks.optional(checks.check_positive),
+            'normalization': checks.one_of(*get_args(Normalization)),
+            'floor': checks.check_non_negative,
         }
-        check_parameters(table, locals())
+        checks.check_parameters(table, locals())
         if floor and normalization == 'row':
             raise ValueError(
                 f"'floor' must be 0 with normalization='row', whose weights "
@@ -207,7 +193,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         channels = self.in_channels
         shapes = ['num_nodes', channels], ['samples', 'num_nodes', channels]
         note = "; set 'in_channels' accordingly"
-        check_shape('features', features, *shapes, note=note)
+        checks.check_shape('features', features, *shapes, note=note)
         weight = self.weight.to(features.dtype)
         projected = torch.einsum('...nc,hrc->nr...h', features, weight)
         if torch.is_autocast_enabled(features.device.type):
@@ -224,18 +210,18 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns a shallow copy of the data with :obj:`edge_weight`."""
-        check_data(data)
+        checks.check_data(data)
         features = data.get(self.attr)
         if not isinstance(features, Tensor):
             raise ValueError(
                 f"'data' has no features {self.attr!r}; set them or name "
                 f"another attribute by 'attr'"
             )
-        check_signal(f'data.{self.attr}', features)
+        checks.check_signal(f'data.{self.attr}', features)
         edges = required_edges(data, "apply 'GridGraph' or 'KNNGraph' first")
         features = features.view(-1, 1) if features.dim() == 1 else features
-        if can_read_values():
-            check_finite(f'data.{self.attr}', features)
+        if checks.can_read_values():
+            checks.check_finite(f'data.{self.attr}', features)
         count, dtype = features.size(0), features.dtype
         topology, _ = resolve_graph(edges, None, count, dtype)
         if self.normalization == 'row':
@@ -255,7 +241,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             edge_weight = self.edge_weights(features, topology)
             if not isinstance(edges, Topology):
                 edge_weight = topology.directed_weight(edge_weight)
-        if can_read_values() and not bool(edge_weight.isfinite().all()):
+        if checks.can_read_values() and not bool(edge_weight.isfinite().all()):
             raise ValueError(
                 f"'data.{self.attr}' is too large for {dtype} (up to "
                 f'{float(features.abs().amax()):.1e}): squared distances '

@@ -1,7 +1,5 @@
 """Points: signals on them as data, and graphs of nearest neighbours."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch_geometric.data import Data

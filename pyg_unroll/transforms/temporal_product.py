@@ -1,7 +1,5 @@
 """Graphs of sensors that report over time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,14 +9,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import (
-    check_between,
-    check_data,
-    check_parameters,
-    check_shape,
-    is_integer,
-    optional,
-)
+from pyg_unroll import checks
 from pyg_unroll.graph import (
     Topology,
     remember_topology,
@@ -29,7 +20,7 @@ from pyg_unroll.transforms.utils import examples_of, remove_edges
 
 
 def _check_period(name: str, value: Any) -> None:
-    if not is_integer(value) or value < 2:
+    if not checks.is_integer(value) or value < 2:
         raise ValueError(
             f"'{name}' must be an integer of at least 2, the number of time "
             f'steps after which the signal repeats (got {value!r})'
@@ -112,12 +103,12 @@ class TemporalProduct(BaseTransform):
         attrs: Sequence[str] | None = None,
     ) -> None:
         table = {
-            'time_weight': check_between,
-            'period': optional(_check_period),
-            'period_weight': optional(check_between),
+            'time_weight': checks.check_between,
+            'period': checks.optional(_check_period),
+            'period_weight': checks.optional(checks.check_between),
             'attrs': _check_names,
         }
-        check_parameters(table, locals())
+        checks.check_parameters(table, locals())
         if period is None and period_weight is not None:
             raise ValueError("'period_weight' was given without a 'period'")
         self.time_weight = time_weight
@@ -129,10 +120,10 @@ class TemporalProduct(BaseTransform):
         """Returns the data of the product graph."""
         if isinstance(data, Batch):
             return Batch.from_data_list(list(map(self, examples_of(data))))
-        check_data(data)
+        checks.check_data(data)
         x = data.get('x')
         shape = ['num_sensors', 'time_steps', 'features']
-        check_shape('data.x', x, shape[:2], shape)
+        checks.check_shape('data.x', x, shape[:2], shape)
         num_sensors, num_steps = x.shape[:2]
         signals = {'x': x if x.dim() == 3 else x.unsqueeze(-1)}
         attrs = self.attrs
@@ -229,7 +220,7 @@ def from_product(data: Data, x: Tensor | None = None) -> Tensor:
             f"it apart with 'data.to_data_list()'"
         )
     rows = data.num_nodes
-    check_shape('x', x, [rows], [rows, 'features'])
+    checks.check_shape('x', x, [rows], [rows, 'features'])
     return x.unflatten(0, (-1, steps[0]))
 
 
@@ -241,7 +232,7 @@ def _varying(data: Data, name: str, x: Tensor) -> Tensor:
             f"'attrs' names {name!r}, which is no tensor of the data"
         )
     shapes = [x.shape[:axes] for axes in range(1, x.dim() + 1)]
-    check_shape(f'data.{name}', value, *shapes)
+    checks.check_shape(f'data.{name}', value, *shapes)
     if value.dim() == 1:
         return value.unsqueeze(1).expand(x.shape[:2])
     return value

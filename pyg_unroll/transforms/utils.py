@@ -1,7 +1,5 @@
 """Edges set in data and read from it, and batches taken apart."""
 
-from __future__ import annotations
-
 import copy
 from itertools import accumulate
 
