@@ -1,15 +1,14 @@
 """Checks of arguments: the fault, the value received, and the remedy."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch_geometric.data import Batch, Data
 
 
@@ -31,6 +30,28 @@ def check_tensor(name: str, value: Any, shape: str) -> None:
             f"'{name}' must be a tensor of shape {shape} (got "
             f"'{type(value).__name__}'); convert it with 'torch.as_tensor'"
         )
+
+
+def check_shape(
+    name: str, value: Any, *shapes: Sequence[Any], note: str = ''
+) -> None:
+    """Raises a `ValueError` unless `value` is a tensor of one of some shapes,
+    in which a word stands for any size.
+    """
+    sizes = value.shape if isinstance(value, Tensor) else None
+    if sizes is not None and any(_fits(sizes, shape) for shape in shapes):
+        return
+    *others, last = (f'[{", ".join(map(str, shape))}]' for shape in shapes)
+    listed = f'{", ".join(others)} or {last}' if others else last
+    check_tensor(name, value, listed)
+    got = list(value.shape)
+    raise ValueError(f"'{name}' must have shape {listed} (got {got}){note}")
+
+
+def _fits(sizes: Sequence[int], shape: Sequence[Any]) -> bool:
+    pairs = zip(sizes, shape, strict=False)
+    same = all(n == size or isinstance(n, str) for size, n in pairs)
+    return same and len(sizes) == len(shape)
 
 
 def check_boolean(name: str, mask: Tensor) -> None:
@@ -79,12 +100,9 @@ def check_model_type(model: torch.nn.Module, name: str, x: Any) -> None:
     """
     dtype = next(model.parameters()).dtype
     check_not_half('model', dtype)
-    if (
-        isinstance(x, Tensor)
-        and x.is_floating_point()
-        and x.dtype != dtype
-        and not torch.is_autocast_enabled(x.device.type)
-    ):
+    is_float = isinstance(x, Tensor) and x.is_floating_point()
+    is_other = is_float and x.dtype != dtype
+    if is_other and not torch.is_autocast_enabled(x.device.type):
         raise ValueError(
             f"'{name}' must have the type of the model, {dtype} (got "
             f"{x.dtype}); convert one of them with '.to({dtype})'"
@@ -117,45 +135,44 @@ def is_integer(value: Any) -> bool:
     return is_number and not isinstance(value, bool)
 
 
+def _require(good: bool, name: str, value: Any, must: str) -> None:
+    if not good:
+        raise ValueError(f"'{name}' must {must} (got {value!r})")
+
+
 def check_positive(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a positive integer."""
-    if not is_integer(value) or value < 1:
-        raise ValueError(f"'{name}' must be a positive integer (got {value!r})")
+    good = is_integer(value) and value >= 1
+    _require(good, name, value, 'be a positive integer')
 
 
 def check_count(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a non-negative integer."""
-    if not is_integer(value) or value < 0:
-        raise ValueError(
-            f"'{name}' must be a non-negative integer (got {value!r})"
-        )
+    good = is_integer(value) and value >= 0
+    _require(good, name, value, 'be a non-negative integer')
 
 
 def check_non_negative(name: str, value: Any) -> None:
     """Raises a `ValueError` unless `value` is a finite number, at least 0."""
-    if not isinstance(value, Real) or not 0 <= float(value) < math.inf:
-        raise ValueError(
-            f"'{name}' must be a finite, non-negative number (got {value!r})"
-        )
+    good = isinstance(value, Real) and 0 <= float(value) < math.inf
+    _require(good, name, value, 'be a finite, non-negative number')
 
 
 def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
     """Raises a `ValueError` unless `value` is one of some choices."""
-    if value not in choices:
-        listed = ', '.join(map(repr, choices))
-        raise ValueError(f"'{name}' must be one of {listed} (got {value!r})")
+    listed = ', '.join(map(repr, choices))
+    _require(value in choices, name, value, f'be one of {listed}')
 
 
 def check_between(
     name: str, value: Any, low: float = 0.0, high: float = math.inf
 ) -> None:
     """Raises a `ValueError` unless `value` is a number between two others."""
-    if isinstance(value, Real) and low < float(value) < high:
-        return
-    between = f'lie in ({low:g}, {high:g})'
+    good = isinstance(value, Real) and low < float(value) < high
+    must = f'lie in ({low:g}, {high:g})'
     if low == 0 and high == math.inf:
-        between = 'be positive and finite'
-    raise ValueError(f"'{name}' must {between} (got {value!r})")
+        must = 'be positive and finite'
+    _require(good, name, value, must)
 
 
 Check: TypeAlias = Callable[[str, Any], None]
@@ -190,19 +207,36 @@ def check_edge_weight(edge_weight: Any, columns: int) -> None:
     """Raises a `ValueError` unless there is a real weight per column of the
     edge index, or per edge of a topology.
     """
-    shapes = f'[{columns}] or [{columns}, heads]'
-    check_tensor('edge_weight', edge_weight, shapes)
-    if edge_weight.dim() not in (1, 2) or edge_weight.size(0) != columns:
-        raise ValueError(
-            f"'edge_weight' must have shape {shapes} (got "
-            f'{list(edge_weight.shape)}): one row per column of '
-            f"'edge_index', or per undirected edge of a 'Topology'"
-        )
+    note = (
+        ": one row per column of 'edge_index', or per undirected edge of a "
+        "'Topology'"
+    )
+    shapes = [columns], [columns, 'heads']
+    check_shape('edge_weight', edge_weight, *shapes, note=note)
     if edge_weight.is_complex():
         raise ValueError(
             f"'edge_weight' must be real (got {edge_weight.dtype}); take its "
             f"size, 'edge_weight.abs()'"
         )
+
+
+def check_weights(name: str, weight: Tensor, src: Tensor, dst: Tensor) -> None:
+    """Raises a `ValueError` unless weights `[E]` or `[E, H]` of edges between
+    nodes are finite and non-negative.
+    """
+    weight = weight.detach()
+    # Comparisons with NaN are false, hence the form of the test.
+    if weight.numel() == 0 or bool(
+        (weight.amin() >= 0) & (weight.amax() < math.inf)
+    ):
+        return
+    bad = ~((weight >= 0) & (weight < math.inf))
+    edge = int(bad.nonzero()[0, 0])
+    raise ValueError(
+        f"'{name}' must be finite and non-negative (got "
+        f'{float(weight[bad][0])} for edge ({int(src[edge])}, '
+        f"{int(dst[edge])})); use a kernel such as 'exp(-distance)'"
+    )
 
 
 def check_indices(edge_index: Tensor) -> None:
@@ -227,58 +261,50 @@ def check_edge_index(edge_index: Tensor, num_nodes: int) -> None:
             f"'num_nodes' must be a non-negative integer (got {num_nodes!r})"
         )
     check_indices(edge_index)
-    if edge_index.size(1) == 0:
-        return
-    if edge_index.min() < 0 or edge_index.max() >= num_nodes:
-        bad = ((edge_index < 0) | (edge_index >= num_nodes)).any(0)
-        raise ValueError(
-            f"'edge_index' is out of range: edge "
-            f'{_edge_name(edge_index, bad.nonzero()[0])} in a graph of '
-            f"{num_nodes} nodes; give 'x' one row per node, or relabel the "
-            f"nodes with 'torch_geometric.utils.remove_isolated_nodes'"
-        )
-    loop = edge_index[0] == edge_index[1]
-    if loop.any():
-        raise ValueError(
-            f"'edge_index' has a self-loop at edge "
-            f'{_edge_name(edge_index, loop.nonzero()[0])}; remove it with '
-            f"'torch_geometric.utils.remove_self_loops'"
-        )
-
-
-def check_pairs(key: Tensor, forward: Tensor, num_nodes: int) -> None:
-    """Raises a `ValueError` unless each of the sorted keys is there twice,
-    once in each direction.
-    """
-    _, inverse, count = torch.unique_consecutive(
-        key, return_inverse=True, return_counts=True
+    _refuse(
+        ((edge_index < 0) | (edge_index >= num_nodes)).any(0),
+        edge_index,
+        f'is out of range: edge {{}} in a graph of {num_nodes} nodes; give '
+        f"'x' one row per node, or relabel the nodes with "
+        f"'torch_geometric.utils.remove_isolated_nodes'",
     )
-    num_forward = torch.zeros_like(count)
-    num_forward.index_add_(0, inverse, forward.long())
-    num_backward = count - num_forward
-    for bad, problem, cure in (
-        (
-            (num_forward > 1) | (num_backward > 1),
-            'a duplicate edge',
-            "merge duplicates with 'torch_geometric.utils.coalesce'",
-        ),
-        (
-            num_forward != num_backward,
-            'no reverse edge',
-            'make the graph undirected with '
-            "'torch_geometric.utils.to_undirected'",
-        ),
-    ):
-        if bad.any():
-            first = int((inverse == bad.nonzero()[0]).nonzero()[0])
-            i, j = divmod(int(key[first]), num_nodes)
-            if not forward[first]:
-                i, j = j, i
-            raise ValueError(
-                f"'edge_index' has {problem} for ({i}, {j}); {cure}"
-            )
+    _refuse(
+        edge_index[0] == edge_index[1],
+        edge_index,
+        'has a self-loop at edge {}; remove it with '
+        "'torch_geometric.utils.remove_self_loops'",
+    )
 
 
-def _edge_name(edge_index: Tensor, column: Tensor) -> str:
-    i, j = edge_index[:, int(column)].tolist()
-    return f'({i}, {j})'
+def check_pairs(key: Tensor, edge_index: Tensor, order: Tensor) -> None:
+    """Raises a `ValueError` unless edges are there once in each direction.
+
+    The keys, in ascending order, are even for one direction of an edge and
+    one more for the other.
+    """
+    same, near = key[1:] == key[:-1], key[1:] // 2 == key[:-1] // 2
+    _refuse(
+        pad(same, (1, 0)),
+        edge_index,
+        'has a duplicate edge for {}; merge duplicates with '
+        "'torch_geometric.utils.coalesce'",
+        order,
+    )
+    _refuse(
+        ~(pad(near, (1, 0)) | pad(near, (0, 1))),
+        edge_index,
+        'has no reverse edge for {}; make the graph undirected with '
+        "'torch_geometric.utils.to_undirected'",
+        order,
+    )
+
+
+def _refuse(
+    bad: Tensor, edge_index: Tensor, fault: str, order: Tensor | None = None
+) -> None:
+    """Raises a `ValueError` that names the first of the bad edges."""
+    if bool(bad.any()):
+        first = bad.nonzero()[0]
+        first = first if order is None else order[first]
+        i, j = edge_index[:, int(first)].tolist()
+        raise ValueError(f"'edge_index' {fault.format(f'({i}, {j})')}")

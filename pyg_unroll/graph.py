@@ -1,10 +1,8 @@
 """The undirected graph: one edge set, from any of PyG's layouts."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -12,15 +10,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from torch_geometric import EdgeIndex
 from torch_geometric.data import Data
 from torch_geometric.typing import SparseTensor
-from torch_geometric.utils import is_torch_sparse_tensor, to_edge_index
+from torch_geometric.utils import is_sparse, to_edge_index
 
-from pyg_unroll.checks import (
-    can_read_values,
-    check_edge_index,
-    check_edge_weight,
-    check_pairs,
-    check_tensor,
-)
+from pyg_unroll import checks
 
 
 def index_type(num_nodes: int, num_edges: int) -> torch.dtype:
@@ -87,20 +79,12 @@ class Topology:
         return [*tensors, self.sign, self.entry], list(self.grid) or [0]
 
     @classmethod
-    def unpack(cls, tensors: Sequence[Tensor], grid: Sequence[int]) -> Topology:
+    def unpack(cls, tensors: Sequence[Tensor], grid: Sequence[int]) -> Self:
         """The inverse of :meth:`pack`."""
         src, dst, rowptr, col, edge_id, sign, entry = tensors
-        return cls(
-            num_nodes=rowptr.size(0) - 1,
-            src=src,
-            dst=dst,
-            rowptr=rowptr,
-            col=col,
-            edge_id=edge_id,
-            sign=sign,
-            entry=entry,
-            grid=tuple(grid) if len(grid) > 1 else (),
-        )
+        own = tuple(grid) if any(grid) else ()
+        count = rowptr.size(0) - 1
+        return cls(count, src, dst, rowptr, col, edge_id, sign, entry, own)
 
     @property
     def edge_index(self) -> Tensor:
@@ -113,7 +97,7 @@ class Topology:
     @classmethod
     def from_edge_index(
         cls, edge_index: Tensor, num_nodes: int, validate_args: bool = True
-    ) -> Topology:
+    ) -> Self:
         r"""Builds the topology of an undirected graph.
 
         Args:
@@ -129,27 +113,26 @@ class Topology:
                 self-loop, a duplicate or lacks its reverse; the message names
                 the edge.
         """
-        check_tensor('edge_index', edge_index, '[2, num_edges]')
+        checks.check_tensor('edge_index', edge_index, '[2, num_edges]')
         if isinstance(edge_index, EdgeIndex):
             edge_index = edge_index.as_tensor()
         if validate_args:
-            check_edge_index(edge_index, num_nodes)
+            checks.check_edge_index(edge_index, num_nodes)
         row, col = edge_index.long()
         low, high = torch.minimum(row, col), torch.maximum(row, col)
-        # The two directions of an edge become neighbours in sorted order.
-        key = low * num_nodes + high
+        # The two directions of an edge follow each other, that from the
+        # smaller end first.
+        key = 2 * (low * num_nodes + high) + (row > col)
         key, order = torch.sort(key, stable=True)
-        if validate_args:
-            check_pairs(key, row[order] < col[order], num_nodes)
-        pair = order.view(-1, 2)
-        forward = (row < col)[pair]
-        # The column i -> j with i < j comes first.
-        entry = torch.where(forward[:, :1], pair, pair.flip(1))
-        src, dst = row[entry[:, 0]], col[entry[:, 0]]
-        return cls._build(src, dst, num_nodes, entry)
+        if validate_args and key.numel() > 0:
+            checks.check_pairs(key, edge_index, order)
+        entry = order.view(-1, 2)
+        first = entry[:, 0]
+        topology = cls.from_pairs(row[first], col[first], num_nodes)
+        return replace(topology, entry=entry)
 
     @classmethod
-    def from_pairs(cls, src: Tensor, dst: Tensor, num_nodes: int) -> Topology:
+    def from_pairs(cls, src: Tensor, dst: Tensor, num_nodes: int) -> Self:
         r"""Builds the topology of unordered pairs that need no check.
 
         Args:
@@ -160,41 +143,33 @@ class Topology:
 
         Its :attr:`edge_index` is sorted by row, then column.
         """
-        return cls._build(src.long(), dst.long(), num_nodes, None)
-
-    @classmethod
-    def _build(
-        cls, src: Tensor, dst: Tensor, num_nodes: int, entry: Tensor | None
-    ) -> Topology:
-        num_edges = src.size(0)
+        num_edges, index = src.size(0), index_type(num_nodes, src.size(0))
+        src, dst = src.to(index), dst.to(index)
         row, col = torch.cat([src, dst]), torch.cat([dst, src])
-        order = torch.argsort(row * num_nodes + col)
-        index = index_type(num_nodes, num_edges)
-        nodes = torch.arange(num_nodes + 1, device=row.device)
+        order = torch.argsort(row.long().mul_(num_nodes).add_(col))
+        rank = torch.empty_like(order)
+        rank[order] = torch.arange(2 * num_edges, device=row.device)
+        nodes = torch.arange(num_nodes + 1, device=row.device, dtype=index)
         # Columns smaller than the row come first, as the row is then `dst`.
-        edge_id = torch.where(order < num_edges, order, order - num_edges)
-        if entry is None:
-            rank = torch.empty_like(order)
-            rank[order] = torch.arange(2 * num_edges, device=row.device)
-            entry = torch.stack([rank[:num_edges], rank[num_edges:]], dim=1)
+        is_back = order >= num_edges
         return cls(
             num_nodes=num_nodes,
-            src=src.to(index),
-            dst=dst.to(index),
+            src=src,
+            dst=dst,
             rowptr=torch.searchsorted(row[order], nodes).to(index),
-            col=col[order].to(index),
-            edge_id=edge_id.to(index),
-            sign=1.0 - 2.0 * (order >= num_edges).float(),
-            entry=entry,
+            col=col[order],
+            edge_id=torch.where(is_back, order - num_edges, order).to(index),
+            sign=1.0 - 2.0 * is_back.float(),
+            entry=rank.view(2, -1).T.contiguous(),
         )
 
     def to(
         self, device: torch.device | str, non_blocking: bool = False
-    ) -> Topology:
+    ) -> Self:
         """Moves the index tensors to a device."""
         tensors, grid = self.pack()
         moved = [x.to(device, non_blocking=non_blocking) for x in tensors]
-        return Topology.unpack(moved, grid)
+        return self.unpack(moved, grid)
 
     def __repr__(self) -> str:
         return (
@@ -203,15 +178,11 @@ class Topology:
         )
 
     # As PyG's data call it: a graph in `data.edge_index` goes where data go.
-    def cuda(
-        self,
-        device: torch.device | str | None = None,
-        non_blocking: bool = False,
-    ) -> Topology:
+    def cuda(self, device: Any = None, non_blocking: bool = False) -> Self:
         """Moves the index tensors to a CUDA device."""
         return self.to('cuda' if device is None else device, non_blocking)
 
-    def cpu(self) -> Topology:
+    def cpu(self) -> Self:
         """Moves the index tensors to the CPU."""
         return self.to('cpu')
 
@@ -235,11 +206,13 @@ class Topology:
             ValueError: If the shape does not fit or the weights are not
                 symmetric.
         """
-        check_edge_weight(edge_weight, 2 * self.num_edges)
-        if not edge_weight.is_floating_point():
-            edge_weight = edge_weight.to(torch.get_default_dtype())
-        if edge_weight.dim() == 1:
-            edge_weight = edge_weight.unsqueeze(-1)
+        dtype = torch.get_default_dtype()
+        weight = _rows(edge_weight, 2 * self.num_edges, dtype)
+        return self._mean_of_directions(weight, validate_args)
+
+    def _mean_of_directions(
+        self, edge_weight: Tensor, validate_args: bool
+    ) -> Tensor:
         pairs = edge_weight[self.entry]
         if validate_args and self.num_edges > 0:
             rtol = torch.finfo(edge_weight.dtype).eps ** 0.5
@@ -296,16 +269,15 @@ class _Remembered(NamedTuple):
 _REMEMBERED: Any = WeakIdKeyDictionary()
 
 
-def remember_topology(edge_index: Tensor, topology: Topology) -> None:
-    """Remembers which topology an :obj:`edge_index` stands for."""
-    _remember(edge_index, edge_index, topology, True)
-
-
-def _remember(
-    key: Tensor, edge_index: Tensor, topology: Topology, is_checked: bool
+def remember_topology(
+    key: Tensor,
+    topology: Topology,
+    edge_index: Tensor | None = None,
+    is_checked: bool = True,
 ) -> None:
+    """Remembers which topology an :obj:`edge_index` or a matrix stands for."""
     if not key.is_inference():  # such tensors count no changes
-        copy = edge_index.detach().clone()
+        copy = (key if edge_index is None else edge_index).detach().clone()
         _REMEMBERED[key] = _Remembered(topology, copy, key._version, is_checked)
 
 
@@ -323,14 +295,15 @@ def _topology_of(
         and (known.is_checked or not validate_args)
     ):
         # NumPy and others write past PyTorch's count of changes.
-        if not can_read_values() or torch.equal(known.edge_index, edge_index):
+        if not checks.can_read_values() or torch.equal(
+            known.edge_index, edge_index
+        ):
             return known.topology
     # Tensors made in inference mode could not be used for training later.
     with torch.inference_mode(False):
-        topology = Topology.from_edge_index(
-            edge_index, num_nodes, validate_args
-        )
-    _remember(key, edge_index, topology, validate_args)
+        build = Topology.from_edge_index
+        topology = build(edge_index, num_nodes, validate_args)
+    remember_topology(key, topology, edge_index, validate_args)
     return topology
 
 
@@ -340,16 +313,24 @@ def edges_of(data: Data) -> Any:
     return data.get('adj_t') if edges is None else edges
 
 
+def required_edges(data: Data, cure: str) -> Any:
+    """The same, or a `ValueError` that names the cure."""
+    edges = edges_of(data)
+    if edges is None:
+        raise ValueError(f"'data' has no 'edge_index'; {cure}")
+    return edges
+
+
 def read_edges(
     graph: Any, edge_weight: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    r"""Indices :math:`(2, |\mathcal{E}|)` and weights, those of a matrix if
-    :obj:`None` are given, of any of PyG's graph layouts, not yet checked.
+    """Indices and weights, those of a matrix if None are given, of any of
+    PyG's graph layouts, not yet checked.
     """
     if isinstance(graph, SparseTensor):
         row, col, value = graph.coo()
         edge_index = torch.stack([row, col])
-    elif is_torch_sparse_tensor(graph):
+    elif is_sparse(graph):
         if graph.layout == torch.sparse_coo:
             # `to_edge_index` marks its result as coalesced in place, which
             # has no derivative.
@@ -376,34 +357,16 @@ def resolve_graph(
     dtype: torch.dtype,
     validate_args: bool = True,
 ) -> tuple[Topology, Tensor]:
-    r"""Brings any PyG graph layout into a topology and weights per edge.
+    r"""Brings any PyG graph layout into a topology and weights :math:`(E, H)`,
+    all ones if there are none.
 
-    Args:
-        edge_index (torch.Tensor, EdgeIndex, SparseTensor or Topology): An
-            undirected graph: :math:`(2, 2E)` indices, a sparse
-            :math:`(N, N)` adjacency matrix (whose values are the weights if
-            :obj:`edge_weight` is :obj:`None`), or a
-            :class:`~pyg_unroll.graph.Topology`.
-        edge_weight (torch.Tensor or None): Symmetric, non-negative weights,
-            :math:`(2E)` or :math:`(2E, H)`; with a topology, :math:`(E)` or
-            :math:`(E, H)`. All ones if :obj:`None`.
-        num_nodes (int): Number of nodes.
-        dtype (torch.dtype): Type that the weights are converted to.
-        validate_args (bool, optional): Check the values of indices and
-            weights, too. Skipped under :meth:`torch.compile` and in a CUDA
-            graph. (default: :obj:`True`)
-
-    Returns:
-        The topology and the weights :math:`(E, H)`.
-
-    Raises:
-        ValueError: If the graph is not undirected, its size does not fit, or
-            weights are asymmetric, negative or not finite.
+    Raises a `ValueError` if the graph is not undirected, its size does not fit,
+    or weights are asymmetric, negative or not finite. Values are not checked
+    under :meth:`torch.compile` and in a CUDA graph.
     """
-    validate_args = validate_args and can_read_values()
+    validate_args = validate_args and checks.can_read_values()
     if isinstance(edge_index, Topology):
         topology = edge_index
-        columns = topology.num_edges
         if topology.num_nodes != num_nodes:
             raise ValueError(
                 f"'edge_index' is a topology of {topology.num_nodes} nodes, "
@@ -412,55 +375,34 @@ def resolve_graph(
     else:
         key = edge_index
         edge_index, edge_weight = read_edges(key, edge_weight)
-        if isinstance(key, SparseTensor):
-            _check_square(tuple(key.sparse_sizes()), num_nodes)
-            topology = Topology.from_edge_index(
-                edge_index, num_nodes, validate_args
-            )
-        else:
-            if is_torch_sparse_tensor(key):
-                _check_square(tuple(key.shape), num_nodes)
-            topology = _topology_of(key, edge_index, num_nodes, validate_args)
-        columns = 2 * topology.num_edges
-
+        if is_sparse(key):
+            is_own = isinstance(key, SparseTensor)  # of PyG, no tensor
+            shape = list(key.sparse_sizes() if is_own else key.shape)
+            if shape != [num_nodes, num_nodes]:
+                raise ValueError(
+                    f"'edge_index' is a sparse matrix of shape {shape}, but "
+                    f"'x' has {num_nodes} rows"
+                )
+            key = edge_index if is_own else key
+        topology = _topology_of(key, edge_index, num_nodes, validate_args)
+    num_edges = topology.num_edges
     if edge_weight is None:
-        weight = torch.ones(
-            (topology.num_edges, 1), dtype=dtype, device=topology.device
-        )
+        weight = torch.ones((num_edges, 1), dtype=dtype, device=topology.device)
         return topology, weight
-
-    check_edge_weight(edge_weight, columns)
-    if not edge_weight.is_floating_point():
-        edge_weight = edge_weight.to(dtype)
-    if isinstance(edge_index, Topology):
-        weight = edge_weight
-        if weight.dim() == 1:
-            weight = weight.unsqueeze(-1)
+    if topology is edge_index:
+        weight = _rows(edge_weight, num_edges, dtype).to(dtype)
     else:
         # How symmetric they are is a matter of the type they were made in.
-        weight = topology.undirected_weight(edge_weight, validate_args)
-    weight = weight.to(dtype)
-    if validate_args and weight.numel() > 0:
-        _check_weights(topology, weight.detach())
+        weight = _rows(edge_weight, 2 * num_edges, dtype)
+        weight = topology._mean_of_directions(weight, validate_args).to(dtype)
+    if validate_args:
+        checks.check_weights('edge_weight', weight, topology.src, topology.dst)
     return topology, weight
 
 
-def _check_square(shape: tuple[int, ...], num_nodes: int) -> None:
-    if shape != (num_nodes, num_nodes):
-        raise ValueError(
-            f"'edge_index' is a sparse matrix of shape {list(shape)}, but 'x' "
-            f'has {num_nodes} rows'
-        )
-
-
-def _check_weights(topology: Topology, weight: Tensor) -> None:
-    # Comparisons with NaN are false, hence the form of the test.
-    if bool((weight.amin() >= 0) & (weight.amax() < float('inf'))):
-        return
-    bad = ~((weight >= 0) & (weight < float('inf')))
-    e, h = (int(k) for k in bad.nonzero()[0])
-    raise ValueError(
-        f"'edge_weight' must be finite and non-negative (got "
-        f'{float(weight[e, h])} for edge ({int(topology.src[e])}, '
-        f"{int(topology.dst[e])})); use a kernel such as 'exp(-distance)'"
-    )
+def _rows(edge_weight: Any, count: int, dtype: torch.dtype) -> Tensor:
+    """Floating-point weights `[count, H]`, integers in the given type."""
+    checks.check_edge_weight(edge_weight, count)
+    weight: Tensor = edge_weight
+    weight = weight if weight.is_floating_point() else weight.to(dtype)
+    return weight.unsqueeze(-1) if weight.dim() == 1 else weight

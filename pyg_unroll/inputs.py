@@ -1,46 +1,27 @@
-"""The reader of node signals, masks and confidence, for all of the package.
-
-Layers, solvers, transforms, estimators and restorers read their arguments by
-:func:`read_signal`, so that each error has one spelling.
-"""
-
-from __future__ import annotations
+"""The reader of node signals, masks and confidence, for all of the package."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import (
-    can_read_values,
-    check_boolean,
-    check_signal,
-    check_tensor,
-)
+from pyg_unroll import checks
 
 Fidelity: TypeAlias = Literal['hard', 'soft']
-
-_PER_ENTRY = '[num_nodes] or [num_nodes, features]'
 
 
 @dataclass(frozen=True, eq=False)
 class Signal:
-    r"""A node signal and its observed entries.
+    """A node signal and its observed entries.
 
-    Attributes:
-        x (torch.Tensor): The signal :math:`(N, F)`, or several samples of it
-            :math:`(B, N, F)`.
-        known (torch.Tensor or None): True where observed, boolean, of as many
-            dimensions as :obj:`x` or :math:`(N, F)` for all samples, its last
-            axis 1 if features share it. :obj:`None` if no mask was given.
-        confidence (torch.Tensor or None): Weights of the observations,
-            likewise.
+    Masks and weights have as many axes as the signal, or two for all samples;
+    their last is 1 if features share them.
     """
 
-    x: Tensor
-    known: Tensor | None
-    confidence: Tensor | None
+    x: Tensor  # [N, F], or several samples [B, N, F]
+    known: Tensor | None  # True where observed; None without a mask
+    confidence: Tensor | None  # weights of the observations
 
     @property
     def observed(self) -> Tensor:
@@ -66,51 +47,26 @@ def read_signal(
     allow_unknown: bool = False,
     validate_args: bool = True,
 ) -> Signal:
-    r"""Checks a node signal, its mask and its confidence.
+    """Checks a node signal `[N, F]`, or samples of it `[B, N, F]`, its mask and
+    its confidence: `[N]`, `[N, 1]`, `[N, F]` or `[B, N, F]`.
 
-    Entries that are not observed may hold anything, NaN included.
-
-    Args:
-        x (torch.Tensor): Node signals :math:`(N, F)`.
-        mask (torch.Tensor, optional): True where observed, boolean
-            :math:`(N)`, :math:`(N, 1)` or :math:`(N, F)`, of samples also
-            :math:`(B, N, F)`; everywhere if :obj:`None`.
-            (default: :obj:`None`)
-        confidence (torch.Tensor, optional): Non-negative weights of the
-            observations, of such a shape. (default: :obj:`None`)
-        name (str, optional): Name of :obj:`x` in messages, whose prefix the
-            mask shares: :obj:`'data.x'` goes with :obj:`'data.mask'`.
-            (default: :obj:`'x'`)
-        samples (bool, optional): Expect samples :math:`(B, N, F)`.
-            (default: :obj:`False`)
-        allow_unknown (bool, optional): Allow features without any observed
-            entry. (default: :obj:`False`)
-        validate_args (bool, optional): Check values, too, where they can be
-            read. (default: :obj:`True`)
-
-    Raises:
-        ValueError: If a shape or type does not fit, an observed entry is not
-            finite, a confidence is negative or not finite, or nothing is
-            observed of a feature.
+    Entries that are not observed may hold anything, NaN included. The mask
+    shares the prefix of the signal's name in messages: `'data.x'` goes with
+    `'data.mask'`. A feature may lack observed entries if `allow_unknown`.
+    Values are looked at if `validate_args`, where they can be read.
     """
-    if not isinstance(x, Tensor):
-        raise ValueError(
-            f"'{name}' must be a tensor of shape [num_nodes, features] (got "
-            f"'{type(x).__name__}'); convert it with 'torch.as_tensor'"
-        )
-    if x.dim() != (3 if samples else 2):
-        raise ValueError(
-            f"'{name}' must have shape [num_nodes, features], or of several "
-            f'samples, where they are taken, [samples, num_nodes, features] '
-            f"(got {list(x.shape)}); a single signal needs '.unsqueeze(-1)'"
-        )
-    check_signal(name, x)
+    shape = ['samples', 'num_nodes', 'features'][not samples :]
+    note = (
+        ', several samples, where they are taken, [samples, num_nodes, '
+        "features]; a single signal needs '.unsqueeze(-1)'"
+    )
+    checks.check_shape(name, x, shape, note=note)
+    checks.check_signal(name, x)
     mask_name = name[: name.rfind('.') + 1] + 'mask'
     known = None if mask is None else read_mask(mask_name, mask, x)
     if confidence is not None:
-        check_tensor('confidence', confidence, _PER_ENTRY)
-        confidence = _per_entry('confidence', confidence.to(x.dtype), x)
-    if validate_args and can_read_values():
+        confidence = _per_entry('confidence', confidence, x).to(x.dtype)
+    if validate_args and checks.can_read_values():
         check_known(name, x, known, f"mark it as False in '{mask_name}'")
         if known is not None and not allow_unknown:
             _check_some_known(name, known, x)
@@ -120,25 +76,19 @@ def read_signal(
 
 
 def read_mask(name: str, mask: Any, x: Tensor) -> Tensor:
-    r"""Checks a mask of a signal's entries, :math:`(N)`, :math:`(N, 1)`,
-    :math:`(N, F)` or, of samples, :math:`(B, N, F)`; that of nodes becomes
-    :math:`(N, 1)`.
-    """
-    check_tensor(name, mask, _PER_ENTRY)
-    check_boolean(name, mask)
-    return _per_entry(name, mask, x)
+    """Checks the mask of a signal; that of nodes becomes `[N, 1]`."""
+    mask = _per_entry(name, mask, x)
+    checks.check_boolean(name, mask)
+    return mask
 
 
-def _per_entry(name: str, value: Tensor, x: Tensor) -> Tensor:
+def _per_entry(name: str, value: Any, x: Tensor) -> Tensor:
     """Checks a shape; one value per node becomes `[N, 1]`."""
-    shapes = [x.shape[-2:-1], x.shape[-2:], x.shape][: x.dim()]
-    if value.shape not in (*shapes, (x.size(-2), 1)):
-        *others, last = (str(list(shape)) for shape in shapes)
-        raise ValueError(
-            f"'{name}' must have shape {', '.join(others)} or {last} (got "
-            f'{list(value.shape)})'
-        )
-    return value.unsqueeze(-1) if value.dim() == 1 else value
+    if getattr(value, 'shape', None) != (x.size(-2), 1):
+        shapes = [x.shape[-2:-1], x.shape[-2:], x.shape]
+        checks.check_shape(name, value, *shapes[: x.dim()])
+    out: Tensor = value
+    return out.unsqueeze(-1) if out.dim() == 1 else out
 
 
 def check_known(name: str, x: Tensor, known: Tensor | None, cure: str) -> None:
@@ -160,7 +110,7 @@ def check_start(x: Tensor) -> None:
     """Raises a `ValueError` unless the entries not observed, from which an
     iteration starts, are finite.
     """
-    if can_read_values() and not bool(x.isfinite().all()):
+    if checks.can_read_values() and not bool(x.isfinite().all()):
         raise ValueError(
             f"'x' must be finite (got {_first_entry(x, ~x.isfinite())}): its "
             f'unknown entries are the start of the iteration; fill them, for '
@@ -204,36 +154,26 @@ def _check_confidence(confidence: Tensor, known: Tensor | None) -> None:
 
 @dataclass(frozen=True)
 class BatchLayout:
-    r"""The axes that the samples of :math:`(B, N, F)` take in operators.
+    """The axes that samples `[B, N, F]` take in operators.
 
     Samples that share their edge weights become further features,
-    :math:`(N, B F, 1)`; samples with weights of their own become further
-    heads, :math:`(N, F, B H)`. Either way the graph is read once for all.
-
-    Attributes:
-        count (int or None): Number of samples :math:`B`; :obj:`None` for one
-            signal :math:`(N, F)`.
-        heads (int): Number of heads :math:`H` of a sample.
-        own_weights (bool): Whether each sample has its own weights.
-        num_features (int): Number of features :math:`F` of each of several
-            samples.
+    `[N, B * F, 1]`; samples with weights of their own become further heads,
+    `[N, F, B * H]`. Either way the graph is read once for all.
     """
 
-    count: int | None = None
-    heads: int = 1
-    own_weights: bool = False
-    num_features: int = 0
+    count: int | None = None  # B; None for one signal [N, F]
+    heads: int = 1  # H, of a sample
+    own_weights: bool = False  # of each sample
+    num_features: int = 0  # F, of each of several samples
 
     @property
     def num_groups(self) -> int:
         """Number of groups of heads."""
-        if not self.own_weights or self.count is None:
-            return 1
-        return self.count
+        return 1 if self.count is None or not self.own_weights else self.count
 
     def fold(self, value: Tensor) -> Tensor:
-        """Brings values per entry :math:`(N, F)` or per sample
-        :math:`(B, N, F)` in a shape that broadcasts to the folded signal's.
+        """Values per entry `[N, F]`, or per sample `[B, N, F]`, in a shape that
+        broadcasts to the folded signal's.
         """
         if value.dim() == 2:
             value = value.unsqueeze(-1)
@@ -251,8 +191,8 @@ class BatchLayout:
         return value
 
     def unfold(self, value: Tensor) -> Tensor:
-        r"""Node values :math:`(N, F', G)`, one per group of heads, to
-        :math:`(N, F)` or :math:`(B, N, F)`.
+        """Node values `[N, F', G]`, one per group of heads, to `[N, F]` or
+        `[B, N, F]`.
         """
         if self.own_weights:
             return value.permute(2, 0, 1)
@@ -263,14 +203,14 @@ class BatchLayout:
         return value.unflatten(1, shape).transpose(0, 1)
 
     def fold_heads(self, value: Tensor) -> Tensor:
-        r"""Values per head of nodes or edges, :math:`(E, F, H)` or
-        :math:`(B, E, F, H)`, likewise.
+        """Values per head `[E, F, H]` or `[B, E, F, H]` of edges or nodes,
+        likewise.
         """
         if self.own_weights:
             return value.permute(1, 2, 0, 3).flatten(2)
-        return (
-            value if self.count is None else value.movedim(0, 1).flatten(1, 2)
-        )
+        if self.count is None:
+            return value
+        return value.movedim(0, 1).flatten(1, 2)
 
     def unfold_heads(self, value: Tensor) -> Tensor:
         """The inverse of :meth:`fold_heads`."""
@@ -282,7 +222,7 @@ class BatchLayout:
         return value.unflatten(1, shape).movedim(1, 0)
 
     def tile(self, parameter: Tensor) -> Tensor:
-        """Repeats what there is per head, :math:`(*, H)`, for each group."""
+        """Repeats values per head, `[*, H]`, for each group."""
         if self.num_groups == 1:
             return parameter
         return parameter.repeat(*(1,) * (parameter.dim() - 1), self.num_groups)
@@ -290,23 +230,14 @@ class BatchLayout:
 
 @dataclass(frozen=True, eq=False)
 class Observations:
-    r"""A signal in the shape of the operators, split into entries to find and
-    observations.
-
-    Attributes:
-        x (torch.Tensor): Observations where known, elsewhere the current
-            estimate, :math:`(N, F, 1)`; or, of several samples, the folded
-            signal, see :class:`BatchLayout`.
-        free (torch.Tensor or None): Boolean, the entries to be found,
-            broadcastable to :obj:`x`. :obj:`None` if all are.
-        confidence (torch.Tensor or None): Weight of each observation in the
-            squared error, broadcastable to :obj:`x`; zero where there is
-            none. :obj:`None` if known entries are held.
-        layout (BatchLayout): The layout of several samples.
+    """A signal in the shape of the operators, see :class:`BatchLayout`, split
+    into entries to find and observations.
     """
 
-    x: Tensor
-    free: Tensor | None
+    x: Tensor  # observations where known, else the estimate, [N, F, 1]
+    free: Tensor | None  # True at entries to be found, all of them if None
+    # Weights of the squared errors, zero where nothing is observed; None if
+    # known entries are held.
     confidence: Tensor | None
     layout: BatchLayout
 
@@ -316,19 +247,11 @@ class Observations:
         signal: Signal,
         fidelity: Fidelity,
         layout: BatchLayout | None = None,
-    ) -> Observations:
-        """Folds a signal; without a mask, every entry is a noisy observation.
-
-        Raises:
-            ValueError: If there is a confidence, but known entries are held.
-        """
+    ) -> Self:
+        """Folds a signal; without a mask all entries are noisy observations."""
         layout = BatchLayout() if layout is None else layout
         x, known, confidence = signal.x, signal.known, signal.confidence
-        if known is None:
-            if confidence is None:
-                confidence = x.new_ones((x.size(-2), 1))
-            return cls(layout.fold(x), None, layout.fold(confidence), layout)
-        if fidelity == 'hard':
+        if known is not None and fidelity == 'hard':
             if confidence is not None:
                 raise ValueError(
                     "'confidence' was given with a 'mask' under "
@@ -336,8 +259,10 @@ class Observations:
                     "use fidelity='soft'"
                 )
             return cls(layout.fold(x), layout.fold(~known), None, layout)
-        weight = known.to(x.dtype)
-        confidence = weight if confidence is None else weight * confidence
+        if confidence is None:
+            confidence = x.new_ones((x.size(-2), 1))
+        if known is not None:
+            confidence = known * confidence
         return cls(layout.fold(x), None, layout.fold(confidence), layout)
 
     def tile(self, parameter: Tensor) -> Tensor:

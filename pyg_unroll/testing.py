@@ -1,7 +1,5 @@
 """Assertions for code that builds on the library, used by its own tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -59,29 +57,24 @@ def assert_laplacian(topology: Topology, weight: Tensor) -> None:
     """
     weight = weight.detach()
     weight = weight.unsqueeze(-1) if weight.dim() == 1 else weight
-    basis = torch.eye(
-        topology.num_nodes, dtype=weight.dtype, device=weight.device
-    )
-    basis = basis.unsqueeze(-1).expand(-1, -1, weight.size(1))
+    basis = torch.eye(topology.num_nodes).to(weight).unsqueeze(-1)
+    basis = basis.expand(-1, -1, weight.size(1))
     # Column by column: kernels are compiled for each number of features.
     columns = [laplacian(topology, weight, e) for e in basis.split(1, dim=1)]
     matrices = torch.cat(columns, dim=1).permute(2, 0, 1).double()
     tolerance = TOLERANCES[weight.dtype]['rtol']
     for head, matrix in enumerate(matrices):
         limit = tolerance * max(float(matrix.abs().max()), 1e-30)
-        asymmetry = float((matrix - matrix.mT).abs().max())
-        assert asymmetry <= limit, (
-            f'the Laplacian of head {head} is not symmetric: entries differ '
-            f'by {asymmetry:.1e}'
-        )
+        error = float((matrix - matrix.mT).abs().max())
+        fault = f'is not symmetric: entries differ by {error:.1e}'
+        assert error <= limit, f'the Laplacian of head {head} {fault}'
+        limit *= topology.num_nodes
         row_sum = float(matrix.sum(1).abs().max())
-        assert row_sum <= limit * topology.num_nodes, (
-            f'the Laplacian of head {head} has a row sum of {row_sum:.1e}'
-        )
+        fault = f'has a row sum of {row_sum:.1e}'
+        assert row_sum <= limit, f'the Laplacian of head {head} {fault}'
         smallest = float(torch.linalg.eigvalsh(matrix).min())
-        assert smallest >= -limit * topology.num_nodes, (
-            f'the Laplacian of head {head} has an eigenvalue {smallest:.1e}'
-        )
+        fault = f'has an eigenvalue {smallest:.1e}'
+        assert smallest >= -limit, f'the Laplacian of head {head} {fault}'
 
 
 def assert_permutation_equivariant(
@@ -189,20 +182,16 @@ def assert_compiles(
         f"'requires_grad' of the results is {required[0]} compiled and "
         f'{required[1]} otherwise'
     )
-    wanted = [
-        value
-        for value in (*args, *kwargs.values())
-        if isinstance(value, Tensor) and value.requires_grad
-    ]
+    values = [*args, *kwargs.values()]
     if isinstance(module, torch.nn.Module):
-        wanted += [p for p in module.parameters() if p.requires_grad]
+        values += module.parameters()
+    wanted = [x for x in values if isinstance(x, Tensor) and x.requires_grad]
     if wanted and any(required[0]):
         grads = []
         for tensors in parts:
             loss = [x.square().sum() for x in tensors if x.requires_grad]
-            grads.append(
-                torch.autograd.grad(loss, wanted, materialize_grads=True)
-            )
+            grad = torch.autograd.grad(loss, wanted, materialize_grads=True)
+            grads.append(grad)
         assert_same(*grads)
 
 

@@ -22,6 +22,7 @@ from pyg_unroll.checks import (
     check_not_half,
     check_parameters,
     check_positive,
+    check_shape,
     check_signal,
     check_tensor,
     one_of,
@@ -107,6 +108,24 @@ def test_parameters():
             r"it with 'torch.as_tensor'",
         ),
         (
+            lambda name, value: check_shape(name, value, [2], [2, 'F'], [1]),
+            torch.ones(2, 3),
+            torch.ones(3),
+            r"'v' must have shape \[2\], \[2, F\] or \[1\] \(got \[3\]\)",
+        ),
+        (
+            lambda name, value: check_shape(name, value, [2, 'F'], note='; x'),
+            torch.ones(2, 0),
+            torch.ones(1, 2),
+            r"'v' must have shape \[2, F\] \(got \[1, 2\]\); x",
+        ),
+        (
+            lambda name, value: check_shape(name, value, []),
+            torch.tensor(1.0),
+            2.0,
+            r"'v' must be a tensor of shape \[\] \(got 'float'\)",
+        ),
+        (
             check_boolean,
             torch.ones(1).bool(),
             torch.ones(1),
@@ -181,7 +200,7 @@ def test_values_are_not_read_while_compiling():
 
 def test_all_are_tested():
     # Those of graphs are in `test_graph.py`.
-    graph = {'check_edge_index', 'check_edge_weight', 'check_indices'}
+    graph = {'check_edge_index', 'check_edge_weight', 'check_weights'}
     names = {name for name in dir(checks) if name.startswith('check_')}
-    assert names - graph - {'check_pairs'} <= set(globals())
+    assert names - graph - {'check_indices', 'check_pairs'} <= set(globals())
     check_choice('n', 1, (1,))

@@ -1,10 +1,8 @@
 """Blends of candidates, stacked by cross-validation on known sites."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Self, TypeAlias
 
 import numpy as np
 import torch
@@ -87,7 +85,7 @@ class FeatureFit:
         samples: bool,
         kriging: bool,
         seed: int,
-    ) -> FeatureFit:
+    ) -> Self:
         """Fits some features, by the arguments of the estimator."""
         signal = sites.average(features)
         center = signal.values.mean(0)

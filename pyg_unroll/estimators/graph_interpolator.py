@@ -1,7 +1,5 @@
 """Interpolation of missing signals on graphs and points."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from typing import ClassVar, Self
 

@@ -1,9 +1,7 @@
 """Inputs of the estimators: observations, positions, covariates, graphs."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -87,7 +85,7 @@ class Sites:
     graphs: Graphs
 
     @classmethod
-    def read(cls, data: Data, covariates: str, neighbors: int) -> Sites:
+    def read(cls, data: Data, covariates: str, neighbors: int) -> Self:
         """Reads all of it, float64 on the CPU."""
         x, mask = read_observations(data)
         count, edges = len(x), edges_of(data)
@@ -127,7 +125,7 @@ class Sites:
         space, total = self.num_coordinates, self.features.size(1)
         return self.x.size(1), space, total - space
 
-    def match(self, fitted: Sites) -> None:
+    def match(self, fitted: Self) -> None:
         """Adds the graphs that equal weights have in common; raises a
         `ValueError` unless there is all that the fit had.
         """
@@ -147,7 +145,7 @@ class Sites:
                 f"'edge_weight' or 'pos'"
             )
 
-    def average(self, features: Tensor) -> SiteSignal:
+    def average(self, features: Tensor) -> 'SiteSignal':
         """Means of features over the known nodes of each site."""
         x, mask = self.x[:, features], self.mask[:, features]
         if not bool((mask == mask[:, :1]).all()):
@@ -187,9 +185,9 @@ class SiteSignal:
         """Observations of the known sites `[K, F]`."""
         return self.y[self.known]
 
-    def columns(self, chosen: slice) -> SiteSignal:
+    def columns(self, chosen: slice) -> Self:
         """Some of the signals."""
-        return SiteSignal(self.sites, self.known, self.y[:, chosen])
+        return type(self)(self.sites, self.known, self.y[:, chosen])
 
 
 def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:

@@ -1,12 +1,11 @@
 """Candidates by ordinary kriging from nearest neighbours."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
+from typing import Self
 
 import numpy as np
 import torch
@@ -82,9 +81,7 @@ class LocalKriging:
         count = None if self.covariates else sites.num_coordinates
         return sites.features[:, :count]
 
-    def fit(
-        self, features: Tensor, y: Tensor, num_coordinates: int
-    ) -> LocalKriging:
+    def fit(self, features: Tensor, y: Tensor, num_coordinates: int) -> Self:
         """Fits metric and noise to centred values `[N, F]` of points of
         features `[N, D]`, of which the first are coordinates.
         """

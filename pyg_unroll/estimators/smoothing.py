@@ -1,7 +1,5 @@
 """Candidates by smoothness on a graph, tuned by cross-validation."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable

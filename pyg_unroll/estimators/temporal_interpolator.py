@@ -1,7 +1,5 @@
 """Interpolation of missing sensor readings over time."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import ClassVar, Self
@@ -151,7 +149,7 @@ class TemporalInterpolator:
         out = readings.fill(*settings, tol=1e-6)
         return torch.where(readings.mask, readings.x, out).to(readings.like)
 
-    def _read(self, data: Data) -> _Readings:
+    def _read(self, data: Data) -> '_Readings':
         x, mask = read_observations(data, series=True)
         count, edges = len(x), edges_of(data)
         if edges is None and count == 1:

@@ -1,7 +1,5 @@
 """Calls of solver layers, recorded while a model runs."""
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -20,9 +18,6 @@ from pyg_unroll.imaging.wrappers import Wrapper
 from pyg_unroll.inputs import Observations, read_signal
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import Iterate
-
-# Arguments that `read` of a layer takes; data may hold the last three.
-_READ = ('x', 'edge_index', 'edge_weight', 'mask', 'confidence')
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,9 +80,7 @@ def record_calls(model: torch.nn.Module, data: Data) -> list[LayerCall]:
         signature = inspect.signature(layer.forward)
         arguments = signature.bind(*args, **kwargs).arguments
         arguments.pop('return_state', None)
-        signal, topology, weight = layer.read(
-            **{k: arguments[k] for k in _READ if k in arguments}
-        )
+        signal, topology, weight, *_ = layer.read(**arguments)
         count = signal.layout.count
         if count not in (None, 1):
             raise ValueError(
@@ -151,4 +144,5 @@ def _run_model(model: torch.nn.Module, data: Data) -> None:
             "'data' must have 'x' and 'edge_index' for a single layer; apply "
             "'GridGraph' or 'KNNGraph' first"
         )
-    model(data.x, edges, **{name: data.get(name) for name in _READ[2:]})
+    optional = 'edge_weight', 'mask', 'confidence'
+    model(data.x, edges, **{name: data.get(name) for name in optional})

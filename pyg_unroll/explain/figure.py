@@ -1,7 +1,5 @@
 """Axes of the plots; matplotlib is imported at the first of them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

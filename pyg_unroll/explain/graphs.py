@@ -1,7 +1,5 @@
 """Learned graphs, and the learned weights around a node."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any

@@ -2,8 +2,6 @@
 they stand for.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

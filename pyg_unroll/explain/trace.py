@@ -1,7 +1,5 @@
 """Figures of each step of a model's solver layers."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Restorers made of a first estimate and blocks that improve it."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from pyg_unroll.checks import (
-    can_read_values,
-    check_choice,
-    check_finite,
-    check_model_type,
-)
+from pyg_unroll import checks
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock, GuidedBlock, Scene
 from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
@@ -71,7 +64,7 @@ class BlockRestorer(Restorer):
         # The margin lets the layers forget that convolutions see zeros
         # outside; so many pixels at once take about 1.3 GB.
         super().__init__(margin=18, max_pixels=450_000)
-        check_choice('neighbors', neighbors, tuple(WINDOWS))
+        checks.check_choice('neighbors', neighbors, tuple(WINDOWS))
         if blocks is None:
             blocks = [first_estimate.block() for _ in range(2)]
         kinds = {(block.channels, block.fidelity) for block in blocks}
@@ -121,7 +114,7 @@ class BlockRestorer(Restorer):
         """
         with torch.autocast(image.device.type, enabled=False):
             images = self.prepare(image, mask, noise_std)
-        phase = self.phase(mask) if can_read_values() else (0, 0)
+        phase = self.phase(mask) if checks.can_read_values() else (0, 0)
         if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
             raise ValueError(
                 f"'image' must have an even size, and a mosaic red at the top "
@@ -145,7 +138,7 @@ class BlockRestorer(Restorer):
         self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> tuple[Tensor, ...]:
         """See :class:`Restorer`."""
-        check_model_type(self, 'image', image)
+        checks.check_model_type(self, 'image', image)
         read_images(image, mask, self.channels)
         noise = self.noise_level(image, mask, noise_std)
         filled = self.first_estimate.fill(image, mask)
@@ -194,7 +187,7 @@ class BlockRestorer(Restorer):
         size = image.size(0)
         is_map = noise.shape == (size, 1, *image.shape[2:])
         fits = is_map or noise.numel() in (1, size)
-        can_read = can_read_values()
+        can_read = checks.can_read_values()
         if fits and can_read:
             fits = bool((noise.isfinite() & (noise >= 0)).all())
         if not fits:
@@ -284,7 +277,7 @@ class BlockRestorer(Restorer):
             model = cls.from_config(json.loads(metadata['config']))
             model.load_state_dict(state, assign=True)  # keeps their type
             for key, value in state.items():
-                check_finite(key, value)
+                checks.check_finite(key, value)
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ValueError(
                 f"'path' holds a {name} whose weights or configuration are "

@@ -1,7 +1,5 @@
 """Blocks that improve an estimate of images: a net, and graph layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, Unpack

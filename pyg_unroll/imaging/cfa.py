@@ -1,7 +1,5 @@
 """Colour filter arrays: the samples of an image that a sensor measures."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data

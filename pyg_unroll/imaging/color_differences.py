@@ -2,8 +2,6 @@
 a trained block takes with the outputs of its net.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -109,10 +107,8 @@ class ColorDifferences(torch.nn.Module):
         Measured values :obj:`sensor` and green are :math:`(B, 1, H, W)`,
         :obj:`chroma` and its :obj:`confidence` :math:`(B, 2, H, W)`,
         :obj:`features` further features of the graph, :obj:`gain`
-        :math:`g`, and :obj:`guide` is added to the correction.
-
-        Returns:
-            Green, exact at its sites, and the state of the layer.
+        :math:`g`, and :obj:`guide` is added to the correction. Returns green,
+        exact at its sites, and the state of the layer.
         """
         shown = [green / _LUMA_SCALE, chroma / _CHROMA_SCALE, *features]
         smoothed, state = self.smooth_conv.solve(

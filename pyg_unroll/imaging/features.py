@@ -1,7 +1,5 @@
 """Shallow convolutional nets that graphs of pixels are learned from."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, cast

@@ -1,7 +1,5 @@
 """Local filters on images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Demosaicing by graph interpolation of colour differences, untrained."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import torch

@@ -1,7 +1,5 @@
 """Images to PyG data and back."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Inpainting by trained graph layers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,16 +1,9 @@
 """The priors of restorers, and their solver layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypedDict
 
-from pyg_unroll.checks import (
-    check_choice,
-    check_non_negative,
-    check_positive,
-    is_integer,
-)
+from pyg_unroll import checks
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import SmoothnessConv
 
@@ -49,21 +42,21 @@ def block_config(
     """
     sizes = {**sizes, 'num_layers': num_layers}
     for name, value in sizes.items():
-        check_positive(name, value)
-    check_choice('prior', prior, tuple(_PRIORS))
+        checks.check_positive(name, value)
+    checks.check_choice('prior', prior, tuple(_PRIORS))
     _, size, floor = _PRIORS[prior]
     steps = size if steps is None else steps
     if not (
         isinstance(steps, Sequence)
         and len(steps) == len(size)
-        and all(is_integer(number) and number > 0 for number in steps)
+        and all(checks.is_integer(number) and number > 0 for number in steps)
     ):
         raise ValueError(
             f"'steps' must be a sequence of {len(size)} positive integer(s) "
             f'for prior={prior!r}, such as {size} (got {steps!r})'
         )
     floor = floor if weight_floor is None else weight_floor
-    check_non_negative('weight_floor', floor)
+    checks.check_non_negative('weight_floor', floor)
     layers = {'prior': prior, 'steps': list(steps), 'weight_floor': floor}
     return {**sizes, **layers}
 

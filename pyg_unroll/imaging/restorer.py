@@ -1,7 +1,5 @@
 """The interface of restorers of images."""
 
-from __future__ import annotations
-
 import copy
 import math
 from abc import abstractmethod

@@ -1,7 +1,5 @@
 """Tiles of large images, which overlap by the halo that they need."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Wrappers of any restorer: tiles of another size, and the self-ensemble."""
 
-from __future__ import annotations
-
 from functools import reduce
 from itertools import islice
 

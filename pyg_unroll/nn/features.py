@@ -1,7 +1,5 @@
 """Feature nets: the base class of them, and a perceptron on each node."""
 
-from __future__ import annotations
-
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any

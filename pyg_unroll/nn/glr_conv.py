@@ -1,18 +1,13 @@
 """Unrolled conjugate gradients on the graph Laplacian regulariser."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import ClassVar
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from pyg_unroll.checks import Checks, check_parameters, check_positive, one_of
-from pyg_unroll.graph import Topology
-from pyg_unroll.inputs import Fidelity, Observations
-from pyg_unroll.nn.smoothness_conv import Run, SmoothnessConv, read_spectrum
-from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
+from pyg_unroll.checks import check_choice
+from pyg_unroll.nn.smoothness_conv import Problem, Run, SmoothnessConv
+from pyg_unroll.ops.system import LaplacianSystem
 
 
 class GLRConv(SmoothnessConv):
@@ -49,7 +44,8 @@ class GLRConv(SmoothnessConv):
         \mathbf{r}_{k+1} = \mathbf{r}_k - \alpha_k \mathbf{A} \mathbf{v}_k.
 
     They start as Chebyshev coefficients, so that the untrained layer already
-    converges. Its receptive field is :math:`K` hops.
+    converges. Its receptive field is :math:`K` hops. Options after
+    :obj:`heads` are given by keyword.
 
     Args:
         num_steps (int): Number of steps :math:`K`.
@@ -96,31 +92,13 @@ class GLRConv(SmoothnessConv):
             message says how to mend it.
     """
 
-    _checks: ClassVar[Checks] = {
-        **SmoothnessConv._checks,
-        'num_steps': check_positive,
-        'order': one_of(1, 2),
-    }
-
     def __init__(
-        self,
-        num_steps: int,
-        heads: int = 1,
-        fidelity: Fidelity = 'hard',
-        mu: float = 1.0,
-        order: int = 1,
-        spectrum: tuple[float, float] | None = None,
-        checkpoint: bool = False,
-        validate_args: bool = True,
+        self, num_steps: int, heads: int = 1, *, order: int = 1, **kwargs: Any
     ) -> None:
-        check_parameters(self._checks, locals())
-        super().__init__(heads, fidelity, mu, validate_args)
-        self.num_steps = num_steps
+        check_choice('order', order, (1, 2))
+        super().__init__(num_steps, 2.0**order, heads, **kwargs)
         self.order = order
-        self.checkpoint = checkpoint
-        self.spectrum = read_spectrum(spectrum, num_steps, order)
-        self.alpha = torch.nn.Parameter(torch.empty(num_steps, heads))
-        self.beta = torch.nn.Parameter(torch.empty(num_steps - 1, heads))
+        self._add_coefficients()
         self.reset_parameters()
 
     @property
@@ -128,28 +106,14 @@ class GLRConv(SmoothnessConv):
         """Number of hops from which an entry can matter."""
         return self.num_steps * self.order
 
-    def reset_parameters(self) -> None:
-        """Resets all learnable parameters of the module."""
-        super().reset_parameters()
-        alpha, beta = chebyshev_coefficients(self.num_steps, *self.spectrum)
-        with torch.no_grad():
-            self.alpha.copy_(alpha.unsqueeze(-1))
-            self.beta.copy_(beta.unsqueeze(-1))
-
-    def _run(
-        self,
-        signal: Observations,
-        topology: Topology,
-        weight: Tensor,
-        warm_start: Tensor | None,
-        state: Tensor | None,
-    ) -> Run:
-        if state is not None:
+    def _run(self, problem: Problem) -> Run:
+        if problem.state is not None:
             raise ValueError(
                 f"'state' must be None: the layer has no state (got "
-                f"'{type(state).__name__}'); start it from 'warm_start'"
+                f"'{type(problem.state).__name__}'); start it from "
+                f"'warm_start'"
             )
-        return _ConjugateGradients(self, signal, topology, weight, warm_start)
+        return _ConjugateGradients(self, problem)
 
     def __repr__(self) -> str:
         return (
@@ -159,28 +123,19 @@ class GLRConv(SmoothnessConv):
 
 
 class _ConjugateGradients:
-    """The steps of a layer on arguments that are read."""
+    """The steps of a layer on a problem."""
 
-    def __init__(
-        self,
-        layer: GLRConv,
-        signal: Observations,
-        topology: Topology,
-        weight: Tensor,
-        warm_start: Tensor | None,
-    ) -> None:
+    def __init__(self, layer: GLRConv, problem: Problem) -> None:
+        signal, topology, weight, start, _ = problem
         scale = None
         if signal.confidence is not None:
             scale = signal.confidence * signal.tile((-layer.log_mu).exp())
         self.system = LaplacianSystem.build(
             topology, weight, scale, signal.free, layer.order
         )
-        self.operands = (
-            layer._start(signal, warm_start),
-            None if scale is None else scale * signal.x,
-            signal.tile(layer.alpha),
-            signal.tile(layer.beta),
-        )
+        b = None if scale is None else scale * signal.x
+        coefficients = signal.tile(layer.alpha), signal.tile(layer.beta)
+        self.operands = start, b, *coefficients
         self.checkpoint = layer.checkpoint
 
     def finish(self) -> Tensor:

@@ -1,30 +1,24 @@
 """Unrolled ADMM on graph total variation."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from pyg_unroll.checks import (
-    Checks,
     can_read_values,
     check_between,
-    check_parameters,
     check_positive,
-    check_tensor,
+    check_shape,
 )
 from pyg_unroll.graph import Topology
-from pyg_unroll.inputs import Fidelity, Observations
-from pyg_unroll.nn.smoothness_conv import Run, SmoothnessConv, read_spectrum
+from pyg_unroll.nn.smoothness_conv import Problem, Run, SmoothnessConv
 from pyg_unroll.ops import degree
 from pyg_unroll.ops.admm import TotalVariation, admm_step
-from pyg_unroll.ops.system import chebyshev_coefficients
 
 
 class GTVConv(SmoothnessConv):
@@ -54,7 +48,8 @@ class GTVConv(SmoothnessConv):
     :func:`pyg_unroll.ops.reference.admm.admm_step`); penalty
     :math:`\rho`, over-relaxation and step sizes are learned per iteration and
     head. The paper writes the same minimiser as a linear programme with slack
-    variables; both have the same optimum.
+    variables; both have the same optimum. Options after :obj:`heads` are
+    given by keyword.
 
     .. note::
         This is not the layer of `"Total Variation Graph Neural Networks"
@@ -94,40 +89,24 @@ class GTVConv(SmoothnessConv):
             message says how to mend it.
     """
 
-    _checks: ClassVar[Checks] = {
-        **SmoothnessConv._checks,
-        'num_iters': check_positive,
-        'num_steps': check_positive,
-        'rho': check_between,
-    }
-
     def __init__(
         self,
         num_iters: int,
         num_steps: int = 4,
         heads: int = 1,
-        fidelity: Fidelity = 'hard',
-        mu: float = 1.0,
+        *,
         rho: float = 2.0,
-        spectrum: tuple[float, float] | None = None,
-        checkpoint: bool = False,
-        validate_args: bool = True,
+        **kwargs: Any,
     ) -> None:
-        check_parameters(self._checks, locals())
-        super().__init__(heads, fidelity, mu, validate_args)
+        check_positive('num_iters', num_iters)
+        check_between('rho', rho)
+        super().__init__(num_steps, 2.0, heads, **kwargs)
         self.num_iters = num_iters
-        self.num_steps = num_steps
         self.rho = rho
-        self.checkpoint = checkpoint
-        self.spectrum = read_spectrum(spectrum, num_steps)
-
-        def parameter(*shape: int) -> torch.nn.Parameter:
-            return torch.nn.Parameter(torch.empty(num_iters, *shape, heads))
-
-        self.log_rho = parameter()
-        self.relaxation_logit = parameter()
-        self.alpha = parameter(num_steps)
-        self.beta = parameter(num_steps - 1)
+        shape = num_iters, heads
+        self.log_rho = torch.nn.Parameter(torch.empty(shape))
+        self.relaxation_logit = torch.nn.Parameter(torch.empty(shape))
+        self._add_coefficients(num_iters)
         self.reset_parameters()
 
     @property
@@ -139,24 +118,14 @@ class GTVConv(SmoothnessConv):
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
         super().reset_parameters()
-        alpha, beta = chebyshev_coefficients(self.num_steps, *self.spectrum)
         with torch.no_grad():
             self.log_rho.fill_(math.log(self.rho))
             self.relaxation_logit.zero_()  # an over-relaxation of one
-            self.alpha.copy_(alpha.unsqueeze(-1))
-            self.beta.copy_(beta.unsqueeze(-1))
 
-    def _run(
-        self,
-        signal: Observations,
-        topology: Topology,
-        weight: Tensor,
-        warm_start: Tensor | None,
-        state: Tensor | None,
-    ) -> Run:
+    def _run(self, problem: Problem) -> Run:
         if self.validate_args and can_read_values():
-            _check_squares(topology, weight)
-        return _ADMM(self, signal, topology, weight, warm_start, state)
+            _check_squares(problem.topology, problem.weight)
+        return _ADMM(self, problem)
 
     def __repr__(self) -> str:
         return (
@@ -167,22 +136,15 @@ class GTVConv(SmoothnessConv):
 
 
 class _ADMM:
-    """The iterations of a layer on arguments that are read.
+    """The iterations of a layer on a problem.
 
     Between iterations, the dual variable lacks the penalty times the new
     gradient, which the next pass over the edges adds.
     """
 
-    def __init__(
-        self,
-        layer: GTVConv,
-        signal: Observations,
-        topology: Topology,
-        weight: Tensor,
-        warm_start: Tensor | None,
-        state: Tensor | None,
-    ) -> None:
-        self.signal, tile = signal, signal.tile
+    def __init__(self, layer: GTVConv, problem: Problem) -> None:
+        signal, topology, weight, self.out, state = problem
+        tile, self.layout = signal.tile, signal.layout
         self.problem = TotalVariation(
             topology,
             weight,
@@ -191,7 +153,6 @@ class _ADMM:
             signal.free,
             tile(layer.log_mu.exp()),
         )
-        self.out = layer._start(signal, warm_start)
         self.dual = self._read_state(state, layer.heads)
         self.rho = tile(layer.log_rho.exp())
         self.relaxation = tile(2 * layer.relaxation_logit.sigmoid())
@@ -200,18 +161,14 @@ class _ADMM:
         self.checkpoint = layer.checkpoint and torch.is_grad_enabled()
 
     def _read_state(self, state: Tensor | None, heads: int) -> Tensor:
-        layout, edges = self.signal.layout, self.problem.topology.num_edges
+        layout, edges = self.layout, self.problem.topology.num_edges
         if state is None:
             return self.out.new_zeros((edges, *self.out.shape[1:]))
         samples = [] if layout.count is None else [layout.count]
         features = layout.num_features or self.out.size(1)
         shape = [*samples, edges, features, heads]
-        check_tensor('state', state, str(shape))
-        if list(state.shape) != shape:
-            raise ValueError(
-                f"'state' must have shape {shape}: undirected edges, "
-                f'features, heads (got {list(state.shape)})'
-            )
+        note = ': undirected edges, features, heads'
+        check_shape('state', state, shape, note=note)
         return layout.fold_heads(state.to(self.out.dtype))
 
     def finish(self) -> Tensor:
@@ -251,7 +208,7 @@ class _ADMM:
         if torch.compiler.is_compiling():
             return iterate
         problem = self.problem
-        read = [self.out, self.dual, self.alpha, self.beta, self.signal.x]
+        read = [self.out, self.dual, self.alpha, self.beta, problem.observed]
         read.append(problem.weight)
         if problem.confidence is not None:
             read.append(problem.confidence)
@@ -283,7 +240,7 @@ class _ADMM:
             )
             system = problem.system(self.rho[t])
             if system.confidence is not None:
-                b = b + system.confidence * self.signal.x
+                b = b + system.confidence * problem.observed
             out = system.iterate(out, b, self.alpha[t], self.beta[t])
         return out, dual
 
@@ -293,7 +250,7 @@ class _ADMM:
     def state(self) -> Tensor:
         gradient = self.problem.gradient(self.out)
         dual = self.dual + self._penalty_before(self.taken) * gradient
-        return self.signal.layout.unfold_heads(dual)
+        return self.layout.unfold_heads(dual)
 
 
 def _check_squares(topology: Topology, weight: Tensor) -> None:

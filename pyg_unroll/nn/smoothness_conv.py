@@ -1,7 +1,5 @@
 """The base class of the unrolled solver layers."""
 
-from __future__ import annotations
-
 import math
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -10,24 +8,12 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 from torch import Tensor
 from torch_geometric.nn.conv import MessagePassing
+from torch_geometric.typing import Adj
 
-from pyg_unroll.checks import (
-    Checks,
-    can_read_values,
-    check_between,
-    check_finite,
-    check_positive,
-    check_tensor,
-    one_of,
-)
+from pyg_unroll import checks, inputs
 from pyg_unroll.graph import Topology, resolve_graph
-from pyg_unroll.inputs import (
-    BatchLayout,
-    Fidelity,
-    Observations,
-    check_start,
-    read_signal,
-)
+from pyg_unroll.inputs import BatchLayout, Fidelity, Observations
+from pyg_unroll.ops.system import chebyshev_coefficients
 
 
 class Iterate(NamedTuple):
@@ -48,8 +34,30 @@ class Iterate(NamedTuple):
     state: Tensor | None
 
 
+class Arguments(NamedTuple):
+    """The arguments of :meth:`SmoothnessConv.forward`, as they are given."""
+
+    x: Any
+    edge_index: Any
+    edge_weight: Any = None
+    mask: Any = None
+    confidence: Any = None
+    warm_start: Any = None
+    state: Any = None
+
+
+class Problem(NamedTuple):
+    """The problem that a layer solves, of arguments that are checked."""
+
+    signal: Observations
+    topology: Topology
+    weight: Tensor  # [E, H]; of samples with weights of their own [E, B H]
+    start: Tensor  # [N, F, H]
+    state: Tensor | None  # as it was given
+
+
 class Run(Protocol):
-    """The iteration of a layer on its arguments."""
+    """The iteration of a layer on a problem."""
 
     def finish(self) -> Tensor:
         """Takes all steps at once; returns the estimate `[N, F, H]`."""
@@ -69,25 +77,49 @@ class SmoothnessConv(MessagePassing):
     recognise it, and edge masks of its explainers act on the weights;
     messages are never materialised, hence :meth:`propagate` is not used.
 
-    Its arguments are those of :class:`~pyg_unroll.nn.GLRConv`.
+    Its arguments are those of :class:`~pyg_unroll.nn.GLRConv`, and the largest
+    eigenvalue that the initial coefficients are made for.
     """
 
-    _checks: ClassVar[Checks] = {
-        'heads': check_positive,
-        'fidelity': one_of('hard', 'soft'),
-        'mu': check_between,
+    _checks: ClassVar[checks.Checks] = {
+        'num_steps': checks.check_positive,
+        'heads': checks.check_positive,
+        'fidelity': checks.one_of('hard', 'soft'),
+        'mu': checks.check_between,
     }
 
     def __init__(
-        self, heads: int, fidelity: Fidelity, mu: float, validate_args: bool
+        self,
+        num_steps: int,
+        largest: float,
+        heads: int = 1,
+        fidelity: Fidelity = 'hard',
+        mu: float = 1.0,
+        spectrum: tuple[float, float] | None = None,
+        checkpoint: bool = False,
+        validate_args: bool = True,
     ) -> None:
+        checks.check_parameters(self._checks, locals())
         super().__init__(aggr='add')
+        self.num_steps = num_steps
         self.heads = heads
         self.fidelity: Fidelity = fidelity
         self.mu = mu
+        if spectrum is None:
+            # Low frequencies take many steps: aim only as low as K can reach.
+            spectrum = 1 / max(num_steps, 2), largest
+        self.spectrum = _read_interval(spectrum)
+        self.checkpoint = checkpoint
         self.validate_args = validate_args
         self.log_mu = torch.nn.Parameter(torch.empty(heads))
         self.head_logits = torch.nn.Parameter(torch.empty(heads))
+
+    def _add_coefficients(self, *iterations: int) -> None:
+        """Adds step sizes and momenta, also one more set per iteration."""
+        shape = *iterations, self.num_steps, self.heads
+        self.alpha = torch.nn.Parameter(torch.empty(shape))
+        shape = *iterations, self.num_steps - 1, self.heads
+        self.beta = torch.nn.Parameter(torch.empty(shape))
 
     @property
     @abstractmethod
@@ -97,14 +129,17 @@ class SmoothnessConv(MessagePassing):
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
         super().reset_parameters()
+        alpha, beta = chebyshev_coefficients(self.num_steps, *self.spectrum)
         with torch.no_grad():
             self.log_mu.fill_(math.log(self.mu))
             self.head_logits.zero_()
+            self.alpha.copy_(alpha.unsqueeze(-1))
+            self.beta.copy_(beta.unsqueeze(-1))
 
     def forward(
         self,
         x: Tensor,
-        edge_index: Any,
+        edge_index: Adj | Topology,
         edge_weight: Tensor | None = None,
         mask: Tensor | None = None,
         confidence: Tensor | None = None,
@@ -133,10 +168,11 @@ class SmoothnessConv(MessagePassing):
             return_state (bool, optional): Return the state, too, as
                 :meth:`solve` does. (default: :obj:`False`)
         """
-        signal, run = self._begin(
+        problem = self.read(
             x, edge_index, edge_weight, mask, confidence, warm_start, state
         )
-        out = self._combine(run.finish(), signal)
+        run = self._run(problem)
+        out = self._combine(run.finish(), problem.signal)
         return (out, run.state()) if return_state else out
 
     def solve(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -155,7 +191,8 @@ class SmoothnessConv(MessagePassing):
         """Yields the start and the :class:`Iterate` after each step, with the
         arguments of :meth:`forward`; the last one is the result, to the bit.
         """
-        signal, run = self._begin(*args, **kwargs)
+        problem = self.read(*args, **kwargs)
+        signal, run = problem.signal, self._run(problem)
         for out in run.steps():
             heads = out
             if signal.free is not None:  # as held entries come out
@@ -166,47 +203,15 @@ class SmoothnessConv(MessagePassing):
                 run.state(),
             )
 
-    def _begin(
-        self,
-        x: Tensor,
-        edge_index: Any,
-        edge_weight: Tensor | None = None,
-        mask: Tensor | None = None,
-        confidence: Tensor | None = None,
-        warm_start: Tensor | None = None,
-        state: Tensor | None = None,
-    ) -> tuple[Observations, Run]:
-        """Reads the arguments of :meth:`forward`; the iteration on them."""
-        signal, topology, weight = self.read(
-            x, edge_index, edge_weight, mask, confidence
-        )
-        return signal, self._run(signal, topology, weight, warm_start, state)
-
     @abstractmethod
-    def _run(
-        self,
-        signal: Observations,
-        topology: Topology,
-        weight: Tensor,
-        warm_start: Tensor | None,
-        state: Tensor | None,
-    ) -> Run:
-        """The iteration on arguments that are read."""
+    def _run(self, problem: Problem) -> Run:
+        """The iteration on a problem."""
 
-    def read(
-        self,
-        x: Tensor,
-        edge_index: Any,
-        edge_weight: Tensor | None = None,
-        mask: Tensor | None = None,
-        confidence: Tensor | None = None,
-    ) -> tuple[Observations, Topology, Tensor]:
-        """Reads the arguments of :meth:`forward`.
-
-        Returns:
-            The signal, the graph, and the edge weights :math:`(E, H)`; of
-            samples with weights of their own, :math:`(E, B H)`.
-        """
+    def read(self, *args: Any, **kwargs: Any) -> Problem:
+        """Checks the arguments of :meth:`forward`."""
+        x, edge_index, edge_weight, mask, confidence, warm_start, state = (
+            Arguments(*args, **kwargs)
+        )
         if isinstance(x, tuple):
             raise ValueError(
                 "'x' must be one tensor (got 'tuple'): the layer smooths a "
@@ -215,35 +220,32 @@ class SmoothnessConv(MessagePassing):
                 "or join the types by 'data.to_homogeneous()'"
             )
         layout = _batch_layout(x, edge_weight, self.heads)
-        signal = read_signal(
-            x,
-            mask,
-            confidence,
-            samples=layout.count is not None,
-            validate_args=self.validate_args,
+        has_samples, validate = layout.count is not None, self.validate_args
+        signal = inputs.read_signal(
+            x, mask, confidence, samples=has_samples, validate_args=validate
         )
-        if self.validate_args:
-            check_start(x)
+        if validate:
+            inputs.check_start(x)
         observations = Observations.of(signal, self.fidelity, layout)
-        heads = None
-        if layout.own_weights and edge_weight is not None:
-            heads = edge_weight.size(2)
-            edge_weight = edge_weight.transpose(0, 1).flatten(1)
+        weight, own = edge_weight, layout.own_weights
+        if own:
+            weight = edge_weight.transpose(0, 1).flatten(1)
         topology, weight = resolve_graph(
-            edge_index, edge_weight, x.size(-2), x.dtype, self.validate_args
+            edge_index, weight, x.size(-2), x.dtype, validate
         )
         if self.explain and self._edge_mask is not None:
             weight = weight * self._explainer_mask(topology)
-        heads = weight.size(1) if heads is None else heads
+        heads = edge_weight.size(2) if own else weight.size(1)
         weight = weight.unflatten(1, (layout.num_groups, heads))
-        if weight.size(2) not in (1, self.heads):
+        if heads not in (1, self.heads):
             raise ValueError(
-                f"'edge_weight' has {weight.size(2)} heads, but the layer has "
-                f"{self.heads}; build it with 'heads={weight.size(2)}' or "
+                f"'edge_weight' has {heads} heads, but the layer has "
+                f"{self.heads}; build it with 'heads={heads}' or "
                 f'give weights of shape [num_edges]'
             )
         weight = weight.expand(-1, -1, self.heads).flatten(1)
-        return observations, topology, weight
+        start = self._start(observations, warm_start)
+        return Problem(observations, topology, weight, start, state)
 
     def _explainer_mask(self, topology: Topology) -> Tensor:
         """The mask that an explainer of PyG set, per edge `[E, 1]`.
@@ -268,14 +270,9 @@ class SmoothnessConv(MessagePassing):
         x, layout = signal.x, signal.layout
         if warm_start is not None:
             shape = layout.unfold(layout.first_heads(x)).shape
-            check_tensor('warm_start', warm_start, str(list(shape)))
-            if warm_start.shape != shape:
-                raise ValueError(
-                    f"'warm_start' must have the shape of 'x', "
-                    f'{list(shape)} (got {list(warm_start.shape)})'
-                )
-            if self.validate_args and can_read_values():
-                check_finite('warm_start', warm_start)
+            checks.check_shape('warm_start', warm_start, shape, note=", as 'x'")
+            if self.validate_args and checks.can_read_values():
+                checks.check_finite('warm_start', warm_start)
             start = layout.fold(warm_start.to(x.dtype))
             free = signal.free
             x = start if free is None else torch.where(free, start, x)
@@ -304,8 +301,7 @@ def _batch_layout(
     x: Tensor, edge_weight: Tensor | None, heads: int
 ) -> BatchLayout:
     is_batch = isinstance(x, Tensor) and x.dim() == 3
-    count = x.size(0) if is_batch else None
-    features = x.size(2) if is_batch else 0
+    count, features = (x.size(0), x.size(2)) if is_batch else (None, 0)
     if not isinstance(edge_weight, Tensor) or edge_weight.dim() != 3:
         return BatchLayout(count, heads, num_features=features)
     if edge_weight.size(0) != count:
@@ -318,21 +314,14 @@ def _batch_layout(
     return BatchLayout(count, heads, True, features)
 
 
-def read_spectrum(
-    spectrum: tuple[float, float] | None, num_steps: int, order: int = 1
-) -> tuple[float, float]:
-    """Validates the interval of the initial coefficients, or chooses it."""
-    if spectrum is None:
-        # Low frequencies take many steps: aim only as low as K can reach.
-        return 1 / max(num_steps, 2), 2.0**order
+def _read_interval(spectrum: Any) -> tuple[float, float]:
     try:
         lower, upper = spectrum
-        is_interval = 0 < lower < upper < float('inf')
+        if 0 < lower < upper < float('inf'):
+            return lower, upper
     except (TypeError, ValueError):
-        is_interval = False
-    if not is_interval:
-        raise ValueError(
-            f"'spectrum' must be an interval (lower, upper) of positive "
-            f'eigenvalues (got {spectrum!r})'
-        )
-    return lower, upper
+        pass
+    raise ValueError(
+        f"'spectrum' must be an interval (lower, upper) of positive "
+        f'eigenvalues (got {spectrum!r})'
+    )

@@ -1,9 +1,8 @@
 """Stacks of feature nets, learned graphs and solver layers: uGLR and uGTV."""
 
-from __future__ import annotations
-
 import copy
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, TypeAlias
 
 import torch
@@ -12,15 +11,8 @@ from torch_geometric.data import Data
 from torch_geometric.nn.inits import reset
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import (
-    Checks,
-    check_data,
-    check_model_type,
-    check_non_negative,
-    check_parameters,
-    check_positive,
-)
-from pyg_unroll.graph import Topology, edges_of, resolve_graph
+from pyg_unroll import checks
+from pyg_unroll.graph import Topology, edges_of, required_edges, resolve_graph
 from pyg_unroll.inputs import check_start, read_signal
 from pyg_unroll.nn.features import MLPFeatures
 from pyg_unroll.nn.glr_conv import GLRConv
@@ -32,16 +24,10 @@ Features: TypeAlias = torch.nn.Module | Sequence[torch.nn.Module] | None
 
 
 class UnrolledBlock(torch.nn.Module):
-    r"""A feature net, the graph learned from its features, and a solver layer.
+    """A feature net, the graph learned from its features, and a solver layer.
 
-    Args:
-        features (torch.nn.Module): Maps estimate, mask and data to node
-            features.
-        metric (MahalanobisGraph): Maps features to edge weights.
-        conv (SmoothnessConv): The layer.
-        guide_channels (int, optional): The last channels of the features that
-            are a guide, relative to which the layer interpolates.
-            (default: :obj:`0`)
+    The last channels of the features can be a guide, relative to which the
+    layer interpolates.
     """
 
     def __init__(
@@ -49,7 +35,7 @@ class UnrolledBlock(torch.nn.Module):
         features: torch.nn.Module,
         metric: MahalanobisGraph,
         conv: SmoothnessConv,
-        guide_channels: int = 0,
+        guide_channels: int,
     ) -> None:
         super().__init__()
         self.features = features
@@ -74,20 +60,15 @@ class UnrolledBlock(torch.nn.Module):
     def forward(
         self,
         data: Data,
+        topology: Topology,
         x: Tensor,
-        mask: Tensor | None = None,
-        state: Tensor | None = None,
-        topology: Topology | None = None,
+        mask: Tensor | None,
+        state: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         r"""Improves an estimate :math:`(N, C)` of the observations
-        :obj:`data.x`, on a graph or the edges of the data; the mask is
-        :math:`(N, 1)` or :math:`(N, C)`.
-
-        Returns:
-            The next estimate, and the state of the layer.
+        :obj:`data.x` with a mask :math:`(N, 1)` or :math:`(N, C)`; the next
+        estimate, and the state of the layer.
         """
-        if topology is None:
-            topology = _topology(data)
         known = torch.ones_like(x, dtype=torch.bool)
         if mask is not None:
             known = mask.expand_as(x)
@@ -112,41 +93,30 @@ class UnrolledBlock(torch.nn.Module):
         return out, state
 
 
-def _topology(data: Data) -> Topology:
-    edges = edges_of(data)
-    if edges is None:
-        raise ValueError(
-            "'data' has no 'edge_index'; give the model a 'graph', such as "
-            "'KNNGraph()' or 'GridGraph()', or the data its edges"
-        )
-    return resolve_graph(edges, None, data.x.size(0), data.x.dtype)[0]
-
-
 class UnrolledStack(torch.nn.Module):
-    """Blocks of a feature net, a learned graph and a solver layer, each of
-    which starts from the estimate of the one before; the layer is that of
-    `make_conv`.
+    """Base class of stacks of blocks, each of which starts from the estimate
+    of the one before; its arguments are those of :class:`UnrolledGLR`.
     """
 
-    _checks: ClassVar[Checks] = {
-        'in_channels': check_positive,
-        'num_blocks': check_positive,
-        'weight_floor': check_non_negative,
-    }
+    _weight_floor: ClassVar[float] = 0.0
 
     def __init__(
         self,
         in_channels: int,
-        features: Features,
-        graph: BaseTransform | None,
-        num_blocks: int,
-        guide: bool,
-        make_conv: Callable[[], SmoothnessConv],
-        heads: int,
-        weight_floor: float = 0.0,
+        features: Features = None,
+        graph: BaseTransform | None = None,
+        num_blocks: int = 2,
+        *,
+        heads: int = 2,
+        guide: bool = False,
+        weight_floor: float | None = None,
+        **kwargs: Any,
     ) -> None:
+        checks.check_positive('in_channels', in_channels)
+        checks.check_positive('num_blocks', num_blocks)
+        floor = self._weight_floor if weight_floor is None else weight_floor
+        checks.check_non_negative('weight_floor', floor)
         super().__init__()
-        check_parameters(self._checks, locals())
         self.in_channels = in_channels
         self.heads = heads
         self.graph = graph
@@ -154,11 +124,16 @@ class UnrolledStack(torch.nn.Module):
         self.blocks = torch.nn.ModuleList()
         for net in _nets(features, in_channels, guide_channels, num_blocks):
             metric = MahalanobisGraph(
-                net.out_channels - guide_channels, heads, floor=weight_floor
+                net.out_channels - guide_channels, heads, floor=floor
             )
-            self.blocks.append(
-                UnrolledBlock(net, metric, make_conv(), guide_channels)
-            )
+            # The stack checks its input once.
+            conv = self.init_conv(heads=heads, validate_args=False, **kwargs)
+            block = UnrolledBlock(net, metric, conv, guide_channels)
+            self.blocks.append(block)
+
+    @abstractmethod
+    def init_conv(self, **kwargs: Any) -> SmoothnessConv:
+        """Makes the layer of a block."""
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
@@ -186,8 +161,8 @@ class UnrolledStack(torch.nn.Module):
             ValueError: If the data has a wrong shape, type or value; the
                 message says how to mend it.
         """
-        check_data(data)
-        check_model_type(self, 'data.x', data.get('x'))
+        checks.check_data(data)
+        checks.check_model_type(self, 'data.x', data.get('x'))
         signal = read_signal(data.get('x'), data.get('mask'), name='data.x')
         x, mask, state = signal.x, signal.known, None
         check_start(x)
@@ -198,16 +173,22 @@ class UnrolledStack(torch.nn.Module):
             )
         topology = self._topology(data)
         for block in self.blocks:
-            x, state = block(data, x, mask, state, topology)
+            x, state = block(data, topology, x, mask, state)
         return x
 
     def _topology(self, data: Data) -> Topology:
-        if edges_of(data) is not None or self.graph is None:
-            return _topology(data)
-        if hasattr(self.graph, 'topology'):  # needs no tensor of indices
-            topology: Topology = self.graph.topology(data)
-            return topology
-        return _topology(self.graph(data))
+        edges, graph = edges_of(data), self.graph
+        if edges is None and graph is not None:
+            if hasattr(graph, 'topology'):  # needs no tensor of indices
+                topology: Topology = graph.topology(data)
+                return topology
+            data = graph(data)
+        cure = (
+            "give the model a 'graph', such as 'KNNGraph()' or 'GridGraph()', "
+            'or the data its edges'
+        )
+        edges = required_edges(data, cure)
+        return resolve_graph(edges, None, data.x.size(0), data.x.dtype)[0]
 
     def __repr__(self) -> str:
         return (
@@ -231,11 +212,11 @@ def _nets(
             reset(nets[-1])
     else:
         nets = list(features)
-        if len(nets) != num_blocks:
-            raise ValueError(
-                f"'features' must be one module or one for each of "
-                f'{num_blocks} blocks (got {len(nets)})'
-            )
+    if len(nets) != num_blocks:
+        raise ValueError(
+            f"'features' must be one module or one for each of {num_blocks} "
+            f'blocks (got {len(nets)})'
+        )
     for net in nets:
         size = getattr(net, 'out_channels', None)
         if not isinstance(size, int) or size <= guide_channels:
@@ -256,7 +237,8 @@ class UnrolledGLR(UnrolledStack):
     estimate by a shallow net, learns a graph from them
     (:class:`~pyg_unroll.transforms.MahalanobisGraph`) and runs
     :class:`~pyg_unroll.nn.GLRConv` on it, from where the block before
-    stopped. Known entries come out unchanged under hard fidelity.
+    stopped. Known entries come out unchanged under hard fidelity. Options
+    after :obj:`num_blocks` are given by keyword.
 
     .. code-block:: python
 
@@ -286,6 +268,8 @@ class UnrolledGLR(UnrolledStack):
         guide (bool, optional): Take the last :math:`C` features for a guide
             :math:`\mathbf{u}`, zero at first, and interpolate
             :math:`\mathbf{x} - \mathbf{u}`. (default: :obj:`False`)
+        weight_floor (float, optional): Added to each learned weight.
+            (default: :obj:`0.0`)
         **kwargs (optional): Additional arguments of
             :class:`~pyg_unroll.nn.GLRConv`, such as :obj:`fidelity`.
 
@@ -302,26 +286,9 @@ class UnrolledGLR(UnrolledStack):
             value; the message says how to mend it.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        features: Features = None,
-        graph: BaseTransform | None = None,
-        num_blocks: int = 2,
-        num_steps: int = 8,
-        heads: int = 2,
-        guide: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        def make_conv() -> GLRConv:
-            # The stack checks its input once.
-            return GLRConv(
-                num_steps, heads=heads, validate_args=False, **kwargs
-            )
-
-        super().__init__(
-            in_channels, features, graph, num_blocks, guide, make_conv, heads
-        )
+    def init_conv(self, num_steps: int = 8, **kwargs: Any) -> GLRConv:
+        """Makes the layer of a block."""
+        return GLRConv(num_steps, **kwargs)
 
 
 class UnrolledGTV(UnrolledStack):
@@ -333,8 +300,7 @@ class UnrolledGTV(UnrolledStack):
     variable each block passes on to the next.
 
     Args:
-        in_channels (int): See :class:`UnrolledGLR`, likewise
-            :obj:`features`, :obj:`graph` and :obj:`guide`.
+        in_channels (int): See :class:`UnrolledGLR`.
         features (torch.nn.Module or sequence, optional): The same.
             (default: :obj:`None`)
         graph (BaseTransform, optional): The same. (default: :obj:`None`)
@@ -345,11 +311,10 @@ class UnrolledGTV(UnrolledStack):
             (default: :obj:`4`)
         heads (int, optional): Number of graphs learned in parallel.
             (default: :obj:`2`)
-        guide (bool, optional): See :class:`UnrolledGLR`.
-            (default: :obj:`False`)
-        weight_floor (float, optional): Added to each learned weight: where
-            all weights of a node vanish, the dual variable of another block's
-            graph would be divided by almost nothing. (default: :obj:`0.03`)
+        guide (bool, optional): The same. (default: :obj:`False`)
+        weight_floor (float, optional): The same: where all weights of a node
+            vanish, the dual variable of another block's graph would be
+            divided by almost nothing. (default: :obj:`0.03`)
         **kwargs (optional): Additional arguments of
             :class:`~pyg_unroll.nn.GTVConv`. Its :obj:`rho` is 16 by default:
             learned weights are about one over the number of neighbours, and
@@ -364,33 +329,14 @@ class UnrolledGTV(UnrolledStack):
             value; the message says how to mend it.
     """
 
-    def __init__(
+    _weight_floor = 0.03
+
+    def init_conv(
         self,
-        in_channels: int,
-        features: Features = None,
-        graph: BaseTransform | None = None,
-        num_blocks: int = 2,
         num_iters: int = 4,
         num_steps: int = 4,
-        heads: int = 2,
-        guide: bool = False,
-        weight_floor: float = 0.03,
+        rho: float = 16.0,
         **kwargs: Any,
-    ) -> None:
-        kwargs = {'rho': 16.0} | kwargs
-
-        def make_conv() -> GTVConv:
-            return GTVConv(
-                num_iters, num_steps, heads=heads, validate_args=False, **kwargs
-            )
-
-        super().__init__(
-            in_channels,
-            features,
-            graph,
-            num_blocks,
-            guide,
-            make_conv,
-            heads,
-            weight_floor,
-        )
+    ) -> GTVConv:
+        """Makes the layer of a block."""
+        return GTVConv(num_iters, num_steps, rho=rho, **kwargs)

@@ -1,7 +1,5 @@
 r"""An iteration of ADMM on graph total variation, for layer and solver."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -98,24 +96,15 @@ class TotalVariation:
     r"""The problem :math:`\min_x \sum_i c_i (x_i - y_i)^2 / \mu + \|z\|_1`
     subject to :math:`z = W B x`, with known entries held if :math:`c` is
     :obj:`None`. :math:`W B x` is the weighted gradient.
-
-    Attributes:
-        topology (Topology): The graph.
-        weight (torch.Tensor): Edge weights :math:`(E, H)`.
-        observed (torch.Tensor): Observations :math:`y`, broadcastable to
-            :math:`(N, F, H)`.
-        confidence (torch.Tensor or None): :math:`c \ge 0`, likewise.
-        free (torch.Tensor or None): Boolean, the entries to be found,
-            likewise; all if :obj:`None`.
-        mu (torch.Tensor): Weight of the prior, scalar or :math:`(H)`.
     """
 
     topology: Topology
-    weight: Tensor
+    weight: Tensor  # [E, H]
+    # Broadcastable to [N, F, H]: y, c >= 0, and which are free, if not all.
     observed: Tensor
     confidence: Tensor | None
     free: Tensor | None
-    mu: Tensor
+    mu: Tensor  # scalar or [H]
 
     def gradient(self, x: Tensor) -> Tensor:
         r"""The weighted gradient :math:`w_{ij} (x_i - x_j)`."""
@@ -155,19 +144,11 @@ class TotalVariation:
 
             p &\leftarrow p + \rho (W B x - z)
 
-        Args:
-            x (torch.Tensor): Estimate :math:`(N, F, H)`.
-            flow (torch.Tensor): Its weighted gradient :math:`(E, F, H)`.
-            dual (torch.Tensor): Dual variable :math:`p`, in
-                :math:`[-1, 1]` at the optimum, :math:`(E, F, H)`.
-            rho (torch.Tensor): Penalty, scalar or :math:`(H)`.
-            solve (callable): Maps a start and its residual to the
-                (approximate) solution of :obj:`system`.
-            system (LaplacianSystem): What :meth:`system` gives for
-                :obj:`rho`.
-
-        Returns:
-            The next estimate, its weighted gradient and dual variable.
+        The weighted gradient of :obj:`x` is :obj:`flow`, :math:`p` the
+        :obj:`dual` variable, in :math:`[-1, 1]` at the optimum, and the
+        :obj:`system` that of :obj:`rho`; :obj:`solve` maps a start and its
+        residual to the (approximate) solution. Returns the next estimate, its
+        gradient and dual variable.
         """
         scaled = dual / rho
         target = shrink(flow + scaled, 1 / rho)

@@ -1,7 +1,5 @@
 """Choice of kernels, and operators as PyTorch knows them."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -22,14 +20,9 @@ chosen: dict[str, str] = {}
 def kernels(family: str, operand: Tensor) -> Any:
     """Returns the kernels for the device of an operand.
 
-    They are those of :mod:`.cpu` (numba), :mod:`.cuda` (Triton) or, where
-    there is neither, :mod:`.reference`: packages of the same modules, each
-    with the same functions.
-
-    Args:
-        family (str): Name of the module: :obj:`'operators'`, :obj:`'cg'` or
-            :obj:`'admm'`.
-        operand (torch.Tensor): Any of the operands.
+    Those of :mod:`.cpu` (numba), :mod:`.cuda` (Triton) or, where there is
+    neither, :mod:`.reference`: packages of the same modules, one for each
+    family of operators, with the same functions.
     """
     device = operand.device.type
     if device not in chosen:
@@ -61,13 +54,8 @@ class Operator:
     whatever the backend. Each derivative is written with operators again,
     hence exists to any order, and nothing of size edges x features is kept.
 
-    Args:
-        name (str): Name of the operator.
-        operands (str): Types and names of the operands in PyTorch's schema
-            language.
-        results (str): Types of the results.
-        run (callable): The function.
-        fake (callable): Results of the same shape and type, of any values.
+    Operands and results are written in PyTorch's schema language; `fake` gives
+    results of the same shape and type, of any values.
     """
 
     def __init__(
@@ -104,12 +92,9 @@ class Operator:
     ) -> None:
         """Registers the derivative.
 
-        Args:
-            keep (callable): Takes the context, all operands and the result,
-                and returns what is saved.
-            derivative (callable): Takes the context, the topology, what was
-                saved, and the derivatives by the results; returns those by
-                the operands.
+        Of the context, all operands and the result, `keep` returns what is
+        saved; of the context, the topology, what was saved and the derivatives
+        by the results, `derivative` returns those by the operands.
         """
 
         def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

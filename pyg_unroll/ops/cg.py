@@ -6,8 +6,6 @@ is stored. For derivatives of higher order the steps are composed of
 differentiable operators.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import partial
 from typing import Any

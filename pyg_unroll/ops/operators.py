@@ -5,15 +5,13 @@ the adjoint pairs :func:`gradient` and :func:`divergence`, :func:`degree` and
 :func:`endpoint_sum`: only operands are kept, nothing of size edges x features.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_signal, check_tensor
+from pyg_unroll.checks import check_shape, check_signal
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.backend import Operator, empty_like, kernels
 from pyg_unroll.ops.reference.operators import log_degree_shares
@@ -136,14 +134,8 @@ def _check(
             f"'Topology.from_edge_index(edge_index, num_nodes)'"
         )
     rows = topology.num_nodes if what == 'node' else topology.num_edges
-    is_tensor = isinstance(value, Tensor)
-    if not is_tensor or value.dim() != dim or value.size(0) != rows:
-        shape = f'[{rows}, heads]' if dim == 2 else f'[{rows}, features, heads]'
-        check_tensor(name, value, shape)
-        raise ValueError(
-            f"'{name}' must have shape {shape}, one row per {what} (got "
-            f'{list(value.shape)})'
-        )
+    shape = [rows, 'features', 'heads'] if dim == 3 else [rows, 'heads']
+    check_shape(name, value, shape, note=f', one row per {what}')
     check_signal(name, value)
 
 

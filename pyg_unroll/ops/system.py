@@ -1,9 +1,8 @@
 """The linear system behind every layer and solver, and its iterations."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -23,26 +22,16 @@ class LaplacianSystem:
     :math:`L_w D_w^{-1} L_w` with the degrees :math:`D_w`. :math:`A` is
     symmetric positive semidefinite. Entries that are not free are held:
     rows and columns of :math:`A` there are zero.
-
-    Attributes:
-        topology (Topology): The graph.
-        weight (torch.Tensor): Edge weights :math:`(E, H)`.
-        confidence (torch.Tensor or None): The diagonal :math:`c \ge 0`,
-            broadcastable to :math:`(N, F, H)`.
-        free (torch.Tensor or None): Boolean, broadcastable to
-            :math:`(N, F, H)`; all entries if :obj:`None`.
-        diagonal (torch.Tensor): The preconditioner :math:`c + D_w`,
-            infinite where :math:`A` has an empty row, broadcastable to
-            :math:`(N, F, H)`.
-        degree (torch.Tensor or None): :math:`D_w`, infinite at isolated
-            nodes, :math:`(N, 1, H)`, of a prior of second order.
     """
 
     topology: Topology
-    weight: Tensor
+    weight: Tensor  # [E, H]
+    # Broadcastable to [N, F, H]: c >= 0, and the free entries, if not all.
     confidence: Tensor | None
     free: Tensor | None
+    # The preconditioner c + D_w, infinite where A has an empty row.
     diagonal: Tensor
+    # D_w of a prior of second order, infinite at isolated nodes, [N, 1, H].
     degree: Tensor | None
 
     @classmethod
@@ -53,7 +42,7 @@ class LaplacianSystem:
         confidence: Tensor | None = None,
         free: Tensor | None = None,
         order: int = 1,
-    ) -> LaplacianSystem:
+    ) -> Self:
         """Computes the preconditioner and collects the parts."""
         diagonal = degree(topology, weight).unsqueeze(1)
         degrees = None if order == 1 else _divisor(diagonal)
@@ -71,15 +60,7 @@ class LaplacianSystem:
         return laplacian(self.topology, self.weight, out / self.degree)
 
     def weight_derivative(self, g: Tensor, x: Tensor) -> Tensor:
-        r"""Derivative of :math:`\langle g, P x \rangle` by the weights.
-
-        Args:
-            g (torch.Tensor): Node signals :math:`(N, F, H)`.
-            x (torch.Tensor): Node signals :math:`(N, F, H)`.
-
-        Returns:
-            One value per edge and head, :math:`(E, H)`.
-        """
+        r"""Derivative of :math:`\langle g, P x \rangle` by the weights."""
         topology = self.topology
         if self.degree is None:
             return edge_dot(topology, g, x)
@@ -131,17 +112,11 @@ class LaplacianSystem:
 
             r_{k+1} &= r_k - \alpha_k A v_k
 
-        Args:
-            x (torch.Tensor): Start :math:`(N, F, H)`.
-            b (torch.Tensor or None): Right-hand side :math:`(N, F, H)`; zero
-                if :obj:`None`. The first residual is :math:`b - A x`.
-            alpha (torch.Tensor): Step sizes :math:`(K, H)`.
-            beta (torch.Tensor): Momenta :math:`(K - 1, H)`.
-            checkpoint (bool, optional): Keep nothing of the steps for the
-                derivative, run them again instead. (default: :obj:`False`)
-
-        Returns:
-            The signal after :math:`K` steps :math:`(N, F, H)`.
+        The start is :obj:`x`, and :math:`b - A x` the first residual, with
+        :math:`b = 0` if :obj:`None`; :obj:`alpha` are step sizes
+        :math:`(K, H)` and :obj:`beta` momenta :math:`(K - 1, H)`. To
+        :obj:`checkpoint` keeps nothing of the steps for the derivative, but
+        runs them again.
         """
         return cg_steps(self._matrix(x), x, b, alpha, beta, checkpoint)
 
@@ -149,14 +124,7 @@ class LaplacianSystem:
         self, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
     ) -> Iterator[Tensor]:
         """Yields the signal after each step of :meth:`iterate`, bit for bit.
-
         Derivatives are not recorded.
-
-        Args:
-            x (torch.Tensor): Start, as of :meth:`iterate`.
-            b (torch.Tensor or None): Right-hand side.
-            alpha (torch.Tensor): Step sizes.
-            beta (torch.Tensor): Momenta.
         """
         return cg_iterates(self._matrix(x), x, b, alpha, beta)
 
@@ -190,13 +158,7 @@ def chebyshev_coefficients(
     lies in :math:`[lower, upper]` (Golub and Varga, 1961); the eigenvalues of
     a Jacobi-preconditioned Laplacian are at most 2.
 
-    Args:
-        num_steps (int): Number of steps :math:`K`.
-        lower (float): Lower end of the spectrum, positive.
-        upper (float): Upper end of the spectrum.
-
-    Returns:
-        Step sizes :math:`(K)` and momenta :math:`(K - 1)`.
+    Returns step sizes :math:`(K)` and momenta :math:`(K - 1)`.
     """
     center, radius = (upper + lower) / 2, (upper - lower) / 2
     alpha: list[float] = [1 / center]

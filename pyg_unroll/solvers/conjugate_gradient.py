@@ -1,7 +1,5 @@
 """Conjugate gradients to a tolerance, with implicit derivatives."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -9,7 +7,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.ops.system import LaplacianSystem
-from pyg_unroll.solvers.problem import warn_unconverged
+from pyg_unroll.solvers.problem import check_convergence
 
 # Approximate inverse of the operator, symmetric positive definite.
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
@@ -25,14 +23,12 @@ def conjugate_gradient(
     max_steps: int,
     preconditioner: Preconditioner | None = None,
 ) -> tuple[Tensor, float, int]:
-    r"""Solves :math:`A x = r` by preconditioned conjugate gradients.
+    r"""Solves :math:`A x = r`; returns also the largest relative residual and
+    the number of steps.
 
     All columns of the right-hand side :math:`(N, F, H)` run together; one is
     frozen when its residual in the norm :math:`\|r\|_{D^{-1}}` has reached
     the tolerance, relative to the first.
-
-    Returns:
-        The solution, the largest relative residual and the number of steps.
     """
     x = torch.zeros_like(residual)
     residual = residual.clone()  # changed in place, as all below
@@ -65,9 +61,8 @@ def conjugate_gradient(
         image = system(direction)
         curvature = _dot(direction, image)
         active = active & (curvature > 0)
-        step = torch.where(
-            active, energy / torch.where(active, curvature, 1), 0
-        )
+        curvature = torch.where(active, curvature, 1)
+        step = torch.where(active, energy / curvature, 0)
         x.addcmul_(direction, step)
         residual.addcmul_(image, step, value=-1)
         previous = torch.where(energy > 0, energy, 1)
@@ -129,10 +124,7 @@ class ImplicitSolve(torch.autograd.Function):
         g, residual, num_steps = ImplicitSolve.apply(
             settings, weight, confidence, grad
         )
-        if residual > settings.tol:
-            warn_unconverged(
-                'glr (backward)', residual, num_steps, settings.tol
-            )
+        check_convergence('glr (backward)', residual, num_steps, settings.tol)
         grad_weight = grad_confidence = None
         _, needs_weight, needs_confidence, _ = ctx.needs_input_grad
         if needs_weight:

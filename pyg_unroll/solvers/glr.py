@@ -1,7 +1,5 @@
 """The graph Laplacian regulariser, to a tolerance."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 
@@ -26,13 +24,13 @@ def glr(
     edge_weight: Tensor | None = None,
     mask: Tensor | None = None,
     *,
+    order: int = 1,
     confidence: Tensor | None = None,
     fidelity: str = 'hard',
     mu: float | Tensor = 1.0,
-    order: int = 1,
+    fill: float | str | None = None,
     tol: float = 1e-8,
     max_steps: int = 10_000,
-    fill: float | str | None = None,
     preconditioner: str = 'jacobi',
 ) -> SolverResult:
     r"""Minimises the graph Laplacian regulariser to a tolerance.
@@ -62,6 +60,9 @@ def glr(
         mask (torch.Tensor, optional): True where known, boolean :math:`(N)`
             or :math:`(N, F)`; all are noisy observations if :obj:`None`.
             (default: :obj:`None`)
+        order (int, optional): :obj:`2` replaces the prior by
+            :math:`\| \mathbf{D}^{-1/2} \mathbf{L} \mathbf{z} \|^2`. Its
+            system is much worse conditioned. (default: :obj:`1`)
         confidence (torch.Tensor, optional): Weights :math:`c_i \ge 0` of
             noisy observations, of the shape of a mask.
             (default: :obj:`None`)
@@ -69,18 +70,15 @@ def glr(
             (default: :obj:`'hard'`)
         mu (float or torch.Tensor, optional): Weight of the prior where
             observations are noisy. (default: :obj:`1.0`)
-        order (int, optional): :obj:`2` replaces the prior by
-            :math:`\| \mathbf{D}^{-1/2} \mathbf{L} \mathbf{z} \|^2`. Its
-            system is much worse conditioned. (default: :obj:`1`)
+        fill (float or str, optional): Value of entries that no path of
+            positive weight joins to a known one, or :obj:`'mean'` of the
+            feature's known entries; :obj:`None` refuses such graphs.
+            (default: :obj:`None`)
         tol (float, optional): Tolerance of the residual
             :math:`\|r\|_{D^{-1}}` relative to the right-hand side's, for each
             feature. (default: :obj:`1e-8`)
         max_steps (int, optional): Largest number of steps.
             (default: :obj:`10000`)
-        fill (float or str, optional): Value of entries that no path of
-            positive weight joins to a known one, or :obj:`'mean'` of the
-            feature's known entries; :obj:`None` refuses such graphs.
-            (default: :obj:`None`)
         preconditioner (str, optional): :obj:`'jacobi'` or :obj:`'amg'`, a
             cycle of algebraic multigrid by pyamg (extra :obj:`amg`): its
             number of steps hardly grows with the distance to known entries,
@@ -110,10 +108,9 @@ def glr(
     build = partial(
         LaplacianSystem.build, problem.topology, free=signal.free, order=order
     )
-    settings = Settings(build, tol, max_steps)
     system = build(weight, scale)
-    if preconditioner == 'amg':
-        settings = settings._replace(preconditioner=multigrid(system))
+    cycle = multigrid(system) if preconditioner == 'amg' else None
+    settings = Settings(build, tol, max_steps, cycle)
     # Solve for the correction of the start, the mean of the known entries:
     # its right-hand side carries the derivatives by the observations.
     correction, residual, num_steps = ImplicitSolve.apply(

@@ -1,7 +1,5 @@
 """Graph total variation, to a certified tolerance."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
@@ -90,11 +88,11 @@ def gtv(
                 f"differentiable; use 'GTVConv' to learn, or call it under "
                 f"'torch.no_grad()'"
             )
-    with torch.no_grad():
-        out, gap, num_steps = _solve(problem, tol, max_steps)
+    out, gap, num_steps = _solve(problem, tol, max_steps)
     return problem.result('gtv', out, gap, num_steps, tol)
 
 
+@torch.no_grad()
 def _solve(
     problem: SmoothnessProblem, tol: float, max_steps: int
 ) -> tuple[Tensor, float, int]:
@@ -107,13 +105,13 @@ def _solve(
     unit = problem.weight.new_ones(())
     if bool((problem.weight > 0).any()):
         unit = problem.weight.amax()
-    weight = problem.weight / unit
+    signal = problem.signal
     variation = TotalVariation(
         problem.topology,
-        weight,
-        (problem.signal.x - middle) / size,
-        problem.signal.confidence,
-        problem.signal.free,
+        problem.weight / unit,
+        (signal.x - middle) / size,
+        signal.confidence,
+        signal.free,
         problem.mu * unit / size,
     )
     x = (problem.start - middle) / size
@@ -148,10 +146,9 @@ def _gap(
 ) -> float:
     r"""Largest relative duality gap over the features.
 
-    For any :math:`|p| \le 1` with :math:`q = B^{\top} W p`, no signal has a
-    smaller objective than :math:`\min_z \sum_i c_i (z_i - y_i)^2 / \mu + q_i
-    z_i`, where the minimum need only be taken between the smallest and the
-    largest observation, as the optimum lies there.
+    For any :math:`|p| \le 1` with :math:`q = B^{\top} W p`, no objective is
+    smaller than :math:`\min_z \sum_i c_i (z_i - y_i)^2 / \mu + q_i z_i`, with
+    :math:`z` between the smallest and the largest observation.
     """
     q = variation.divergence(dual.clamp(-1, 1))
     y = variation.observed.expand_as(x)
@@ -163,10 +160,8 @@ def _gap(
         inner = y - q / (2 * torch.where(c > 0, c, 1))
         best = torch.where(c > 0, inner.clamp(low, high), best)
         fit, bound = c * (x - y).square(), c * (best - y).square()
-    if variation.free is not None:
+    if variation.free is not None:  # entries that are held have no c
         best = torch.where(variation.free, best, y)
-        fit = torch.where(variation.free, fit, 0)
-        bound = torch.where(variation.free, bound, 0)
     primal = fit.sum(0) + flow.abs().sum(0)
     dual_value = (bound + q * best).sum(0)
     # A constant signal has objective zero: compare with the weights then.

@@ -1,7 +1,5 @@
 """Algebraic multigrid, by pyamg."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -14,15 +12,8 @@ from pyg_unroll.solvers.problem import adjacency
 
 
 def multigrid(system: LaplacianSystem) -> Preconditioner:
-    r"""Builds a cycle of smoothed aggregation (Vanek, Mandel and Brezina,
-    1996) for a system of first order, nonsingular on the free entries.
-
-    It takes residuals :math:`(N, F, 1)`. Features that are known at the same
-    nodes share a hierarchy.
-
-    Raises:
-        ValueError: If the system is of second order or not on the CPU.
-        ImportError: If pyamg is missing.
+    """Builds a cycle of smoothed aggregation (Vanek, Mandel and Brezina, 1996)
+    for residuals `[N, F, 1]` of a system, nonsingular on the free entries.
     """
     if system.degree is not None:
         raise ValueError("'preconditioner' must be 'jacobi' with 'order=2'")
@@ -50,9 +41,9 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
     if system.confidence is not None:
         confidence = confidence + system.confidence.detach()
     free = system.restrict(torch.ones_like(confidence)) > 0
-    free, confidence = torch.broadcast_tensors(free, confidence)
-    cycles: dict[bytes, Any] = {}
+    cycles: dict[bytes, Any] = {}  # features with the same mask share one
     columns: list[tuple[Any, Any]] = []
+    free, confidence = torch.broadcast_tensors(free, confidence)
     for column in range(free.size(1)):
         is_free = free[:, column, 0].numpy()
         diagonal = confidence[:, column, 0].numpy()

@@ -1,24 +1,17 @@
 """The problem that a solver solves, and its result."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, Self, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from pyg_unroll.checks import (
-    Checks,
-    check_between,
-    check_choice,
-    check_positive,
-)
+from pyg_unroll.checks import check_between, check_choice, check_positive
 from pyg_unroll.graph import Topology, resolve_graph
 from pyg_unroll.inputs import Fidelity, Observations, read_signal
 
@@ -46,16 +39,19 @@ class ConvergenceWarning(RuntimeWarning):
     """A solver stopped before it reached its tolerance."""
 
 
-def warn_unconverged(
+def check_convergence(
     solver: str, residual: float, num_steps: int, tol: float
-) -> None:
-    """Makes a missed tolerance visible."""
+) -> bool:
+    """Whether the tolerance was reached; warns if not."""
+    if residual <= tol:
+        return True
     warnings.warn(
         f"'{solver}' reached {residual:.1e} instead of the tolerance "
         f"{tol:.1e} in {num_steps} steps; raise 'max_steps' or 'tol'",
         ConvergenceWarning,
         stacklevel=4,
     )
+    return False
 
 
 def check_fill(name: str, fill: Any) -> None:
@@ -68,11 +64,7 @@ def check_fill(name: str, fill: Any) -> None:
 
 
 # Checks of the arguments that all solvers have.
-CHECKS: Checks = {
-    'tol': check_between,
-    'max_steps': check_positive,
-    'fill': check_fill,
-}
+CHECKS = {'tol': check_between, 'max_steps': check_positive, 'fill': check_fill}
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +90,11 @@ class SmoothnessProblem:
         fidelity: Any,
         mu: float | Tensor,
         fill: float | str | None,
-    ) -> SmoothnessProblem:
+    ) -> Self:
         """Checks the arguments of a solver."""
         check_choice('fidelity', fidelity, get_args(Fidelity))
-        dtype = getattr(x, 'dtype', torch.float64)
         is_float = isinstance(x, Tensor) and x.is_floating_point()
         read = read_signal(x.double() if is_float else x, mask, confidence)
-        x = read.x
         # Entries that are not observed have no meaning here; NaN is usual.
         signal = Observations.of(replace(read, x=read.fill(0)), fidelity)
         topology, weight = resolve_graph(
@@ -134,24 +124,22 @@ class SmoothnessProblem:
             )
         check_between('mu', mu.item() if isinstance(mu, Tensor) else mu)
         mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
-        return cls(signal, topology, weight, mu, start, dtype)._reorder()
+        return cls(signal, topology, weight, mu, start, x.dtype)._reorder()
 
-    def _reorder(self) -> SmoothnessProblem:
+    def _reorder(self) -> Self:
         """The same problem, its neighbours near each other in memory."""
         found = _local_order(self.topology)
         if found is None:
             return self
         topology, node, edge = found
         free, confidence = (
-            # One row stands for all nodes.
-            value if value is None or value.size(0) == 1 else value[node]
+            None if value is None else value[node]
             for value in (self.signal.free, self.signal.confidence)
         )
-        signal = Observations(
-            self.signal.x[node], free, confidence, self.signal.layout
-        )
+        x, layout = self.signal.x[node], self.signal.layout
+        signal = Observations(x, free, confidence, layout)
         weight, start = self.weight[edge], self.start[node]
-        return SmoothnessProblem(
+        return type(self)(
             signal, topology, weight, self.mu, start, self.dtype, node
         )
 
@@ -169,9 +157,7 @@ class SmoothnessProblem:
         x = x.squeeze(-1)
         if self.order is not None:
             x = torch.empty_like(x).index_copy(0, self.order, x)
-        converged = residual <= tol
-        if not converged:
-            warn_unconverged(solver, residual, num_steps, tol)
+        converged = check_convergence(solver, residual, num_steps, tol)
         return SolverResult(x.to(self.dtype), residual, num_steps, converged)
 
 

@@ -1,11 +1,8 @@
 """Graphs of pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +11,8 @@ from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
 from pyg_unroll.checks import check_data, is_integer
-from pyg_unroll.graph import Topology
-from pyg_unroll.transforms.utils import join_topologies, set_graph
+from pyg_unroll.graph import Topology, index_type
+from pyg_unroll.transforms.utils import join_graphs, set_graph
 
 # Edges of a graph too large to be remembered, 0.4 GiB; up to four are.
 _LARGE = 2**23
@@ -71,30 +68,26 @@ class GridGraph(BaseTransform):
         """Returns the edges without putting them into the data."""
         check_data(data)
         shapes = image_shapes(data)
-        num_pixels = sum(height * width for height, width in shapes)
-        if num_pixels != data.num_nodes:
+        sizes = [height * width for height, width in shapes]
+        if sum(sizes) != data.num_nodes:
             raise ValueError(
                 f"'data' has {data.num_nodes} nodes, but its 'height' and "
-                f"'width' make {num_pixels} pixels"
+                f"'width' make {sum(sizes)} pixels"
             )
         values = (data.get(name) for name in ('x', 'pos', 'mask', 'batch'))
         devices = (v.device for v in values if isinstance(v, Tensor))
         device = next(devices, torch.device('cpu'))
         if len(set(shapes)) == 1:
             return self.pixels(*shapes[0], device, len(shapes))
-        return join_topologies([self.pixels(*s, device) for s in shapes])
+        parts = [self.pixels(*shape, device) for shape in shapes]
+        return join_graphs([torch.stack([p.src, p.dst]) for p in parts], sizes)
 
     def pixels(
-        self,
-        height: int,
-        width: int,
-        device: torch.device | str | None = None,
-        num_images: int = 1,
+        self, height: int, width: int, device: torch.device, num_images: int = 1
     ) -> Topology:
         """Returns the edges between the pixels of images of one shape."""
         num_edges = num_images * height * width * len(self.offsets)
         build = _remembered if num_edges <= _LARGE else _build
-        device = torch.device('cpu' if device is None else device)
         return build(num_images, height, width, self.offsets, device)
 
     def __repr__(self) -> str:
@@ -114,17 +107,17 @@ def _half_offsets(
     half = set()
     for offset in window:
         is_pair = isinstance(offset, Sequence) and len(offset) == 2
-        if not is_pair or not all(is_integer(k) for k in offset):
+        if not is_pair or not all(map(is_integer, offset)):
             raise ValueError(
                 f"'window' must list integer (row, column) offsets (got "
                 f'{offset!r})'
             )
         row, col = map(int, offset)
-        if (row, col) == (0, 0):
-            raise ValueError("'window' must not hold (0, 0), a self-loop")
-        half.add((row, col) if (row, col) > (0, 0) else (-row, -col))
+        half.add(max((row, col), (-row, -col)))
     if not half:
         raise ValueError("'window' must hold at least one offset (got none)")
+    if (0, 0) in half:
+        raise ValueError("'window' must not hold (0, 0), a self-loop")
     return tuple(sorted(half))
 
 
@@ -135,15 +128,14 @@ def image_shapes(data: Data) -> list[tuple[int, int]]:
             "'data' has no 'height' and 'width' of an image; make it with "
             "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
         )
-    heights, widths = _per_image(data.height), _per_image(data.width)
-    return list(zip(heights, widths, strict=True))
-
-
-def _per_image(size: Any) -> list[int]:
     # PyTorch 2.6 does not trace a number's way through a tensor.
-    if isinstance(size, int):
-        return [size]
-    return torch.as_tensor(size).view(-1).tolist()
+    heights, widths = (
+        [size]
+        if isinstance(size, int)
+        else torch.as_tensor(size).view(-1).tolist()
+        for size in (data.height, data.width)
+    )
+    return list(zip(heights, widths, strict=True))
 
 
 # Tensors made in inference mode could not be used for training later.
@@ -161,8 +153,9 @@ def _build(
     column = torch.arange(width, device=device).view(-1, 1) + right
     exists = (line < height) & (column >= 0) & (column < width)
     exists = exists.expand(num_images, -1, -1, -1).reshape(-1, len(offsets))
-    src, slot = exists.nonzero().unbind(1)
-    dst = src + (down * width + right)[slot]
+    index = index_type(exists.size(0), exists.numel())
+    src, slot = exists.nonzero().to(index).unbind(1)
+    dst = src + (down * width + right).to(index)[slot]
     topology = Topology.from_pairs(src, dst, exists.size(0))
     grid = height, width, *(k for offset in offsets for k in offset)
     return replace(topology, grid=grid)

@@ -1,42 +1,46 @@
 """Missing node features, interpolated on the graph."""
 
-from __future__ import annotations
-
 import warnings
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
-from torch_geometric.utils import scatter
+from torch_geometric.utils import (
+    coalesce,
+    get_self_loop_attr,
+    is_sparse,
+    scatter,
+    to_undirected,
+)
 
 from pyg_unroll.checks import (
-    Checks,
     check_boolean,
     check_data,
+    check_indices,
     check_parameters,
+    check_shape,
     check_tensor,
+    check_weights,
     one_of,
 )
+from pyg_unroll.graph import Topology, read_edges, required_edges
 from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
-from pyg_unroll.solvers import glr
+from pyg_unroll.solvers.glr import glr
 from pyg_unroll.solvers.problem import CHECKS, unreachable
-from pyg_unroll.transforms.utils import undirected_graph
 
 
 def _check_missing(name: str, value: Any) -> None:
     if isinstance(value, str):
         return
-    shapes = '[num_nodes] or [num_nodes, features]'
-    check_tensor(name, value, f'{shapes}, or the name of an attribute')
+    shape = ['num_nodes', 'features']
+    what = f'[{", ".join(shape)}], or the name of an attribute'
+    check_tensor(name, value, what)
+    check_shape(name, value, shape[:1], shape)
     check_boolean(name, value)
-    if value.dim() not in (1, 2):
-        raise ValueError(
-            f"'{name}' must have shape {shapes} (got {list(value.shape)})"
-        )
 
 
 @functional_transform('interpolate_features')
@@ -70,10 +74,9 @@ class InterpolateFeatures(BaseTransform):
         data = transform(data)
 
     The graph is made undirected: an edge gets the mean weight of the
-    directions that are there. The subgraphs that a
-    :class:`~torch_geometric.loader.NeighborLoader` samples thus keep the
-    weights of the whole graph, but each one sees the known entries of its own
-    nodes only, and its result depends on what was sampled
+    directions that are there, hence the subgraphs that a
+    :class:`~torch_geometric.loader.NeighborLoader` samples keep the weights of
+    the whole graph; but results depend on what was sampled
     (:obj:`subgraph_type='induced'` keeps more edges). Weights are
     :obj:`edge_weight`, or else :obj:`edge_attr`, which must hold one number
     per edge. Parallel edges are added up, and self-loops count in :math:`d_i`
@@ -83,9 +86,9 @@ class InterpolateFeatures(BaseTransform):
         missing_mask (torch.Tensor or str): True where missing, boolean
             :math:`(N)` or :math:`(N, F)`, or the name of an attribute of the
             data that holds it, which loaders slice and collate like any
-            other. A tensor is taken for that of the full graph where the data
-            has :obj:`n_id`, as in mini-batches of a
-            :class:`~torch_geometric.loader.NeighborLoader`.
+            other. A tensor is that of the full graph where the data has
+            :obj:`n_id`, as mini-batches of a
+            :class:`~torch_geometric.loader.NeighborLoader` have.
         normalization (str, optional): :obj:`'sym'` or :obj:`None`, see above.
             (default: :obj:`None`)
         order (int, optional): :obj:`2` minimises the squared distances of
@@ -122,13 +125,6 @@ class InterpolateFeatures(BaseTransform):
         ConvergenceWarning: If the tolerance was not reached.
     """
 
-    _checks: ClassVar[Checks] = {
-        **CHECKS,
-        'missing_mask': _check_missing,
-        'normalization': one_of('sym', None),
-        'order': one_of(1, 2),
-    }
-
     def __init__(
         self,
         missing_mask: Tensor | str,
@@ -140,14 +136,18 @@ class InterpolateFeatures(BaseTransform):
         max_steps: int = 10_000,
         fill: float | str | None = 'mean',
     ) -> None:
-        check_parameters(self._checks, locals())
+        table = {
+            **CHECKS,
+            'missing_mask': _check_missing,
+            'normalization': one_of('sym', None),
+            'order': one_of(1, 2),
+        }
+        check_parameters(table, locals())
         self.missing_mask = missing_mask
         self.normalization = normalization
         self.order = order
         self.center = center
-        self.tol = tol
-        self.max_steps = max_steps
-        self.fill = fill
+        self.tol, self.max_steps, self.fill = tol, max_steps, fill
 
     def forward(self, data: Data) -> Data:
         """Returns the data with all entries of :obj:`x`."""
@@ -189,27 +189,24 @@ class InterpolateFeatures(BaseTransform):
             "mark missing entries as True in 'missing_mask', for example by "
             "'torch.isnan(data.x)'",
         )
-        y = torch.where(known, x, 0).double()
         if bool(known.all()):
             return x.clone()
-        topology, weight, loops = undirected_graph(data, x.size(0))
+        y = torch.where(known, x, 0).double()
+        topology, weight, loops = _undirected_graph(data, x.size(0))
         mean = _known_mean(data, y, known)
         lost = unreachable(topology, weight.detach(), known)
         if bool(lost.any()):
             y = torch.where(lost, self._fill_value(lost, known, mean), y)
         free = ~(known | lost)
         if bool(free.any()):
-            shift = mean if self.center else y.new_zeros(())
+            shift = mean if self.center else 0.0
             scale = y.new_ones(())  # makes the features harmonic
             if self.normalization == 'sym':
                 degrees = degree(topology, weight.unsqueeze(1))
                 degrees = degrees + loops.unsqueeze(1)
                 scale = torch.where(degrees > 0, degrees, 1).sqrt()
             result = glr(
-                (y - shift) / scale,
-                topology,
-                weight,
-                ~free,
+                *((y - shift) / scale, topology, weight, ~free),
                 order=self.order,
                 tol=self.tol,
                 max_steps=self.max_steps,
@@ -219,25 +216,25 @@ class InterpolateFeatures(BaseTransform):
         return torch.where(known, x, y.to(x.dtype))
 
     def _fill_value(self, lost: Tensor, known: Tensor, mean: Tensor) -> Tensor:
-        count, nodes = int(lost.sum()), lost.any(1).nonzero().view(-1)
+        first = int(lost.any(1).nonzero()[0])
         where = (
-            f'leaves {count} entries, the first of them at node '
-            f'{int(nodes[0])}, without a known one in their connected '
+            f"'missing_mask' leaves {int(lost.sum())} entries, the first of "
+            f'them at node {first}, without a known one in their connected '
             f'component'
         )
         if self.fill is None:
             raise ValueError(
-                f"'missing_mask' {where}; connect the graph, observe one of "
-                f"them, or pass 'fill' (a number or 'mean')"
+                f'{where}; connect the graph, observe one of them, or pass '
+                f"'fill' (a number or 'mean')"
             )
         if not isinstance(self.fill, str):
             return mean.new_tensor(self.fill)
         columns = int((~known.any(0)).sum())
         unseen = f' ({columns} features have none at all)' if columns else ''
         warnings.warn(
-            f"'missing_mask' {where}: they get the mean of the feature's "
-            f'known entries, or zero where there are none{unseen}; pass '
-            f"'fill' to choose another value",
+            f"{where}: they get the mean of the feature's known entries, or "
+            f"zero where there are none{unseen}; pass 'fill' to choose another "
+            f'value',
             stacklevel=2,
         )
         return mean
@@ -262,3 +259,59 @@ def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:
     total = scatter(torch.where(known, y, 0), example)
     count = scatter(known.double(), example)
     return (total / count.clamp(min=1))[example]
+
+
+def _undirected_graph(
+    data: Data, num_nodes: int
+) -> tuple[Topology, Tensor, Tensor]:
+    """The undirected graph, its weights `[E]` and those of each node's
+    self-loop `[N]`, in float64.
+    """
+    edge_index, weight = _read_edges(data)
+    if edge_index.numel() > 0:
+        low, high = int(edge_index.min()), int(edge_index.max())
+        if low < 0 or high >= num_nodes:
+            raise ValueError(
+                f"'data' has edges between nodes {low} and {high}, but "
+                f"'data.x' has {num_nodes} rows; give it one row per node"
+            )
+    if weight is None:
+        edge_index = coalesce(edge_index, num_nodes=num_nodes)
+        weight = torch.ones_like(edge_index[0], dtype=torch.double)
+    else:
+        edge_index, weight = coalesce(edge_index, weight.double(), num_nodes)
+    loops = get_self_loop_attr(edge_index, weight, num_nodes)
+    ends, weight = to_undirected(edge_index, weight, num_nodes, reduce='mean')
+    is_edge = ends[0] < ends[1]
+    src, dst = ends[:, is_edge]
+    topology = Topology.from_pairs(src, dst, num_nodes)
+    return topology, weight[is_edge], loops
+
+
+def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
+    """Edge indices, and one weight per edge if there are weights."""
+    cure = "make one, of points with 'KNNGraph', or set a sparse 'adj_t'"
+    graph, weight = required_edges(data, cure), data.get('edge_weight')
+    if weight is not None:
+        name = 'edge_weight'
+    elif is_sparse(graph):  # which has its own
+        name = 'adj_t' if data.get('edge_index') is None else 'edge_index'
+    else:
+        name, weight = 'edge_attr', data.get('edge_attr')
+    if isinstance(graph, Topology):
+        edge_index = graph.edge_index
+        if weight is not None and weight.size(0) == graph.num_edges:
+            weight = graph.directed_weight(weight)
+    else:
+        # Transposed if PyG's `adj_t`, but both directions will be the same.
+        edge_index, weight = read_edges(graph, weight)
+        check_indices(edge_index)
+    edge_index = edge_index.as_subclass(Tensor).long()
+    if weight is None:
+        return edge_index, None
+    count = edge_index.size(1)
+    note = ": one weight per edge; set 'data.edge_weight', for example to ones"
+    check_shape(f'data.{name}', weight, [count], [count, 1], note=note)
+    weight = weight.view(-1)
+    check_weights(f'data.{name}', weight, *edge_index)
+    return edge_index, weight

@@ -1,32 +1,18 @@
 """Features to edge weights, learned."""
 
-from __future__ import annotations
-
 import copy
-from typing import Any, ClassVar, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
-from torch.nn.parameter import UninitializedParameter
+from torch.nn.parameter import UninitializedParameter, is_lazy
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import softmax
 
-from pyg_unroll.checks import (
-    Checks,
-    can_read_values,
-    check_data,
-    check_finite,
-    check_non_negative,
-    check_parameters,
-    check_positive,
-    check_signal,
-    is_integer,
-    one_of,
-    optional,
-)
-from pyg_unroll.graph import Topology, edges_of, resolve_graph
+from pyg_unroll import checks
+from pyg_unroll.graph import Topology, required_edges, resolve_graph
 from pyg_unroll.ops import edge_dot, endpoint_sum, log_degree
 from pyg_unroll.transforms.utils import set_edge_weight
 
@@ -34,7 +20,7 @@ Normalization: TypeAlias = Literal['sym', 'row', None]
 
 
 def _check_in_channels(name: str, value: Any) -> None:
-    if not is_integer(value) or (value < 1 and value != -1):
+    if not checks.is_integer(value) or (value < 1 and value != -1):
         raise ValueError(
             f"'{name}' must be positive, or -1 to derive it from the first "
             f'input (got {value!r})'
@@ -94,14 +80,6 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         ValueError: If features or edges are missing, or do not fit.
     """
 
-    _checks: ClassVar[Checks] = {
-        'in_channels': _check_in_channels,
-        'heads': check_positive,
-        'rank': optional(check_positive),
-        'normalization': one_of(*get_args(Normalization)),
-        'floor': check_non_negative,
-    }
-
     def __init__(
         self,
         in_channels: int,
@@ -112,26 +90,29 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         floor: float = 0.0,
     ) -> None:
         super().__init__()
-        check_parameters(self._checks, locals())
+        table = {
+            'in_channels': _check_in_channels,
+            'heads': checks.check_positive,
+            'rank': checks.optional(checks.check_positive),
+            'normalization': checks.one_of(*get_args(Normalization)),
+            'floor': checks.check_non_negative,
+        }
+        checks.check_parameters(table, locals())
         if floor and normalization == 'row':
             raise ValueError(
                 f"'floor' must be 0 with normalization='row', whose weights "
                 f'sum to one (got {floor!r})'
             )
-        self.in_channels = in_channels
-        self.heads = heads
-        self.rank = rank
+        self.in_channels, self.heads, self.rank = in_channels, heads, rank
         self.normalization = normalization
         self.attr = attr
         self.floor = floor
-        self.weight: torch.nn.Parameter | UninitializedParameter
-        self.weight = UninitializedParameter()
+        self.weight: Any = UninitializedParameter()
         if in_channels != -1:
             self._materialize(in_channels)
             self.reset_parameters()
 
     def _materialize(self, channels: int, device: Any = None) -> None:
-        assert isinstance(self.weight, UninitializedParameter)
         self.in_channels = channels
         shape = self.heads, self.rank or channels, channels
         with torch.no_grad():
@@ -198,10 +179,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             )
         exponent = self._distances(features, topology)
         if self.normalization == 'sym':
-            degree = log_degree(topology, exponent)
-            exponent = torch.add(
-                exponent, endpoint_sum(topology, degree), alpha=0.5
-            )
+            ends = endpoint_sum(topology, log_degree(topology, exponent))
+            exponent = torch.add(exponent, ends, alpha=0.5)
         weight = exponent.neg().exp_()
         weight = weight + self.floor if self.floor else weight
         return self._split(weight, features)
@@ -212,12 +191,9 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             self._materialize(features.size(-1), features.device)
             self.reset_parameters()
         channels = self.in_channels
-        if features.dim() not in (2, 3) or features.size(-1) != channels:
-            raise ValueError(
-                f"'features' must have shape [num_nodes, {channels}] or "
-                f'[samples, num_nodes, {channels}] (got '
-                f"{list(features.shape)}); set 'in_channels' accordingly"
-            )
+        shapes = ['num_nodes', channels], ['samples', 'num_nodes', channels]
+        note = "; set 'in_channels' accordingly"
+        checks.check_shape('features', features, *shapes, note=note)
         weight = self.weight.to(features.dtype)
         projected = torch.einsum('...nc,hrc->nr...h', features, weight)
         if torch.is_autocast_enabled(features.device.type):
@@ -234,26 +210,20 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns a shallow copy of the data with :obj:`edge_weight`."""
-        check_data(data)
+        checks.check_data(data)
         features = data.get(self.attr)
         if not isinstance(features, Tensor):
             raise ValueError(
                 f"'data' has no features {self.attr!r}; set them or name "
                 f"another attribute by 'attr'"
             )
-        check_signal(f'data.{self.attr}', features)
-        edges = edges_of(data)
-        if edges is None:
-            raise ValueError(
-                "'data' has no 'edge_index'; apply 'GridGraph' or 'KNNGraph' "
-                'first'
-            )
+        checks.check_signal(f'data.{self.attr}', features)
+        edges = required_edges(data, "apply 'GridGraph' or 'KNNGraph' first")
         features = features.view(-1, 1) if features.dim() == 1 else features
-        if can_read_values():
-            check_finite(f'data.{self.attr}', features)
-        topology, _ = resolve_graph(
-            edges, None, features.size(0), features.dtype
-        )
+        if checks.can_read_values():
+            checks.check_finite(f'data.{self.attr}', features)
+        count, dtype = features.size(0), features.dtype
+        topology, _ = resolve_graph(edges, None, count, dtype)
         if self.normalization == 'row':
             is_dense = isinstance(edges, Tensor)
             if not is_dense or edges.layout != torch.strided:
@@ -265,18 +235,15 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
                     f"convert it with 'torch_geometric.utils.to_edge_index'"
                 )
             distance = self.distances(features, topology)
-            edge_weight = softmax(
-                -topology.directed_weight(distance),
-                edges[1],
-                num_nodes=topology.num_nodes,
-            )
+            logits = -topology.directed_weight(distance)
+            edge_weight = softmax(logits, edges[1], num_nodes=count)
         else:
             edge_weight = self.edge_weights(features, topology)
             if not isinstance(edges, Topology):
                 edge_weight = topology.directed_weight(edge_weight)
-        if can_read_values() and not bool(edge_weight.isfinite().all()):
+        if checks.can_read_values() and not bool(edge_weight.isfinite().all()):
             raise ValueError(
-                f"'data.{self.attr}' is too large for {features.dtype} (up to "
+                f"'data.{self.attr}' is too large for {dtype} (up to "
                 f'{float(features.abs().amax()):.1e}): squared distances '
                 f'overflow; scale it to about one'
             )
@@ -287,20 +254,15 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
     def _save_to_state_dict(
         self, destination: Any, prefix: str, keep_vars: bool
     ) -> None:
-        if isinstance(self.weight, UninitializedParameter):
-            destination[f'{prefix}weight'] = self.weight
-        else:
-            super()._save_to_state_dict(destination, prefix, keep_vars)
+        # What has no values yet cannot be detached.
+        keep_vars = keep_vars or is_lazy(self.weight)
+        super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any
     ) -> None:
-        given = state_dict.get(f'{prefix}weight')
-        if (
-            isinstance(self.weight, UninitializedParameter)
-            and isinstance(given, Tensor)
-            and not isinstance(given, UninitializedParameter)
-        ):
+        given = state_dict.get(f'{prefix}weight', self.weight)
+        if is_lazy(self.weight) and not is_lazy(given):
             self._materialize(given.size(-1))
         super()._load_from_state_dict(state_dict, prefix, *args)
 

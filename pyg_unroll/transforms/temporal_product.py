@@ -1,9 +1,7 @@
 """Graphs of sensors that report over time."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,26 +9,18 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
 
-from pyg_unroll.checks import (
-    Checks,
-    check_between,
-    check_data,
-    check_parameters,
-    check_tensor,
-    is_integer,
-    optional,
-)
+from pyg_unroll import checks
 from pyg_unroll.graph import (
     Topology,
-    edges_of,
     remember_topology,
+    required_edges,
     resolve_graph,
 )
 from pyg_unroll.transforms.utils import examples_of, remove_edges
 
 
 def _check_period(name: str, value: Any) -> None:
-    if not is_integer(value) or value < 2:
+    if not checks.is_integer(value) or value < 2:
         raise ValueError(
             f"'{name}' must be an integer of at least 2, the number of time "
             f'steps after which the signal repeats (got {value!r})'
@@ -105,13 +95,6 @@ class TemporalProduct(BaseTransform):
             undirected, or shapes do not fit.
     """
 
-    _checks: ClassVar[Checks] = {
-        'time_weight': check_between,
-        'period': optional(_check_period),
-        'period_weight': optional(check_between),
-        'attrs': _check_names,
-    }
-
     def __init__(
         self,
         time_weight: float = 1.0,
@@ -119,7 +102,13 @@ class TemporalProduct(BaseTransform):
         period_weight: float | None = None,
         attrs: Sequence[str] | None = None,
     ) -> None:
-        check_parameters(self._checks, locals())
+        table = {
+            'time_weight': checks.check_between,
+            'period': checks.optional(_check_period),
+            'period_weight': checks.optional(checks.check_between),
+            'attrs': _check_names,
+        }
+        checks.check_parameters(table, locals())
         if period is None and period_weight is not None:
             raise ValueError("'period_weight' was given without a 'period'")
         self.time_weight = time_weight
@@ -130,31 +119,26 @@ class TemporalProduct(BaseTransform):
     def forward(self, data: Data) -> Data:
         """Returns the data of the product graph."""
         if isinstance(data, Batch):
-            return Batch.from_data_list(
-                [self(example) for example in examples_of(data)]
-            )
-        check_data(data)
+            return Batch.from_data_list(list(map(self, examples_of(data))))
+        checks.check_data(data)
         x = data.get('x')
-        if not isinstance(x, Tensor) or x.dim() not in (2, 3):
-            got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise ValueError(
-                f"'data.x' must have shape [num_sensors, time_steps] or "
-                f'[num_sensors, time_steps, features] (got {got})'
-            )
+        shape = ['num_sensors', 'time_steps', 'features']
+        checks.check_shape('data.x', x, shape[:2], shape)
         num_sensors, num_steps = x.shape[:2]
         signals = {'x': x if x.dim() == 3 else x.unsqueeze(-1)}
-        for name in self._names(data):
+        attrs = self.attrs
+        if attrs is None:
+            attrs = [] if data.get('mask') is None else ['mask']
+        for name in attrs:
             signals[name] = _varying(data, name, x)
         edge_index, edge_weight = self._edges(data, x)
         remove_edges(data)
         # All at once: the first that is repeated changes the number of nodes.
-        repeated = {
-            key: _repeat(data, key, num_steps)
-            for key in data.keys()
-            if data.is_node_attr(key) and key not in signals
-        }
-        data.update(repeated)
-        data.update({k: v.flatten(0, 1) for k, v in signals.items()})
+        values = {k: v.flatten(0, 1) for k, v in signals.items()}
+        for key in data.keys():
+            if data.is_node_attr(key) and key not in signals:
+                values[key] = _repeat(data, key, num_steps)
+        data.update(values)
         data.edge_index, data.edge_weight = edge_index, edge_weight
         steps = torch.arange(num_steps, device=x.device)
         data.time_step = steps.repeat(num_sensors)
@@ -163,27 +147,12 @@ class TemporalProduct(BaseTransform):
             data.num_nodes = num_sensors * num_steps
         return data
 
-    def _names(self, data: Data) -> Sequence[str]:
-        if self.attrs is None:
-            return ['mask'] if data.get('mask') is not None else []
-        for name in self.attrs:
-            if not isinstance(data.get(name), Tensor):
-                raise ValueError(
-                    f"'attrs' names {name!r}, which is no tensor of the data"
-                )
-        return self.attrs
-
     def _edges(self, data: Data, x: Tensor) -> tuple[Tensor, Tensor]:
-        edges = edges_of(data)
-        if edges is None:
-            raise ValueError(
-                "'data' has no 'edge_index' of the sensors; make one with "
-                "'KNNGraph', or an empty one for sensors on their own"
-            )
+        cure = "make one of the sensors with 'KNNGraph', or an empty one"
+        edges = required_edges(data, cure)
         weight = data.get('edge_weight')
-        dtype = weight.dtype if weight is not None else x.dtype
-        if not dtype.is_floating_point:
-            dtype = torch.get_default_dtype()
+        dtype = (x if weight is None else weight).dtype
+        dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
         space, spatial = resolve_graph(edges, weight, x.size(0), dtype)
         num_steps = x.size(1)
         # Weights of edges between times so many steps apart.
@@ -198,17 +167,14 @@ class TemporalProduct(BaseTransform):
             gaps[self.period] = self.time_weight if own is None else own
         node = torch.arange(x.size(0) * num_steps, device=space.device)
         node = node.view(-1, num_steps)
-        ends = [(node[space.src.long()], node[space.dst.long()])]
+        pairs = [node[torch.stack([space.src, space.dst]).long()].flatten(1)]
         weights = [spatial.repeat_interleave(num_steps, 0)]
         for gap, value in gaps.items():
-            before, after = node[:, :-gap], node[:, gap:]
-            ends.append((before, after))
-            shape = before.numel(), spatial.size(1)
+            pair = torch.stack([node[:, :-gap], node[:, gap:]]).flatten(1)
+            pairs.append(pair)
+            shape = pair.size(1), spatial.size(1)
             weights.append(spatial.new_full(shape, value))
-        src, dst = (
-            torch.cat([part.flatten() for part in parts])
-            for parts in zip(*ends, strict=True)
-        )
+        src, dst = torch.cat(pairs, 1)
         topology = Topology.from_pairs(src, dst, node.numel())
         joined = torch.cat(weights)
         if weight is None or weight.dim() == 1:
@@ -253,24 +219,22 @@ def from_product(data: Data, x: Tensor | None = None) -> Tensor:
             f"'data' holds products of {sorted(set(steps))} time steps; take "
             f"it apart with 'data.to_data_list()'"
         )
-    shapes = f'[{data.num_nodes}] or [{data.num_nodes}, features]'
-    check_tensor('x', x, shapes)
-    if x.dim() not in (1, 2) or x.size(0) != data.num_nodes:
-        raise ValueError(f"'x' must have shape {shapes} (got {list(x.shape)})")
+    rows = data.num_nodes
+    checks.check_shape('x', x, [rows], [rows, 'features'])
     return x.unflatten(0, (-1, steps[0]))
 
 
 def _varying(data: Data, name: str, x: Tensor) -> Tensor:
     """An attribute that varies over time, `[N, T]` or `[N, T, F]`."""
-    value: Tensor = data[name]
-    if value.shape == x.shape[:1]:
-        return value.unsqueeze(1).expand(x.shape[:2])
-    if value.shape not in (x.shape[:2], x.shape):
+    value = data.get(name)
+    if not isinstance(value, Tensor):
         raise ValueError(
-            f"'data.{name}' must have shape {list(x.shape[:1])}, "
-            f"{list(x.shape[:2])} or that of 'data.x', {list(x.shape)} (got "
-            f'{list(value.shape)})'
+            f"'attrs' names {name!r}, which is no tensor of the data"
         )
+    shapes = [x.shape[:axes] for axes in range(1, x.dim() + 1)]
+    checks.check_shape(f'data.{name}', value, *shapes)
+    if value.dim() == 1:
+        return value.unsqueeze(1).expand(x.shape[:2])
     return value
 
 

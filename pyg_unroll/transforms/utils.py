@@ -1,22 +1,13 @@
 """Edges set in data and read from it, and batches taken apart."""
 
-from __future__ import annotations
-
 import copy
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
-from torch_geometric.utils import (
-    coalesce,
-    get_self_loop_attr,
-    is_sparse,
-    to_undirected,
-)
 
-from pyg_unroll.checks import check_indices
-from pyg_unroll.graph import Topology, edges_of, read_edges, remember_topology
+from pyg_unroll.graph import Topology, remember_topology
 
 
 def set_graph(data: Data, topology: Topology) -> Data:
@@ -59,126 +50,27 @@ def examples_of(batch: Batch) -> list[Data]:
     return parts
 
 
-def sizes_of_examples(data: Data, num_nodes: int) -> list[int]:
-    """Numbers of nodes of the examples of a batch, or of the only one."""
-    ptr, batch = data.get('ptr'), data.get('batch')
-    if ptr is not None:
-        return ptr.diff().tolist()
-    if batch is None:
-        return [num_nodes]
-    if batch.shape != (num_nodes,) or bool((batch.diff() < 0).any()):
-        raise ValueError(
-            f"'data.batch' must be sorted, one number for each of {num_nodes} "
-            f'nodes (got {list(batch.shape)}); sort the nodes by it'
-        )
-    return batch.bincount().tolist()
-
-
 def set_edge_weight(data: Data, edge_weight: Tensor) -> Data:
     """Sets `edge_weight` in place, one row per column of `edge_index`."""
     data.edge_weight = edge_weight
     slices = getattr(data, '_slice_dict', {}).get('edge_index')
     if slices is not None:
-        increment = torch.zeros(len(slices) - 1, dtype=torch.long)
-        _set_slices(data, 'edge_weight', slices, increment)
+        _set_slices(data, 'edge_weight', slices, torch.zeros_like(slices[1:]))
     return data
 
 
-def _set_slices(
-    data: Batch, name: str, slices: Tensor, increment: Tensor
-) -> None:
-    """Records where the examples of a batch begin."""
+def _set_slices(data: Batch, name: str, slices: Tensor, inc: Tensor) -> None:
     # The dictionaries are shared with the data that this is a copy of.
     data._slice_dict = {**data._slice_dict, name: slices}
-    data._inc_dict = {**data._inc_dict, name: increment}
+    data._inc_dict = {**data._inc_dict, name: inc}
 
 
-def join_topologies(parts: list[Topology]) -> Topology:
-    """Puts graphs side by side, the nodes of each after those before."""
-    start = [0, *accumulate(part.num_nodes for part in parts)]
-    shifted = list(zip(parts, start[:-1], strict=True))
-    return Topology.from_pairs(
-        torch.cat([part.src.long() + first for part, first in shifted]),
-        torch.cat([part.dst.long() + first for part, first in shifted]),
-        start[-1],
-    )
-
-
-def undirected_graph(
-    data: Data, num_nodes: int
-) -> tuple[Topology, Tensor, Tensor]:
-    """Makes an undirected graph of the edges of any data: without self-loops,
-    its weights `[E]` and those of each node's self-loop `[N]`, in float64.
-
-    Parallel edges of one direction are added up (unweighted ones count once),
-    as in an adjacency matrix; then an edge gets the mean of the directions
-    that are there, so that a part of an undirected graph, sampled in one
-    direction, has the weights of the whole.
-    """
-    edge_index, weight = _read_edges(data)
-    if edge_index.numel() > 0 and not (
-        0 <= int(edge_index.min()) and int(edge_index.max()) < num_nodes
-    ):
-        raise ValueError(
-            f"'data' has edges between nodes {int(edge_index.min())} and "
-            f"{int(edge_index.max())}, but 'data.x' has {num_nodes} rows; "
-            f'give it one row per node'
-        )
-    if weight is None:
-        edge_index = coalesce(edge_index, num_nodes=num_nodes)
-        weight = torch.ones_like(edge_index[0], dtype=torch.double)
-    else:
-        edge_index, weight = coalesce(edge_index, weight.double(), num_nodes)
-    loops = get_self_loop_attr(edge_index, weight, num_nodes)
-    (row, col), weight = to_undirected(
-        edge_index, weight, num_nodes, reduce='mean'
-    )
-    is_edge = row < col
-    topology = Topology.from_pairs(row[is_edge], col[is_edge], num_nodes)
-    return topology, weight[is_edge], loops
-
-
-def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
-    """Edge indices, and one weight per edge if there are weights."""
-    graph, weight = edges_of(data), data.get('edge_weight')
-    if graph is None:
-        raise ValueError(
-            "'data' has no 'edge_index' and no sparse 'adj_t'; make edges of "
-            "points with 'KNNGraph', or of pixels with 'GridGraph'"
-        )
-    if weight is not None:
-        name = 'edge_weight'
-    elif is_sparse(graph):  # which has its own
-        name = 'adj_t' if data.get('edge_index') is None else 'edge_index'
-    else:
-        name, weight = 'edge_attr', data.get('edge_attr')
-    if isinstance(graph, Topology):
-        edge_index = graph.edge_index
-        if weight is not None and weight.size(0) == graph.num_edges:
-            weight = graph.directed_weight(weight)
-    else:
-        # Transposed if PyG's `adj_t`, but both directions will be the same.
-        edge_index, weight = read_edges(graph, weight)
-        check_indices(edge_index)
-    edge_index = edge_index.as_subclass(Tensor).long()
-    if weight is None:
-        return edge_index, None
-    count = edge_index.size(1)
-    if weight.shape not in ((count,), (count, 1)):
-        raise ValueError(
-            f"'data.{name}' must hold one weight per edge, [{count}] or "
-            f'[{count}, 1] (got {list(weight.shape)}); set '
-            f"'data.edge_weight', for example to ones"
-        )
-    weight = weight.view(-1)
-    value = weight.detach()
-    # Comparisons with NaN are false, hence the form of the test.
-    bad = ~((value >= 0) & (value < float('inf')))
-    if bool(bad.any()):
-        first = int(bad.nonzero()[0])
-        raise ValueError(
-            f"'data.{name}' must be finite and non-negative (got "
-            f'{float(value[first])} for edge {edge_index[:, first].tolist()}'
-            f"); use a kernel such as 'exp(-distance)'"
-        )
-    return edge_index, weight
+def join_graphs(ends: list[Tensor], sizes: list[int]) -> Topology:
+    """Puts graphs side by side: edges `[2, E]` and number of nodes of each."""
+    start = [0, *accumulate(sizes)]
+    shifted = [
+        part.long() + first
+        for part, first in zip(ends, start[:-1], strict=True)
+    ]
+    src, dst = torch.cat(shifted, 1)
+    return Topology.from_pairs(src, dst, start[-1])

@@ -66,7 +66,7 @@ def test_masked_operator_is_a_laplacian():
     assert operator.sum(1).abs().max() < 1e-4
     assert torch.linalg.eigvalsh(operator.double()).min() > -1e-4
 
-    _, topology, weight = conv.read(
+    _, topology, weight, *_ = conv.read(
         torch.ones(12, 1), graph.edge_index, graph.edge_weight
     )
     assert_laplacian(topology, weight)

@@ -300,6 +300,12 @@ def test_options_of_the_layer():
     assert {block.conv.rho for block in other.blocks} == {2.0}
 
 
+@parametrize_models
+def test_default_weight_floor(cls):
+    floors = {block.metric.floor for block in cls(1).blocks}
+    assert floors == {0.03 if cls is UnrolledGTV else 0.0}
+
+
 def test_weight_floor():
     data = make_data('points')
     default = make_model(UnrolledGTV, 'points')
@@ -471,9 +477,19 @@ def test_layers_do_not_check_again(cls):
         cls(1, validate_args=True)
 
 
-def test_wrong_weight_floor():
+@parametrize_models
+def test_wrong_weight_floor(cls):
     with pytest.raises(ValueError, match="'weight_floor' must be a finite"):
-        UnrolledGTV(1, weight_floor=-0.1)
+        cls(1, weight_floor=-0.1)
+
+
+@parametrize_models
+def test_options_are_keywords(cls):
+    # Numbers of steps and heads would be taken for each other.
+    with pytest.raises(TypeError, match='positional'):
+        cls(1, None, None, 2, 8)
+    with pytest.raises(TypeError, match='unknown'):
+        cls(1, unknown=1)
 
 
 @parametrize_models

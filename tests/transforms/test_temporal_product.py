@@ -305,8 +305,8 @@ def test_wrong_data():
 
     for wrong, match in (
         (change(x=torch.rand(N)), r"'data.x' must have shape.*got \[6\]"),
-        (Data(edge_index=data.edge_index), 'got NoneType'),
-        (Data(x=data.x), "no 'edge_index' of the sensors"),
+        (Data(edge_index=data.edge_index), "got 'NoneType'"),
+        (Data(x=data.x), "no 'edge_index'; make one of the sensors"),
         (change(mask=torch.ones(N, 4).bool()), r"'data.mask'.*got \[6, 4\]"),
         (change(edge_index=torch.tensor([[0], [1]])), 'no reverse edge'),
         (change(edge_weight=torch.rand(3)), "'edge_weight' must have shape"),

@@ -1,8 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """CPU kernels of an iteration of ADMM."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from torch import Tensor

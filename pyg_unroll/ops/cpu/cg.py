@@ -1,8 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """CPU kernels of a step of conjugate gradients."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

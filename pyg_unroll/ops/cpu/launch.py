@@ -9,8 +9,6 @@ arrays of the graph, and for each block of features and heads its place: the
 numbers of a row, the first of the block, the heads, and the first of these.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

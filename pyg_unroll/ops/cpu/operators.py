@@ -9,8 +9,6 @@ arithmetic instead of read from an index. Either way a row is summed in the
 order of its columns, hence the results are the same bit for bit.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

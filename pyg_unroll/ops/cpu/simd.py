@@ -5,8 +5,6 @@ Their size is part of the type :class:`Lanes`, so that LLVM keeps a block in
 vector registers, which it does not do for small arrays.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass

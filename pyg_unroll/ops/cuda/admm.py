@@ -1,8 +1,6 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """Triton kernels of an iteration of ADMM."""
 
-from __future__ import annotations
-
 import torch
 import triton
 import triton.language as tl

@@ -11,8 +11,6 @@ Kernels take the arrays of the graph, its numbers of rows and of features,
 operands, and in capitals constants of compilation: a :class:`Tile` and flags.
 """
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch
@@ -49,12 +47,8 @@ class Tile(NamedTuple):
 class Launch:
     """Cuts rows of features and heads into tiles, and runs a kernel on them.
 
-    Args:
-        rows (int): Number of nodes or edges.
-        features (int): Number of features.
-        heads (int): Number of heads.
-        *tensors (torch.Tensor): All that is given to the kernel in floating
-            point; their sizes tell whether offsets fit in 32 bits.
+    Rows are nodes or edges; tensors are all that the kernel is given in
+    floating point: their sizes tell whether offsets fit in 32 bits.
     """
 
     def __init__(

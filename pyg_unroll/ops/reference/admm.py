@@ -1,7 +1,5 @@
 """The part of an iteration of ADMM along the edges, in plain PyTorch."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch
@@ -36,20 +34,11 @@ def admm_step(
 
         b &= B^{\top} W (t - p / \rho), \qquad q' = p - \rho t
 
-    Args:
-        topology (Topology): The graph.
-        weight (torch.Tensor): Edge weights :math:`(E, H)`.
-        x (torch.Tensor): Estimate :math:`(N, F, H)`.
-        dual (torch.Tensor): :math:`q`, :math:`(E, F, H)`.
-        scalars (torch.Tensor): :math:`\rho_{-}`, the penalty of the iteration
-            before (zero if :math:`q` is :math:`p`), the penalty :math:`\rho`,
-            and the over-relaxation :math:`a`, :math:`(3, H)`.
-        to_edges (callable, optional): Differences along edges, such as a
-            differentiable operator.
-        to_nodes (callable, optional): Their adjoint.
-
-    Returns:
-        The right-hand side :math:`b` and :math:`q'`.
+    The dual :math:`q` lacks the last gradient; the scalars :math:`(3, H)` are
+    :math:`\rho_{-}`, the penalty of the iteration before (zero if :math:`q` is
+    :math:`p`), the penalty :math:`\rho` and the over-relaxation :math:`a`.
+    Differences along edges, and their adjoint, may be differentiable operators.
+    Returns :math:`b` and :math:`q'`.
     """
     rho_previous, rho, relaxation = scalars
     flow = weight.unsqueeze(1) * to_edges(topology, x, True)
@@ -63,15 +52,8 @@ def admm_step(
 def admm_step_backward(
     topology: Topology, *operands: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""The adjoint of :func:`admm_step`.
-
-    Args:
-        topology (Topology): The graph.
-        *operands (torch.Tensor): The operands of :func:`admm_step`, and the
-            derivatives by :math:`b` and by :math:`q'`.
-
-    Returns:
-        Derivatives by the operands of :func:`admm_step`.
+    """The adjoint of :func:`admm_step`, of its operands and the derivatives by
+    its results.
     """
     weight, x, dual, scalars, grad_b, grad_dual = operands
     rho_previous, rho, relaxation = scalars

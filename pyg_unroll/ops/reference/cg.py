@@ -1,7 +1,5 @@
 """A step of conjugate gradients in plain PyTorch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,47 +13,25 @@ from pyg_unroll.ops.reference.operators import edge_dot, laplacian
 class Matrix(NamedTuple):
     r"""The matrix :math:`A = P + \mathrm{diag}(c)` and its preconditioner, with
     the prior :math:`P = L_w`, or of second order :math:`L_w D_w^{-1} L_w`.
-
-    Attributes:
-        topology (Topology): The graph.
-        weight (torch.Tensor): Edge weights :math:`w`, :math:`(E, H)`.
-        diagonal (torch.Tensor): Preconditioner :math:`D`, infinite at held
-            entries, :math:`(N, 1, H)` or :math:`(N, F, H)`.
-        confidence (torch.Tensor or None): :math:`c`, of such a shape; zero
-            if :obj:`None`.
-        degree (torch.Tensor or None): :math:`D_w`, infinite at isolated
-            nodes, :math:`(N, 1, H)`, of a prior of second order.
     """
 
     topology: Topology
-    weight: Tensor
-    diagonal: Tensor
-    confidence: Tensor | None = None
-    degree: Tensor | None = None
+    weight: Tensor  # [E, H]
+    diagonal: Tensor  # D, infinite at held entries, [N, 1, H] or [N, F, H]
+    confidence: Tensor | None = None  # of such a shape, or zero
+    degree: Tensor | None = None  # D_w of second order, [N, 1, H]
 
 
 @dataclass
 class Adjoint:
-    r"""Derivatives on the way back through the steps, which change them.
+    """Derivatives on the way back through the steps, which change them."""
 
-    Attributes:
-        x (torch.Tensor): By :math:`x`, :math:`(N, F, H)`; never changed.
-        residual (torch.Tensor): By the residual, :math:`q`.
-        direction (torch.Tensor): By the direction, :math:`g`; in place.
-        weight (torch.Tensor): Sum of those by :math:`w`, :math:`(E, H)`; in
-            place.
-        diagonal (torch.Tensor): Sum of :math:`-D \, \partial D`,
-            :math:`(N, F, H)`; in place.
-        confidence (torch.Tensor or None): Sum of those by :math:`c`,
-            :math:`(N, F, H)`, if there is one; in place.
-        degree (torch.Tensor or None): Sum of those by :math:`D_w`, likewise.
-    """
-
-    x: Tensor
-    residual: Tensor
-    direction: Tensor
-    weight: Tensor
-    diagonal: Tensor
+    x: Tensor  # [N, F, H], never changed; all but it and the next in place
+    residual: Tensor  # q
+    direction: Tensor  # g
+    weight: Tensor  # sum of those by w, [E, H]
+    diagonal: Tensor  # sum of -D times those by D, [N, F, H]
+    # Sums of those by c and by D_w, if there are such, [N, F, H].
     confidence: Tensor | None = None
     degree: Tensor | None = None
 
@@ -86,16 +62,8 @@ def cg_step(
 
         x &\leftarrow x + \alpha' v'
 
-    Args:
-        a (Matrix): :math:`A` and :math:`D`.
-        x (torch.Tensor): Estimate :math:`(N, F, H)`.
-        residual (torch.Tensor): :math:`r`, :math:`(N, F, H)`.
-        v (torch.Tensor): Direction :math:`(N, F, H)`.
-        scalars (torch.Tensor): :math:`\alpha` of the step that is completed,
-            :math:`\beta` and :math:`\alpha'`, :math:`(3, H)`.
-
-    Returns:
-        The next direction :math:`v'`.
+    The scalars :math:`(3, H)` are :math:`\alpha` of the step that is completed,
+    :math:`\beta` and :math:`\alpha'`. Returns the next direction :math:`v'`.
     """
     alpha, beta, alpha_next = scalars
     residual -= alpha * _product(a, v, mean_difference(a, v))
@@ -117,18 +85,10 @@ def cg_step_backward(
 
         q &\leftarrow q + D^{-1} g
 
-    Args:
-        a (Matrix): :math:`A` and :math:`D`.
-        adjoint (Adjoint): The derivatives, changed.
-        v (torch.Tensor): Direction :math:`(N, F, H)`.
-        u (torch.Tensor): The direction before it; any one at the first step.
-        scalars (torch.Tensor): :math:`\alpha`, :math:`\beta`, and
-            :math:`\beta` of the step before, zero at the first step,
-            :math:`(3, H)`.
-
-    Returns:
-        Derivatives by :math:`\alpha` and by :math:`\beta` of the step before,
-        :math:`(2, H)`.
+    The direction before :math:`v` is :math:`u`, any one at the first step. The
+    scalars :math:`(3, H)` are :math:`\alpha`, :math:`\beta`, and :math:`\beta`
+    of the step before, zero at the first. Returns the derivatives by
+    :math:`\alpha` and by :math:`\beta` of the step before, :math:`(2, H)`.
     """
     alpha, beta, beta_previous = scalars
     q = adjoint.residual

@@ -1,7 +1,5 @@
 """The graph operators in plain PyTorch."""
 
-from __future__ import annotations
-
 import math
 import warnings
 from collections.abc import Callable
