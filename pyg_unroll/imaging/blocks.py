@@ -9,16 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
+from pyg_unroll.imaging import priors
 from pyg_unroll.imaging.cfa import sensor_values
 from pyg_unroll.imaging.color_differences import ColorDifferences
 from pyg_unroll.imaging.features import CellFeatures
 from pyg_unroll.imaging.images import to_images, to_node_mask, to_signals
-from pyg_unroll.imaging.priors import (
-    BlockOptions,
-    Prior,
-    block_config,
-    make_conv,
-)
 from pyg_unroll.inputs import Fidelity
 from pyg_unroll.transforms import MahalanobisGraph
 
@@ -102,7 +97,7 @@ class GuidedBlock(torch.nn.Module):
         feature_channels: int = 4,
         heads: int = 2,
         num_layers: int = 6,
-        prior: Prior = 'glr',
+        prior: priors.Prior = 'glr',
         steps: Sequence[int] | None = None,
         fidelity: Fidelity = 'hard',
         weight_floor: float | None = None,
@@ -114,7 +109,9 @@ class GuidedBlock(torch.nn.Module):
             'feature_channels': feature_channels,
             'heads': heads,
         }
-        config = block_config(sizes, num_layers, prior, steps, weight_floor)
+        config = priors.block_config(
+            sizes, num_layers, prior, steps, weight_floor
+        )
         self.config = {**config, 'fidelity': fidelity}
         self.channels = channels
         self.fidelity: Fidelity = fidelity
@@ -129,7 +126,7 @@ class GuidedBlock(torch.nn.Module):
         )
         # The rest of an image beside its guide varies by some hundredths.
         options = {'rho': 3200.0} if prior == 'gtv' else {}
-        self.conv = make_conv(
+        self.conv = priors.make_conv(
             prior, config['steps'], heads, fidelity=fidelity, **options
         )
         self.reset_parameters()
@@ -210,7 +207,7 @@ class DifferenceBlock(torch.nn.Module):
         hidden_channels: int = 32,
         feature_channels: int = 4,
         heads: int = 2,
-        **options: Unpack[BlockOptions],
+        **options: Unpack[priors.BlockOptions],
     ) -> None:
         super().__init__()
         sizes = {
@@ -218,7 +215,7 @@ class DifferenceBlock(torch.nn.Module):
             'feature_channels': feature_channels,
             'heads': heads,
         }
-        self.config = block_config(sizes, **options)
+        self.config = priors.block_config(sizes, **options)
         # Guide, features of both graphs, gain, confidence, share kept.
         self.output_sizes = [3, feature_channels, feature_channels, 1, 2, 1]
         seen = self.channels + CONTEXT_CHANNELS

@@ -6,15 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyg_unroll.imaging import filters
 from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock
 from pyg_unroll.imaging.cfa import bayer_phase, sensor_values
-from pyg_unroll.imaging.filters import (
-    SECOND_DIFFERENCE,
-    correlate,
-    directional_green,
-    local_mean,
-)
 
 
 class Demosaic(BlockRestorer):
@@ -81,12 +76,14 @@ class MosaicEstimate(FirstEstimate):
         and reference.
         """
         sensor = sensor_values(image, mask)
-        green = directional_green(sensor, mask[:, 1:2].expand_as(sensor))
-        chroma = local_mean(sensor - green, mask[:, ::2])
-        red, blue = (green + chroma).split(1, dim=1)
-        edges = correlate(sensor, SECOND_DIFFERENCE, -1) - correlate(
-            sensor, SECOND_DIFFERENCE, -2
+        green = filters.directional_green(
+            sensor, mask[:, 1:2].expand_as(sensor)
         )
+        chroma = filters.local_mean(sensor - green, mask[:, ::2])
+        red, blue = (green + chroma).split(1, dim=1)
+        edges = filters.correlate(
+            sensor, filters.SECOND_DIFFERENCE, -1
+        ) - filters.correlate(sensor, filters.SECOND_DIFFERENCE, -2)
         return (
             torch.cat([red, green, blue], dim=1),
             torch.cat([sensor, 5 * edges], dim=1),

@@ -9,14 +9,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import operators
-from pyg_unroll.ops.backend import (
-    Operator,
-    differentiate,
-    empty_like,
-    kernels,
-    numbers,
-)
+from pyg_unroll.ops import backend, operators
 from pyg_unroll.ops.reference import admm as reference
 from pyg_unroll.ops.reference.admm import shrink
 from pyg_unroll.ops.system import LaplacianSystem
@@ -44,30 +37,37 @@ def admm_step(
 
 def _run(topology: Topology, *operands: Tensor) -> tuple[Tensor, ...]:
     _, x, *_ = operands
-    out = kernels('admm', x).admm_step(topology, *numbers(*operands))
+    out = backend.kernels('admm', x).admm_step(
+        topology, *backend.numbers(*operands)
+    )
     return tuple(v.to(x.dtype) for v in out)
 
 
 def _run_backward(topology: Topology, *operands: Tensor) -> tuple[Tensor, ...]:
     _, x, *_ = operands
-    step = kernels('admm', x).admm_step_backward
-    return tuple(v.to(x.dtype) for v in step(topology, *numbers(*operands)))
+    step = backend.kernels('admm', x).admm_step_backward
+    return tuple(
+        v.to(x.dtype) for v in step(topology, *backend.numbers(*operands))
+    )
 
 
 _OPERANDS = 'Tensor weight, Tensor x, Tensor dual, Tensor scalars'
-_admm_step = Operator(
+_admm_step = backend.Operator(
     'admm_step',
     _OPERANDS,
     '(Tensor, Tensor)',
     _run,
-    lambda _, weight, x, dual, scalars: (empty_like(x), empty_like(dual)),
+    lambda _, weight, x, dual, scalars: (
+        backend.empty_like(x),
+        backend.empty_like(dual),
+    ),
 )
-_admm_step_backward = Operator(
+_admm_step_backward = backend.Operator(
     'admm_step_backward',
     f'{_OPERANDS}, Tensor grad_b, Tensor grad_dual',
     '(Tensor, Tensor, Tensor, Tensor)',
     _run_backward,
-    lambda _, *operands: tuple(map(empty_like, operands[:4])),
+    lambda _, *operands: tuple(map(backend.empty_like, operands[:4])),
 )
 
 
@@ -82,7 +82,7 @@ def _derivative(
         to_edges=operators.to_edges,
         to_nodes=operators.to_nodes,
     )
-    return differentiate(composed, operands, grads)
+    return backend.differentiate(composed, operands, grads)
 
 
 _admm_step.set_derivative(

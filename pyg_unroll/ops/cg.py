@@ -14,13 +14,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.backend import (
-    Operator,
-    differentiate,
-    empty_like,
-    kernels,
-    numbers,
-)
+from pyg_unroll.ops import backend
 from pyg_unroll.ops.operators import laplacian
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 from pyg_unroll.ops.reference.operators import accumulate_type
@@ -62,10 +56,10 @@ def _steps(
     a: Matrix, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the signal, always the same memory, and direction of each step."""
-    step = kernels('cg', x).cg_step
+    step = backend.kernels('cg', x).cg_step
     topology, *parts = a
-    a = Matrix(topology, *numbers(*parts))
-    direction, alpha, beta = numbers(x, alpha, beta)
+    a = Matrix(topology, *backend.numbers(*parts))
+    direction, alpha, beta = backend.numbers(x, alpha, beta)
     out, residual = direction.clone(), torch.zeros_like(direction)
     if b is not None:
         residual.copy_(b)
@@ -92,12 +86,14 @@ def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     *_, x, _, alpha, _, keep = operands
     dtype = accumulate_type(x.dtype)
     count = alpha.size(0) if keep else 0
-    return empty_like(x), [empty_like(x, dtype) for _ in range(count)]
+    return backend.empty_like(x), [
+        backend.empty_like(x, dtype) for _ in range(count)
+    ]
 
 
 # A matrix without its topology.
 _MATRIX = 'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor? degree'
-_cg_steps = Operator(
+_cg_steps = backend.Operator(
     'cg_steps',
     f'{_MATRIX}, Tensor x, Tensor? b, Tensor alpha, Tensor beta, bool keep',
     '(Tensor, Tensor[])',
@@ -109,9 +105,9 @@ _cg_steps = Operator(
 def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     """Derivatives by the matrix, x, b, alpha and beta."""
     *parts, x, directions, alpha, beta, grad = operands
-    step = kernels('cg', grad).cg_step_backward
-    a = Matrix(topology, *numbers(*parts))
-    start, alpha, beta, grad_out = numbers(x, alpha, beta, grad)
+    step = backend.kernels('cg', grad).cg_step_backward
+    a = Matrix(topology, *backend.numbers(*parts))
+    start, alpha, beta, grad_out = backend.numbers(x, alpha, beta, grad)
     nothing = torch.zeros_like(grad_out)
     adjoint = Adjoint(
         x=grad_out,
@@ -154,10 +150,10 @@ def _fake_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     nothing = grad.new_empty(0)
     parts = (nothing if part is None else part for part in matrix)
     likes = *parts, x, grad, alpha, beta
-    return tuple(empty_like(v, grad.dtype) for v in likes)
+    return tuple(backend.empty_like(v, grad.dtype) for v in likes)
 
 
-_cg_steps_backward = Operator(
+_cg_steps_backward = backend.Operator(
     'cg_steps_backward',
     f'{_MATRIX}, Tensor x, Tensor[] directions, Tensor alpha, Tensor beta, '
     'Tensor grad',
@@ -182,7 +178,7 @@ def _derivative(
         return (None,) * 9
     if torch.is_grad_enabled():
         composed = partial(_composed, topology)
-        return *differentiate(composed, operands, (grad,)), None
+        return *backend.differentiate(composed, operands, (grad,)), None
     if not directions:
         directions = _cg_steps(topology, *operands, True)[1]
     *start, _, alpha, beta = operands

@@ -5,27 +5,12 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch_geometric import utils
 from torch_geometric.data import Data
 from torch_geometric.data.datapipes import functional_transform
 from torch_geometric.transforms import BaseTransform
-from torch_geometric.utils import (
-    coalesce,
-    get_self_loop_attr,
-    is_sparse,
-    scatter,
-    to_undirected,
-)
 
-from pyg_unroll.checks import (
-    check_boolean,
-    check_data,
-    check_indices,
-    check_parameters,
-    check_shape,
-    check_tensor,
-    check_weights,
-    one_of,
-)
+from pyg_unroll import checks
 from pyg_unroll.graph import Topology, read_edges, required_edges
 from pyg_unroll.inputs import check_known, read_mask, read_signal
 from pyg_unroll.ops import degree
@@ -38,9 +23,9 @@ def _check_missing(name: str, value: Any) -> None:
         return
     shape = ['num_nodes', 'features']
     what = f'[{", ".join(shape)}], or the name of an attribute'
-    check_tensor(name, value, what)
-    check_shape(name, value, shape[:1], shape)
-    check_boolean(name, value)
+    checks.check_tensor(name, value, what)
+    checks.check_shape(name, value, shape[:1], shape)
+    checks.check_boolean(name, value)
 
 
 @functional_transform('interpolate_features')
@@ -139,10 +124,10 @@ class InterpolateFeatures(BaseTransform):
         table = {
             **CHECKS,
             'missing_mask': _check_missing,
-            'normalization': one_of('sym', None),
-            'order': one_of(1, 2),
+            'normalization': checks.one_of('sym', None),
+            'order': checks.one_of(1, 2),
         }
-        check_parameters(table, locals())
+        checks.check_parameters(table, locals())
         self.missing_mask = missing_mask
         self.normalization = normalization
         self.order = order
@@ -151,7 +136,7 @@ class InterpolateFeatures(BaseTransform):
 
     def forward(self, data: Data) -> Data:
         """Returns the data with all entries of :obj:`x`."""
-        check_data(data)
+        checks.check_data(data)
         x = data.get('x')
         is_vector = isinstance(x, Tensor) and x.dim() == 1
         x = x.unsqueeze(1) if is_vector else x
@@ -256,8 +241,8 @@ def _known_mean(data: Data, y: Tensor, known: Tensor) -> Tensor:
     example = data.get('batch')
     if not isinstance(example, Tensor):
         example = torch.zeros(y.size(0), dtype=torch.long, device=y.device)
-    total = scatter(torch.where(known, y, 0), example)
-    count = scatter(known.double(), example)
+    total = utils.scatter(torch.where(known, y, 0), example)
+    count = utils.scatter(known.double(), example)
     return (total / count.clamp(min=1))[example]
 
 
@@ -276,12 +261,16 @@ def _undirected_graph(
                 f"'data.x' has {num_nodes} rows; give it one row per node"
             )
     if weight is None:
-        edge_index = coalesce(edge_index, num_nodes=num_nodes)
+        edge_index = utils.coalesce(edge_index, num_nodes=num_nodes)
         weight = torch.ones_like(edge_index[0], dtype=torch.double)
     else:
-        edge_index, weight = coalesce(edge_index, weight.double(), num_nodes)
-    loops = get_self_loop_attr(edge_index, weight, num_nodes)
-    ends, weight = to_undirected(edge_index, weight, num_nodes, reduce='mean')
+        edge_index, weight = utils.coalesce(
+            edge_index, weight.double(), num_nodes
+        )
+    loops = utils.get_self_loop_attr(edge_index, weight, num_nodes)
+    ends, weight = utils.to_undirected(
+        edge_index, weight, num_nodes, reduce='mean'
+    )
     is_edge = ends[0] < ends[1]
     src, dst = ends[:, is_edge]
     topology = Topology.from_pairs(src, dst, num_nodes)
@@ -294,7 +283,7 @@ def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
     graph, weight = required_edges(data, cure), data.get('edge_weight')
     if weight is not None:
         name = 'edge_weight'
-    elif is_sparse(graph):  # which has its own
+    elif utils.is_sparse(graph):  # which has its own
         name = 'adj_t' if data.get('edge_index') is None else 'edge_index'
     else:
         name, weight = 'edge_attr', data.get('edge_attr')
@@ -305,13 +294,13 @@ def _read_edges(data: Data) -> tuple[Tensor, Tensor | None]:
     else:
         # Transposed if PyG's `adj_t`, but both directions will be the same.
         edge_index, weight = read_edges(graph, weight)
-        check_indices(edge_index)
+        checks.check_indices(edge_index)
     edge_index = edge_index.as_subclass(Tensor).long()
     if weight is None:
         return edge_index, None
     count = edge_index.size(1)
     note = ": one weight per edge; set 'data.edge_weight', for example to ones"
-    check_shape(f'data.{name}', weight, [count], [count, 1], note=note)
+    checks.check_shape(f'data.{name}', weight, [count], [count, 1], note=note)
     weight = weight.view(-1)
-    check_weights(f'data.{name}', weight, *edge_index)
+    checks.check_weights(f'data.{name}', weight, *edge_index)
     return edge_index, weight

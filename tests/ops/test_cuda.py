@@ -199,9 +199,9 @@ def type_of(value):
     return 'i32' if is_number else 'constexpr'
 
 
-def compile(self, kernel, blocks, *arguments, **meta):
+def compile(self, kernel, blocks, graph, *arguments):
     names = kernel.arg_names
-    values = dict(zip(names, arguments), **meta, TILE=self.tile)
+    values = dict(zip(names, (graph, self.size, *arguments, self.tile)))
     types = {name: type_of(values[name]) for name in names}
     known = {
         (k,): values[name]

@@ -46,14 +46,13 @@ def run(work: Callable[[int], None], count: int) -> None:
     """Calls `work(k)` for `k` from 0 to `count - 1`, side by side; raises what
     one of the calls raises.
     """
+    futures = []
     if count > 1:
         pool = _pool(torch.get_num_threads(), os.getpid())
         futures = [pool.submit(work, k) for k in range(1, count)]
-        work(0)
-        for future in futures:
-            future.result()
-    elif count == 1:
-        work(0)
+    work(0)
+    for future in futures:
+        future.result()
 
 
 def launch(

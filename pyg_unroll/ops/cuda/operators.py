@@ -55,12 +55,12 @@ def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
     out = a.new_empty((topology.num_edges, a.size(2)))
     launch = tiles.Launch(out.size(0), *a.shape[1:], a, out)
     ends = topology.src, topology.dst
-    launch.run(_edge_dot, 1, ends, launch.size, a, b, out)
+    launch.run(_edge_dot, 1, ends, a, b, out)
     return out
 
 
 @triton.jit
-def _to_edges(graph, size, x, out, TILE: tl.constexpr, SIGNED: tl.constexpr):
+def _to_edges(graph, size, x, out, SIGNED: tl.constexpr, TILE: tl.constexpr):
     num_edges, features = size
     edge, inside = tiles.edges_of(num_edges, TILE)
     first, width = tl.program_id(1) * TILE.BF, features * TILE.HEADS
@@ -82,12 +82,12 @@ def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
     num_edges, width = topology.num_edges, x.shape[1:].numel()
     out = x.new_empty((num_edges, *x.shape[1:]))
     launch = tiles.Launch(num_edges, width, 1, x, out)
-    launch(_to_edges, (topology.src, topology.dst), x, out, SIGNED=signed)
+    launch(_to_edges, (topology.src, topology.dst), x, out, signed)
     return out
 
 
 @triton.jit
-def _to_nodes(graph, size, z, out, TILE: tl.constexpr, SIGNED: tl.constexpr):
+def _to_nodes(graph, size, z, out, SIGNED: tl.constexpr, TILE: tl.constexpr):
     rowptr, edge_id, sign = graph
     first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
     tile = tiles.tile_of(rowptr, size, first, TILE)
@@ -109,7 +109,7 @@ def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     out = z.new_empty((topology.num_nodes, *z.shape[1:]))
     launch = tiles.Launch(topology.num_nodes, width, 1, z, out)
     graph = topology.rowptr, topology.edge_id, topology.sign
-    launch(_to_nodes, graph, z, out, SIGNED=signed)
+    launch(_to_nodes, graph, z, out, signed)
     return out
 
 

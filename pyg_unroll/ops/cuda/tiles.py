@@ -69,32 +69,21 @@ class Launch:
         self.tile = Tile(*map(tl.constexpr, sizes))
 
     def run(
-        self, kernel: Any, blocks: int, *arguments: Any, **meta: Any
+        self, kernel: Any, blocks: int, graph: Any, *arguments: Any
     ) -> None:
         """Runs a kernel on so many blocks of features side by side."""
         grid = (self.programs, blocks, self.head_blocks)
         if 0 in grid:
             return
         with torch.cuda.device_of(self.device_of):
-            kernel[grid](*arguments, TILE=self.tile, **meta)
+            kernel[grid](graph, self.size, *arguments, TILE=self.tile)
 
-    def __call__(
-        self,
-        kernel: Any,
-        graph: tuple[Tensor, ...],
-        *arguments: Any,
-        **meta: bool,
-    ) -> None:
+    def __call__(self, kernel: Any, *arguments: Any) -> None:
         """Runs a kernel that cuts the features itself."""
-        self.run(kernel, len(self.firsts), graph, self.size, *arguments, **meta)
+        self.run(kernel, len(self.firsts), *arguments)
 
     def sums(
-        self,
-        kernel: Any,
-        count: int,
-        graph: tuple[Tensor, ...],
-        *arguments: Any,
-        **meta: bool,
+        self, kernel: Any, count: int, graph: Any, *arguments: Any
     ) -> Tensor:
         """Runs a kernel that also adds to one number for each edge and head.
 
@@ -105,8 +94,7 @@ class Launch:
         shape = (blocks, self.programs, count, self.heads)
         partial = of.new_zeros(shape, dtype=accumulate_type(of.dtype))
         for into, first in zip(partial, self.firsts, strict=True):
-            rest = (into, first, *arguments)
-            self.run(kernel, 1, graph, self.size, *rest, **meta)
+            self.run(kernel, 1, graph, into, first, *arguments)
         return partial.sum((0, 1))
 
 
