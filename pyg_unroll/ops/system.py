@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cg import cg_iterates, cg_steps
-from pyg_unroll.ops.operators import degree, edge_dot, endpoint_sum, laplacian
+from pyg_unroll.ops.operators import degree, laplacian
 from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.ops.reference.operators import accumulate_type
 
@@ -58,20 +58,6 @@ class LaplacianSystem:
         if self.degree is None:
             return out
         return laplacian(self.topology, self.weight, out / self.degree)
-
-    def weight_derivative(self, g: Tensor, x: Tensor) -> Tensor:
-        r"""Derivative of :math:`\langle g, P x \rangle` by the weights."""
-        topology = self.topology
-        if self.degree is None:
-            return edge_dot(topology, g, x)
-        # d<g, L D^-1 L x>, through both Laplacians and the degrees.
-        mean_g = laplacian(topology, self.weight, g) / self.degree
-        mean_x = laplacian(topology, self.weight, x) / self.degree
-        return (
-            edge_dot(topology, g, mean_x)
-            + edge_dot(topology, mean_g, x)
-            - endpoint_sum(topology, (mean_g * mean_x).sum(1))
-        )
 
     def restrict(self, x: Tensor) -> Tensor:
         """Zero outside the free entries."""

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from pyg_unroll.ops.backend import differentiate
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.problem import check_convergence
 
@@ -128,8 +129,12 @@ class ImplicitSolve(torch.autograd.Function):
         grad_weight = grad_confidence = None
         _, needs_weight, needs_confidence, _ = ctx.needs_input_grad
         if needs_weight:
-            system = settings.system(weight, confidence)
-            grad_weight = -system.weight_derivative(g, x)
+            with torch.enable_grad():
+                (grad_weight,) = differentiate(
+                    lambda w: (settings.system(w, confidence).prior(x),),
+                    [weight],
+                    (-g,),
+                )
         if needs_confidence:
             grad_confidence = (-g * x).sum_to_size(confidence.shape)
         return None, grad_weight, grad_confidence, g
