@@ -184,13 +184,9 @@ class GraphInterpolator:
                 nothing to score.
         """
         mask = self._read(data).mask
-        checks.check_tensor('truth', truth, str(list(mask.shape)))
-        truth = truth.detach().cpu().double().view(truth.size(0), -1)
-        if truth.shape != mask.shape:
-            raise ValueError(
-                f"'truth' must have shape {list(mask.shape)} (got "
-                f'{list(truth.shape)})'
-            )
+        vector = [mask.shape[:1]] if mask.size(1) == 1 else []
+        checks.check_shape('truth', truth, *vector, mask.shape)
+        truth = truth.detach().cpu().double().view(mask.shape)
         out = self.predict(data).cpu().double()
         scored = ~mask & ~truth.isnan()
         scores = []

@@ -107,14 +107,8 @@ def directional_green(mosaic: Tensor, green: Tensor) -> Tensor:
     towards left, right, up and down, are weighed by the inverse cube of their
     variation in that direction (after Pekkucuksen and Altunbasak, 2010).
 
-    Args:
-        mosaic (torch.Tensor): Sensor values :math:`(B, 1, H, W)`, on which
-            green sites alternate with others along rows and columns.
-        green (torch.Tensor): True at green sites, boolean
-            :math:`(B, 1, H, W)`.
-
-    Returns:
-        Green :math:`(B, 1, H, W)`, exact at green sites.
+    Green sites alternate with others along rows and columns of sensor values
+    :math:`(B, 1, H, W)`; they stay as they are.
     """
     sign = 2.0 * green.to(mosaic.dtype) - 1.0
     after = [0.0] * 4 + [tap / sum(_TAPS) for tap in _TAPS]

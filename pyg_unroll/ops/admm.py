@@ -35,20 +35,16 @@ def admm_step(
     return b, new_dual
 
 
-def _run(topology: Topology, *operands: Tensor) -> tuple[Tensor, ...]:
-    _, x, *_ = operands
-    out = backend.kernels('admm', x).admm_step(
-        topology, *backend.numbers(*operands)
-    )
-    return tuple(v.to(x.dtype) for v in out)
+def _runner(name: str) -> Callable[..., tuple[Tensor, ...]]:
+    """The kernel of this name, of the backend in use."""
 
+    def run(topology: Topology, *operands: Tensor) -> tuple[Tensor, ...]:
+        _, x, *_ = operands
+        kernel = getattr(backend.kernels('admm', x), name)
+        results = kernel(topology, *backend.numbers(*operands))
+        return tuple(v.to(x.dtype) for v in results)
 
-def _run_backward(topology: Topology, *operands: Tensor) -> tuple[Tensor, ...]:
-    _, x, *_ = operands
-    step = backend.kernels('admm', x).admm_step_backward
-    return tuple(
-        v.to(x.dtype) for v in step(topology, *backend.numbers(*operands))
-    )
+    return run
 
 
 _OPERANDS = 'Tensor weight, Tensor x, Tensor dual, Tensor scalars'
@@ -56,7 +52,7 @@ _admm_step = backend.Operator(
     'admm_step',
     _OPERANDS,
     '(Tensor, Tensor)',
-    _run,
+    _runner('admm_step'),
     lambda _, weight, x, dual, scalars: (
         backend.empty_like(x),
         backend.empty_like(dual),
@@ -66,7 +62,7 @@ _admm_step_backward = backend.Operator(
     'admm_step_backward',
     f'{_OPERANDS}, Tensor grad_b, Tensor grad_dual',
     '(Tensor, Tensor, Tensor, Tensor)',
-    _run_backward,
+    _runner('admm_step_backward'),
     lambda _, *operands: tuple(map(backend.empty_like, operands[:4])),
 )
 

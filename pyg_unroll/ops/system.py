@@ -77,10 +77,6 @@ class LaplacianSystem:
             out = out + self.confidence * (observed - x)
         return self.restrict(out)
 
-    def precondition(self, residual: Tensor) -> Tensor:
-        """Divides by the diagonal."""
-        return residual / self.diagonal
-
     def iterate(
         self,
         x: Tensor,

@@ -10,22 +10,29 @@ from tests.backends import needs_numba
 launch = pytest.importorskip('pyg_unroll.ops.cpu.launch')
 
 
+WIDTH = 2**20  # of rows so long that each is a chunk of its own
+
+
 @pytest.mark.parametrize('count', [0, 1, 2, 3, 40])
-def test_each_call_once(count):
-    calls = Counter()
-    launch.run(lambda k: calls.update([k]), count)
-    assert calls == Counter(range(count))
+def test_each_row_once(count):
+    rows = Counter()
+
+    def kernel(first, last, scratch):
+        rows.update(range(first, last))
+
+    launch.launch(kernel, count, WIDTH)
+    assert rows == Counter(range(count))
 
 
 @pytest.mark.parametrize('bad', [0, 1, 2])
 def test_errors_are_raised(bad):
-    def work(k):
-        if k == bad:
-            raise ZeroDivisionError(k)
+    def kernel(first, last, scratch):
+        if first == bad:
+            raise ZeroDivisionError(first)
 
     with pytest.raises(ZeroDivisionError, match=str(bad)):
-        launch.run(work, 3)
-    launch.run(lambda k: None, 3)
+        launch.launch(kernel, 3, WIDTH)
+    launch.launch(lambda *_: None, 3, WIDTH)
 
 
 _OPERANDS = []

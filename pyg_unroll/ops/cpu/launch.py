@@ -42,19 +42,6 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, 'pyg_unroll')
 
 
-def run(work: Callable[[int], None], count: int) -> None:
-    """Calls `work(k)` for `k` from 0 to `count - 1`, side by side; raises what
-    one of the calls raises.
-    """
-    futures = []
-    if count > 1:
-        pool = _pool(torch.get_num_threads(), os.getpid())
-        futures = [pool.submit(work, k) for k in range(1, count)]
-    work(0)
-    for future in futures:
-        future.result()
-
-
 def launch(
     kernel: _Kernel, rows: int, width: int, *arguments: Any, partial: Any = None
 ) -> None:
@@ -71,17 +58,11 @@ def launch(
             last = () if partial is None else (partial[number],)
             kernel(*chunk, scratch, *arguments, *last)
 
-    run(work, count)
-
-
-def over_edges(
-    kernel: _Kernel, topology: Topology, width: int, *arrays: Any
-) -> None:
-    """Runs a kernel on the numbers of each edge."""
-    ends = tuple(flat(topology.src, topology.dst))
-    for lanes, place in _blocks(1, width):
-        rest = (ends, place, lanes, *arrays)
-        launch(kernel, topology.num_edges, lanes.heads, *rest)
+    threads, process = torch.get_num_threads(), os.getpid()
+    futures = [_pool(threads, process).submit(work, k) for k in range(1, count)]
+    work(0)
+    for future in futures:
+        future.result()  # raises what the work raised
 
 
 def over_rows(
@@ -105,7 +86,7 @@ def over_rows(
     if sums:
         chunks = topology.num_nodes * features * heads // _CHUNK * 2 + 2
         partial = np.zeros((chunks, sums * heads), arrays[0].dtype)
-    for lanes, place in _blocks(features, heads):
+    for lanes, place in blocks(features, heads):
         lanes = replace(lanes, window=tables[2].size // 2)
         work = topology.num_nodes, lanes.features * lanes.heads
         rest = ((*index, *tables), place, lanes, *arrays)
@@ -115,7 +96,7 @@ def over_rows(
     return torch.from_numpy(partial.sum(0).reshape(sums, heads))
 
 
-def _blocks(
+def blocks(
     features: int, heads: int
 ) -> list[tuple[Lanes, tuple[int, int, int, int]]]:
     """Cuts a row's numbers into blocks and gives their places."""

@@ -17,13 +17,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.launch import (
-    as_first,
-    flat,
-    launch,
-    over_edges,
-    over_rows,
-)
+from pyg_unroll.ops.cpu.launch import as_first, blocks, flat, launch, over_rows
 from pyg_unroll.ops.reference import operators as reference
 
 
@@ -178,8 +172,11 @@ def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
     """See :func:`.reference.operators.to_edges`."""
     (values,) = as_first(x)
     out = values.new_empty((topology.num_edges, *x.shape[1:]))
+    ends = tuple(flat(topology.src, topology.dst))
     arrays = (-1 if signed else 1, *flat(values, out))
-    over_edges(to_edges_kernel, topology, x.shape[1:].numel(), *arrays)
+    for lanes, place in blocks(1, x.shape[1:].numel()):
+        rest = (ends, place, lanes, *arrays)
+        launch(to_edges_kernel, topology.num_edges, lanes.heads, *rest)
     return out.to(x.dtype)
 
 

@@ -249,10 +249,12 @@ def _zero_where_equal(builder: Any, a: Any, b: Any, value: Any) -> Any:
     return builder.select(equal, zero, value)
 
 
-def _select(builder: Any, a: Any, b: Any, smaller: bool) -> Any:
-    # A NaN in `a` is kept, as by `torch.clamp`.
-    chosen = builder.fcmp_ordered('>' if smaller else '<', a, b)
-    return builder.select(chosen, b, a)
+def _select(comparison: str) -> Any:
+    def emit(builder: Any, a: Any, b: Any) -> Any:
+        # A NaN in `a` is kept, as by `torch.clamp`.
+        return builder.select(builder.fcmp_ordered(comparison, a, b), b, a)
+
+    return _arithmetic(emit, 2)
 
 
 def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
@@ -268,6 +270,6 @@ def _fma(builder: Any, a: Any, b: Any, c: Any) -> Any:
 
 # a * b + c with one rounding, the same on every path through a kernel.
 fma = _arithmetic(_fma, 3)
-minimum = _arithmetic(lambda builder, a, b: _select(builder, a, b, True), 2)
-maximum = _arithmetic(lambda builder, a, b: _select(builder, a, b, False), 2)
+minimum = _select('>')
+maximum = _select('<')
 zero_where_equal = _arithmetic(_zero_where_equal, 3)

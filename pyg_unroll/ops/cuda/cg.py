@@ -86,8 +86,9 @@ def _cg_step_backward(
     first,
     signals,
     sums,
-    scalars,
+    sum_confidence,
     sum_degree,
+    scalars,
     matrix,
     confidence,
     SHARED: tl.constexpr,
@@ -95,8 +96,8 @@ def _cg_step_backward(
 ):
     """The adjoint of `_cg_step`; one block of features."""
     _rowptr, col, edge_id = graph
-    mean_q, q, new_q, mean_v, v, u, grad_x, grad_v = signals
-    grad_weight, sum_diagonal, sum_confidence = sums
+    mean_q, mean_v, q, new_q, v, u, grad_x, grad_v = signals
+    grad_weight, sum_diagonal = sums
     weight, diagonal = matrix
     width = size[1] * TILE.HEADS
     tile = tiles.tile_of(graph[0], size, first, TILE)
@@ -156,57 +157,30 @@ def cg_step_backward(
     a: Matrix, adjoint: Adjoint, v: Tensor, u: Tensor, scalars: Tensor
 ) -> Tensor:
     """See :func:`.reference.cg.cg_step_backward`."""
-    # Without confidence its sum is any tensor, never touched.
-    confidence = (
-        adjoint.diagonal if a.confidence is None else adjoint.confidence
-    )
-    sums = adjoint.weight, adjoint.diagonal, confidence
-    _check_in_place(adjoint.direction, *sums)
+    sums = adjoint.weight, adjoint.diagonal
+    optional = adjoint.confidence, adjoint.degree
+    _check_in_place(adjoint.direction, *sums, *optional)
     q, v, u, x, scalars = tiles.contiguous(
         adjoint.residual, v, u, adjoint.x, scalars
     )
-    adjoint.residual = torch.empty_like(q)
+    out = adjoint.residual = torch.empty_like(q)
     means = mean_difference(a, q), mean_difference(a, v)
-    signals = (
-        means[0],
-        q,
-        adjoint.residual,
-        means[1],
-        v,
-        u,
-        x,
-        adjoint.direction,
-    )
+    signals = (*means, q, out, v, u, x, adjoint.direction)
+    arguments = signals, sums, *optional, scalars, *_read(a)
     launch = tiles.Launch(*q.shape, q, a.weight)
-    graph, rest = tiles.csr(a.topology), _read(a)
-    return launch.sums(
-        _cg_step_backward,
-        2,
-        graph,
-        signals,
-        sums,
-        scalars,
-        adjoint.degree,
-        *rest,
-    )
+    return launch.sums(_cg_step_backward, 2, tiles.csr(a.topology), *arguments)
 
 
 def _check_in_place(*tensors: Tensor | None) -> None:
     """Insists on memory that a kernel can write: a copy would take it."""
-    for tensor in tensors:
-        assert tensor is not None and tensor.is_contiguous()
+    assert all(v is None or v.is_contiguous() for v in tensors)
 
 
 def _read(a: Matrix) -> tuple[Any, ...]:
     """Weight and diagonal, confidence, and which all features share."""
-    matrix, shared = (
-        tuple(tiles.contiguous(a.weight, a.diagonal)),
-        a.diagonal.size(1) == 1,
-    )
+    matrix = tuple(tiles.contiguous(a.weight, a.diagonal))
+    shared = a.diagonal.size(1) == 1
     if a.confidence is None:
         return matrix, None, (shared, True)
-    return (
-        matrix,
-        a.confidence.contiguous(),
-        (shared, a.confidence.size(1) == 1),
-    )
+    confidence = a.confidence.contiguous()
+    return matrix, confidence, (shared, confidence.size(1) == 1)
