@@ -56,7 +56,7 @@ def test_offsets_of_cpu_kernels(file_of):
     first = WIDTH - lanes.features * HEADS  # the last block of features
     place, scratch = (WIDTH, first, HEADS, 0), np.empty(SCRATCH, np.int64)
     arguments = (last, NODES, scratch, graph, place, lanes)
-    laplacian_kernel(*arguments, w, x, out)
+    laplacian_kernel(*arguments, w, x, x[:0], out)
     weight = np.tile(weights[edges], lanes.features)
     block = rows[[*near, last], first:]
     expected = (weight * (block[2] - block[:2])).sum(0)

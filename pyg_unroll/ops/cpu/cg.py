@@ -14,6 +14,7 @@ from pyg_unroll.ops.cpu.operators import (
     at,
     at_edge,
     enter_line,
+    laplacian,
     laplacian_row,
 )
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
@@ -38,26 +39,11 @@ def _load_diagonal(array, node, features, place, lanes):
     return simd.load(array, at(node, place), lanes)
 
 
-@simd.kernel
-def _mean_difference(first, last, base, graph, place, lanes, w, x, degree, out):
-    end = inner = outer = first
-    for i in range(first, last):
-        if i == end:
-            end, inner, outer = enter_line(i, last, base, graph, lanes)
-        is_inner = inner <= i < outer
-        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, x)
-        divisor = simd.load_heads(degree, at_edge(i, place), lanes)
-        simd.store(out, at(i, place), total / divisor)
-
-
 def mean_difference(a: Matrix, x: Tensor) -> Tensor:
     """See :func:`.reference.cg.mean_difference`."""
     if a.degree is None:
         return x
-    out = torch.empty_like(x)
-    arrays = flat(a.weight, x, a.degree, out)
-    over_rows(_mean_difference, a.topology, *x.shape[1:], *arrays)
-    return out
+    return laplacian(a.topology, a.weight, x, a.degree)
 
 
 @simd.kernel

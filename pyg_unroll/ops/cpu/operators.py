@@ -94,8 +94,10 @@ def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
 
 
 @simd.kernel
-def laplacian_kernel(first, last, base, graph, place, lanes, w, x, out):
-    """The product with the graph Laplacian."""
+def laplacian_kernel(
+    first, last, base, graph, place, lanes, w, x, divisor, out
+):
+    """The product with the graph Laplacian, over a divisor if there is one."""
     end = inner = outer = first
     for i in range(first, last):
         if i == end:
@@ -103,14 +105,20 @@ def laplacian_kernel(first, last, base, graph, place, lanes, w, x, out):
         total = laplacian_row(
             i, inner <= i < outer, base, graph, place, lanes, w, x
         )
+        if divisor.size > 0:
+            d = simd.load_heads(divisor, at_edge(i, place), lanes)
+            total = total / d
         simd.store(out, at(i, place), total)
 
 
-def laplacian(topology: Topology, weight: Tensor, x: Tensor) -> Tensor:
-    """See :func:`.reference.operators.laplacian`."""
+def laplacian(
+    topology: Topology, weight: Tensor, x: Tensor, divisor: Tensor | None = None
+) -> Tensor:
+    """See :func:`.reference.operators.laplacian`; divided, as by degrees."""
     values, weights = as_first(x, weight)
     out = torch.empty_like(values)
-    arrays = flat(weights, values, out)
+    (divisors,) = as_first(x[:0] if divisor is None else divisor)
+    arrays = flat(weights, values, divisors, out)
     over_rows(laplacian_kernel, topology, *x.shape[1:], *arrays)
     return out.to(x.dtype)
 

@@ -24,10 +24,9 @@ def _edge_state(difference, w, dual, rho_previous, rho, relaxation):
 
 @triton.jit
 def _admm_step(graph, size, operands, results, TILE: tl.constexpr):
-    _rowptr, col, edge_id = graph
+    first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
     weight, x, dual, scalars = operands
     b, new_dual = results
-    first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
     tile = tiles.tile_of(graph[0], size, first, TILE)
     _start, count, node, head, _lanes, place, at, here = tile
     rho_previous = tiles.load_scalar(scalars, 0, head, TILE)
@@ -36,9 +35,7 @@ def _admm_step(graph, size, operands, results, TILE: tl.constexpr):
     mine = tiles.load(x, at, here)
     total = tiles.zeros(x, TILE)
     for k in range(tl.max(count)):
-        where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
-        j = tiles.load_index(col, where, on, TILE)
-        w = tiles.load(weight, e * TILE.HEADS + head, mask)
+        j, e, w, _on, mask = tiles.neighbour(graph, weight, tile, k, TILE)
         edge = e * width + place
         old = tiles.load(dual, edge, mask)
         difference = mine - tiles.load(x, j * width + place, mask)
@@ -69,7 +66,6 @@ def _admm_step_backward(
     graph, size, sums, first, operands, results, TILE: tl.constexpr
 ):
     """The adjoint of `_admm_step`; one block of features."""
-    _rowptr, col, edge_id = graph
     weight, x, dual, scalars, grad_b, grad_new = operands
     grad_weight, grad_x, grad_dual = results
     width = size[1] * TILE.HEADS
@@ -85,9 +81,7 @@ def _admm_step_backward(
     sum_rho = total
     sum_relaxation = total
     for k in range(tl.max(count)):
-        where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
-        j = tiles.load_index(col, where, on, TILE)
-        w = tiles.load(weight, e * TILE.HEADS + head, mask)
+        j, e, w, on, mask = tiles.neighbour(graph, weight, tile, k, TILE)
         edge, there = e * width + place, j * width + place
         old, gq = tiles.load(dual, edge, mask), tiles.load(grad_new, edge, mask)
         difference = mine - tiles.load(x, there, mask)

@@ -95,7 +95,6 @@ def _cg_step_backward(
     TILE: tl.constexpr,
 ):
     """The adjoint of `_cg_step`; one block of features."""
-    _rowptr, col, edge_id = graph
     mean_q, mean_v, q, new_q, v, u, grad_x, grad_v = signals
     grad_weight, sum_diagonal = sums
     weight, diagonal = matrix
@@ -112,9 +111,7 @@ def _cg_step_backward(
         center_v = tiles.load(mean_v, at, here)
     image = tiles.zeros(q, TILE)
     for k in range(tl.max(count)):
-        where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
-        j = tiles.load_index(col, where, on, TILE)
-        w = tiles.load(weight, e * TILE.HEADS + head, mask)
+        j, e, w, on, mask = tiles.neighbour(graph, weight, tile, k, TILE)
         dq = center - tiles.load(mean_q, j * width + place, mask)
         image += tl.where(mask, w * dq, 0.0)
         # The row of the smaller endpoint sees to the edge.

@@ -183,6 +183,17 @@ def load(array, place, mask, other=0):
 
 
 @triton.jit
+def neighbour(graph, weight, tile, k, TILE: tl.constexpr):
+    """Entry `k` of each row as columns: node, edge, weights, which rows have
+    one; and which of the lanes exist.
+    """
+    _rowptr, col, edge_id = graph
+    at, on, e, mask = entry(edge_id, tile, k, TILE)
+    w = load(weight, e * TILE.HEADS + tile[3], mask)
+    return load_index(col, at, on, TILE), e, w, on, mask
+
+
+@triton.jit
 def zeros(array, TILE: tl.constexpr):
     """A tile of zeros of the type that an array's numbers are summed in."""
     if array.dtype.element_ty == tl.float64:
@@ -195,13 +206,10 @@ def zeros(array, TILE: tl.constexpr):
 @triton.jit
 def laplacian_of(graph, weight, x, tile, mine, width, TILE: tl.constexpr):
     """The product with the graph Laplacian on a tile."""
-    _rowptr, col, edge_id = graph
-    _start, count, _node, head, _lanes, place, _at, _here = tile
+    _start, count, _node, _head, _lanes, place, _at, _here = tile
     total = zeros(x, TILE)
     for k in range(tl.max(count)):
-        at, on, e, mask = entry(edge_id, tile, k, TILE)
-        w = load(weight, e * TILE.HEADS + head, mask)
-        j = load_index(col, at, on, TILE)
+        j, _e, w, _on, mask = neighbour(graph, weight, tile, k, TILE)
         other = load(x, j * width + place, mask)
         total += tl.where(mask, w * (mine - other), 0.0)
     return total
