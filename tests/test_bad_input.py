@@ -137,7 +137,7 @@ LAYERS = [
     (lambda: glr(X, PATH, warm_start=[0.0]), f"'warm_start' {TENSOR}"),
     (
         lambda: glr(X, PATH, warm_start=X[:2]),
-        r"'warm_start' must have the shape of 'x', \[3, 1\] \(got \[2, 1\]",
+        r"'warm_start' must have shape \[3, 1\] \(got \[2, 1\]\), as 'x'",
     ),
     (
         lambda: glr(X, PATH, warm_start=X * NAN),
@@ -571,7 +571,7 @@ ESTIMATORS = [
         "'data.covariates' is of use with positions only.*'data.pos'",
     ),
     (lambda: fitted().score([1.0]), f"'truth' {TENSOR}"),
-    (lambda: fitted().score(X), r"'truth' must have shape \[9, 1\]"),
+    (lambda: fitted().score(X), r"'truth' must have shape \[9\] or \[9, 1\]"),
     (
         lambda: fitted().score(torch.full((9,), NAN)),
         "'truth' has no feature with missing entries",

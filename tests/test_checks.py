@@ -20,6 +20,7 @@ from pyg_unroll.checks import (
     check_model_type,
     check_non_negative,
     check_not_half,
+    check_one_graph,
     check_parameters,
     check_positive,
     check_shape,
@@ -196,6 +197,15 @@ def test_values_are_not_read_while_compiling():
 
     assert double(torch.tensor([NAN])).isnan().all()
     assert can_read_values()
+
+
+def test_check_one_graph():
+    data = Data(x=torch.ones(2, 1))
+    check_one_graph(data)
+    with pytest.raises(ValueError, match=r"'data' must be one graph \(got a b"):
+        check_one_graph(Batch.from_data_list([data]))
+    with pytest.raises(ValueError, match=r"'data' must be a homogeneous"):
+        check_one_graph(data.x)
 
 
 def test_all_are_tested():
