@@ -27,8 +27,8 @@ def mirrored(x: Tensor, rows: slice, cols: slice) -> Tensor:
     for dim, window in ((-2, rows), (-1, cols)):
         last = x.size(dim) - 1
         index = torch.arange(window.start, window.stop, device=x.device)
-        index = last - (last - index % max(2 * last, 1)).abs()
-        x = x.index_select(dim, index)
+        index = index % max(2 * last, 1)
+        x = x.index_select(dim, torch.minimum(index, 2 * last - index))
     return x
 
 

@@ -203,15 +203,15 @@ def _nets(
     """The feature net of each block."""
     if features is None:
         features = MLPFeatures(in_channels, 8 + guide_channels)
-    if isinstance(features, torch.nn.Module) and not isinstance(
-        features, torch.nn.ModuleList
-    ):
-        nets = [features]
-        for _ in range(num_blocks - 1):
-            nets.append(copy.deepcopy(features))
-            reset(nets[-1])
-    else:
+    if isinstance(features, torch.nn.ModuleList | Sequence):
         nets = list(features)
+    else:
+        nets = [
+            features,
+            *(copy.deepcopy(features) for _ in range(1, num_blocks)),
+        ]
+        for net in nets[1:]:
+            reset(net)
     if len(nets) != num_blocks:
         raise ValueError(
             f"'features' must be one module or one for each of {num_blocks} "

@@ -76,7 +76,7 @@ class Operator:
             f'pyg_unroll::{name}',
             unpacked(run),
             mutates_args=(),
-            schema=f'(Tensor[] graph, int[] grid, {operands}) -> {results}',
+            schema=f'(Tensor[] graph, SymInt[] grid, {operands}) -> {results}',
         )
         self._definition.register_fake(unpacked(fake))
         self._call = getattr(torch.ops.pyg_unroll, name).default

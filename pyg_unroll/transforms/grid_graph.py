@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,9 +87,14 @@ class GridGraph(BaseTransform):
         self, height: int, width: int, device: torch.device, num_images: int = 1
     ) -> Topology:
         """Returns the edges between the pixels of images of one shape."""
+        shape = num_images, height, width
+        if torch.compiler.is_compiling():
+            window = [k for offset in self.offsets for k in offset]
+            found = torch.ops.pyg_unroll.pixels(shape, window, device)
+            return Topology.unpack(found, [height, width, *window])
         num_edges = num_images * height * width * len(self.offsets)
         build = _remembered if num_edges <= _LARGE else _build
-        return build(num_images, height, width, self.offsets, device)
+        return build(*shape, self.offsets, device)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(window={self.window})'
@@ -162,3 +168,28 @@ def _build(
 
 
 _remembered = lru_cache(maxsize=4)(_build)
+
+
+@torch.library.custom_op(
+    'pyg_unroll::pixels',
+    mutates_args=(),
+    schema='(SymInt[] shape, int[] window, Device device) -> Tensor[]',
+)
+def _pixels(shape: Any, window: Any, device: torch.device) -> list[Tensor]:
+    """The tensors of a topology, for compilers, which compute their sizes."""
+    offsets = tuple(zip(window[::2], window[1::2], strict=True))
+    return [x.clone() for x in _remembered(*shape, offsets, device).pack()[0]]
+
+
+@_pixels.register_fake
+def _(shape: Any, window: Any, device: torch.device) -> list[Tensor]:
+    num_images, height, width = shape
+    edges = num_images * sum(
+        max(height - abs(row), 0) * max(width - abs(col), 0)
+        for row, col in zip(window[::2], window[1::2], strict=True)
+    )
+    nodes = num_images * height * width
+    node = torch.empty(0, dtype=index_type(nodes, edges), device=device)
+    shapes = edges, edges, nodes + 1, 2 * edges, 2 * edges, 2 * edges
+    *found, sign = (node.new_empty(size) for size in shapes)
+    return [*found, sign.float(), node.new_empty((edges, 2)).long()]

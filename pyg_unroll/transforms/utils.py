@@ -68,9 +68,6 @@ def _set_slices(data: Batch, name: str, slices: Tensor, inc: Tensor) -> None:
 def join_graphs(ends: list[Tensor], sizes: list[int]) -> Topology:
     """Puts graphs side by side: edges `[2, E]` and number of nodes of each."""
     start = [0, *accumulate(sizes)]
-    shifted = [
-        part.long() + first
-        for part, first in zip(ends, start[:-1], strict=True)
-    ]
-    src, dst = torch.cat(shifted, 1)
+    pairs = zip(ends, start[:-1], strict=True)
+    src, dst = torch.cat([part.long() + first for part, first in pairs], 1)
     return Topology.from_pairs(src, dst, start[-1])

@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch_geometric.data import Batch
 
 from pyg_unroll import Demosaic, data_to_image, mosaic
 from pyg_unroll.imaging import DifferenceBlock, GuidedBlock, local_interpolation
+from pyg_unroll.testing import assert_same
 from tests.imaging.utils import BLOCKS, make, make_blocks, mosaics, psnr
 
 parametrize_blocks = pytest.mark.parametrize(('block', 'prior'), BLOCKS)
@@ -176,3 +178,21 @@ def test_errors(photo):
     for name in ('fidelity', 'channels'):
         with pytest.raises(TypeError, match=f"argument '{name}'"):
             DifferenceBlock(**{name: 3})
+
+
+def test_estimates_compile_once_for_all_sizes():
+    model = Demosaic(make_blocks(DifferenceBlock, 1)).eval()
+    counter = CompileCounterWithBackend('eager')
+    torch.compiler.reset()
+    compiled = torch.compile(
+        model.estimates, fullgraph=True, dynamic=True, backend=counter
+    )
+    counts = set()
+    # PyTorch chooses other convolutions for less than 64 x 64 pixels.
+    for height, width in ((70, 96), (82, 74), (96, 72), (66, 130), (128, 68)):
+        image, mask = mosaics(torch.rand(1, 3, height, width))
+        with torch.no_grad():
+            results = compiled(image, mask), model.estimates(image, mask)
+        assert_same(*results)
+        counts.add(counter.frame_count)
+    assert len(counts) == 1, counts  # all of them at the first size

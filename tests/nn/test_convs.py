@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils.checkpoint import checkpoint
 from torch_geometric import EdgeIndex
@@ -402,6 +403,23 @@ def test_compile_builds_the_graph():
     conv = GLRConv(2, heads=2)
     weight.requires_grad_()
     assert_compiles(conv, x, edge_index, weight, mask, backend='aot_eager')
+
+
+@parametrize_convs
+def test_compiles_once_for_all_sizes(make):
+    conv, counter = make(), CompileCounterWithBackend('aot_eager')
+    torch.compiler.reset()
+    compiled = torch.compile(
+        conv, fullgraph=True, dynamic=True, backend=counter
+    )
+    for num_nodes in range(5, 25):
+        graph = random_graph(num_nodes, 2 * num_nodes)
+        mask = torch.rand(num_nodes) < 0.5
+        mask[0], x = True, torch.randn(num_nodes, 2)
+        with torch.no_grad():
+            out = compiled(x, graph.edge_index, None, mask)
+            assert_same(out, conv(x, graph.edge_index, None, mask))
+    assert counter.frame_count == 1
 
 
 def test_compile_by_inductor():

@@ -32,16 +32,13 @@ _LANES = 256
 
 
 class Tile(NamedTuple):
-    """Number of heads, shape of a tile, and type of offsets.
-
-    A tile is `BLOCK` rows of `BF` features and `BH` heads.
-    """
+    """A tile is `BLOCK` rows of `BF` features and `BH` of `HEADS` heads."""
 
     HEADS: int
     BLOCK: int
     BF: int
     BH: int
-    INDEX: tl.dtype
+    INDEX: tl.dtype  # of offsets
 
 
 class Launch:
