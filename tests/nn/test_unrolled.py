@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch_geometric.data import Batch, Data
 from torch_geometric.transforms import BaseTransform
 from torch_geometric.utils import to_torch_csr_tensor
@@ -27,6 +28,7 @@ from pyg_unroll.testing import (
     assert_exports,
     assert_same,
 )
+from tests.oracles import random_graph
 
 MODELS = {
     UnrolledGLR: {'num_steps': 3},
@@ -555,3 +557,19 @@ def test_convolutions_see_positions():
     torch.testing.assert_close(net(data.x, mask, data), expected)
     data.pos = data.pos + 1
     assert not torch.allclose(net(data.x, mask, data), expected)
+
+
+def test_compiles_once_for_all_sizes():
+    model, counter = UnrolledGLR(2), CompileCounterWithBackend('eager')
+    torch.compiler.reset()
+    compiled = torch.compile(
+        model, fullgraph=True, dynamic=True, backend=counter
+    )
+    for num_nodes in (10, 13, 21, 40, 77):
+        graph = random_graph(num_nodes, 2 * num_nodes)
+        data = Data(x=torch.randn(num_nodes, 2), mask=torch.ones(num_nodes) > 0)
+        data.mask[1::3] = False
+        data.edge_index = Topology.from_edge_index(graph.edge_index, num_nodes)
+        with torch.no_grad():
+            assert_same(compiled(data), model(data))
+    assert counter.frame_count == 1

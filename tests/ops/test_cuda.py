@@ -53,16 +53,10 @@ def make(kind, features, heads, dtype=torch.float64):
     )
 
 
-parametrize = [
-    pytest.mark.parametrize('kind', ['random', 'empty']),
-    pytest.mark.parametrize('shape', SHAPES),
-]
-
-
-def each_graph(function):
-    for mark in parametrize:
-        function = mark(function)
-    return function
+each_graph = pytest.mark.parametrize(
+    ('kind', 'shape'),
+    [*(('random', shape) for shape in SHAPES), ('empty', (3, 4))],
+)
 
 
 @each_graph
@@ -215,26 +209,26 @@ def compile(self, kernel, blocks, graph, *arguments):
 
 Launch.run = compile
 pairs = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])
-for heads, dtype in ((3, torch.float32), (4, torch.bfloat16)):
-    graph = Topology.from_edge_index(pairs, 3)
-    x = torch.rand(3, 2, heads, dtype=dtype)
-    w = torch.rand(graph.num_edges, heads, dtype=dtype)
-    z = torch.rand(graph.num_edges, 2, heads, dtype=dtype)
-    operators.laplacian(graph, w, x)
-    operators.edge_dot(graph, x, x)
-    operators.log_degree(graph, w)
-    operators.log_degree_backward(graph, w, x[:, 0], x[:, 0])
-    for signed in (True, False):
-        operators.to_edges(graph, x, signed)
-        operators.to_nodes(graph, z, signed)
-    shared = x[:, :1]
-    for rest in ((x,), (shared, x), (x, shared, shared), (x, None, shared)):
-        a = Matrix(graph, w, *rest)
-        cg.cg_step(a, x, x, x, w)
-        adjoint = Adjoint(x, x, x, w, x, x, None if a.degree is None else x)
-        cg.cg_step_backward(a, adjoint, x, x, w)
-    admm.admm_step(graph, w, x, z, w)
-    admm.admm_step_backward(graph, w, x, z, w, x, z)
+graph = Topology.from_edge_index(pairs, 3)
+x = torch.rand(3, 2, 3, dtype=torch.bfloat16)
+w = torch.rand(graph.num_edges, 3, dtype=torch.bfloat16)
+z = torch.rand(graph.num_edges, 2, 3, dtype=torch.bfloat16)
+operators.laplacian(graph, w, x)
+operators.laplacian(graph, torch.rand(graph.num_edges, 4), torch.rand(3, 2, 4))
+operators.edge_dot(graph, x, x)
+operators.log_degree(graph, w)
+operators.log_degree_backward(graph, w, x[:, 0], x[:, 0])
+for signed in (True, False):
+    operators.to_edges(graph, x, signed)
+    operators.to_nodes(graph, z, signed)
+shared = x[:, :1]
+for rest in ((x,), (shared, x, shared)):
+    a = Matrix(graph, w, *rest)
+    cg.cg_step(a, x, x, x, w)
+    adjoint = Adjoint(x, x, x, w, x, x, None if a.degree is None else x)
+    cg.cg_step_backward(a, adjoint, x, x, w)
+admm.admm_step(graph, w, x, z, w)
+admm.admm_step_backward(graph, w, x, z, w, x, z)
 assert len(compiled) == 10, compiled
 """
 

@@ -93,8 +93,9 @@ def assert_all_same(actual, expected):
 @pytest.mark.parametrize('kind', ['grid', 'random'])
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('soft', [False, True])
-@pytest.mark.parametrize('num_steps', [1, 2, 4])
-@pytest.mark.parametrize('order', [1, 2])
+@pytest.mark.parametrize(
+    ('num_steps', 'order'), [(1, 1), (2, 1), (4, 1), (4, 2)]
+)
 def test_cg_steps_equal_composed_ones(
     kind, shape, soft, num_steps, order, device
 ):
