@@ -98,6 +98,9 @@ before = set(sys.modules)
 import pyg_unroll
 
 print(*sorted(set(sys.modules) - before))
+import pyg_unroll.explain
+
+print(*sorted(set(sys.modules) - before))
 """
     done = subprocess.run(
         [sys.executable, '-c', script],
@@ -106,7 +109,9 @@ print(*sorted(set(sys.modules) - before))
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
-    added = done.stdout.split()
+    added, with_explain = map(str.split, done.stdout.splitlines())
+    assert 'pyg_unroll.explain' not in added
+    assert 'matplotlib' not in with_explain
     ours = {name for name in added if name.startswith('pyg_unroll')}
     packages = {name.split('.')[0] for name in set(added) - ours}
     assert packages - sys.stdlib_module_names <= {'numpy', 'safetensors'}

@@ -1,4 +1,3 @@
-import subprocess
 import sys
 
 import pytest
@@ -27,23 +26,6 @@ from pyg_unroll.explain import (
 )
 from pyg_unroll.imaging import DifferenceBlock, GuidedBlock, Tiled
 from pyg_unroll.nn import MLPFeatures
-
-
-def run(code):
-    return subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True
-    )
-
-
-def test_nothing_is_imported_before_it_is_needed():
-    done = run(
-        'import sys, pyg_unroll\n'
-        "assert 'pyg_unroll.explain' not in sys.modules\n"
-        "assert 'matplotlib' not in sys.modules\n"
-        'import pyg_unroll.explain\n'
-        "assert 'matplotlib' not in sys.modules\n"
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def test_plots_name_the_extra(monkeypatch):
