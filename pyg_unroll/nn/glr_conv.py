@@ -67,8 +67,7 @@ class GLRConv(SmoothnessConv):
             :math:`(1 / \max(K, 2), 4)` for :obj:`order=2`)
         checkpoint (bool, optional): Keep nothing of the steps for the
             derivative but their start, and run them again instead: less
-            memory for about one third more time; no effect for
-            :obj:`order=2`. (default: :obj:`False`)
+            memory for about one third more time. (default: :obj:`False`)
         validate_args (bool, optional): Check the values of the inputs: finite
             signal, non-negative and symmetric weights. Costs a pass over the
             edges and, on CUDA, a synchronisation. (default: :obj:`True`)

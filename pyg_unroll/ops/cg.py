@@ -132,7 +132,7 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     # The first residual is that of a whole step from zero along the start; its
     # direction is no unknown divided by the diagonal.
     adjoint.diagonal = torch.zeros_like(b)
-    step(a, adjoint, start, start, torch.stack([one, zero, zero]).squeeze(1))
+    step(a, adjoint, start, start, torch.cat([one, zero, zero]))
     found = adjoint.weight, grad_diagonal, adjoint.confidence, adjoint.degree
     # Copies: results of an operator may not share memory.
     rest = adjoint.direction, b, dots[:, 0].clone(), dots[1:, 1].clone()

@@ -177,8 +177,9 @@ _remembered = lru_cache(maxsize=4)(_build)
 )
 def _pixels(shape: Any, window: Any, device: torch.device) -> list[Tensor]:
     """The tensors of a topology, for compilers, which compute their sizes."""
-    offsets = tuple(zip(window[::2], window[1::2], strict=True))
-    return [x.clone() for x in _remembered(*shape, offsets, device).pack()[0]]
+    count, h, w = shape
+    grid = GridGraph(zip(window[::2], window[1::2], strict=True))
+    return [x.clone() for x in grid.pixels(h, w, device, count).pack()[0]]
 
 
 @_pixels.register_fake

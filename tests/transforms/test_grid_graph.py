@@ -10,6 +10,7 @@ from torch_geometric.data.datapipes import functional_transform
 from pyg_unroll import GLRConv, GridGraph, Topology, image_to_data
 from pyg_unroll.graph import resolve_graph
 from pyg_unroll.testing import assert_batch_equals_loop
+from pyg_unroll.transforms.grid_graph import WINDOWS
 
 BOX = list(product(range(-2, 3), repeat=2))
 OFFSETS = {
@@ -231,3 +232,19 @@ def test_attributes_of_nodes_stay():
     assert 'nothing' in GridGraph(4)(data)
     data.adj_t = torch.eye(6).to_sparse_csr()
     assert 'adj_t' not in GridGraph(4)(data)
+
+
+@pytest.mark.parametrize('shape', [(1, 6, 9), (3, 2, 1), (2, 1, 1)])
+def test_operator_for_compilers(shape):
+    # Sizes as compilers compute them, of images smaller than the window, too.
+    window = [k for offset in WINDOWS[24] for k in offset]
+    operands = shape, window, torch.device('cpu')
+    torch.library.opcheck(
+        torch.ops.pyg_unroll.pixels.default,
+        operands,
+        test_utils=('test_schema', 'test_faketensor'),
+    )
+    found = torch.ops.pyg_unroll.pixels(*operands)
+    count, *size = shape
+    expected = GridGraph(24).pixels(*size, operands[2], count)
+    assert all(map(torch.equal, found, expected.pack()[0]))
