@@ -35,7 +35,7 @@ def _choose(device: str) -> str:
         return 'reference'
     name, package = _BACKENDS[device]
     try:
-        import_module(f'pyg_unroll.ops.{name}.launch')
+        import_module(f'pyg_unroll.ops.{name}.operators')
     except ImportError as error:
         warnings.warn(
             f"graph operators on '{device}' run in plain PyTorch, several "

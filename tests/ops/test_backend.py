@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -50,3 +51,12 @@ def test_one_warning_without_the_package():
 def test_chosen_by_device(family, device, name):
     module = backend.kernels(family, torch.ones(1, device=device))
     assert module.__name__ == f'pyg_unroll.ops.{name}.{family}'
+
+
+@pytest.mark.filterwarnings('error')
+def test_chosen_for_cuda_without_a_gpu(monkeypatch):
+    pytest.importorskip('triton')
+    monkeypatch.delitem(backend.chosen, 'cuda', raising=False)
+    operand = SimpleNamespace(device=torch.device('cuda'))
+    module = backend.kernels('cg', operand)
+    assert module.__name__ == 'pyg_unroll.ops.cuda.cg'
