@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.interpolate import griddata
 from scipy.ndimage import map_coordinates
 from skimage.metrics import structural_similarity
@@ -106,6 +107,28 @@ def colour_demosaicing(name: str) -> Method:
     return run
 
 
+def demosaicnet() -> tuple[Method, int]:
+    """The network of Gharbi et al. (2016), and its number of parameters.
+
+    Its mosaic begins with green, then red, and it cuts a border off: images
+    are mirrored by a number of rows that is even, of columns that is odd.
+    """
+    from demosaicnet import BayerDemosaick
+
+    net, margin = BayerDemosaick().eval(), 32
+
+    def run(problem: HiddenImage) -> Tensor:
+        height, width = problem.mask.shape[1:]
+        pad = margin + 1, margin + 1 + width % 2, margin, margin + height % 2
+        padded = F.pad(problem.image[None], pad, mode='reflect')
+        with torch.no_grad():
+            out = net(padded)[0]
+        top = margin - (padded.size(2) - out.size(1)) // 2
+        return out[:, top : top + height, top + 1 : top + 1 + width]
+
+    return run, sum(p.numel() for p in net.parameters())
+
+
 def opencv_demosaicing(code: str) -> Method:
     """A method of OpenCV, which takes 8 bits; its names shift the pattern."""
     import cv2
@@ -176,6 +199,8 @@ def demosaicing_methods(
         for name in ('Malvar2004', 'Menon2007'):
             label = f'{name[:-4]} {name[-4:]}'
             methods[label] = (colour_demosaicing(name), 0)
+    if importlib.util.find_spec('demosaicnet'):
+        methods['demosaicnet'] = demosaicnet()
     classical = GraphDemosaic()
     count = sum(p.numel() for p in classical.parameters())
     methods['GraphDemosaic'] = (ours(classical), count)

@@ -9,7 +9,7 @@ from torch_geometric.data import Data
 
 from pyg_unroll import checks
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
-from pyg_unroll.estimators.inputs import Sites
+from pyg_unroll.estimators.inputs import Sites, one_thread
 
 
 class GraphInterpolator:
@@ -87,6 +87,7 @@ class GraphInterpolator:
         self._fits: list[FeatureFit] = []
 
     @torch.inference_mode(False)  # the metric is learned by gradients
+    @one_thread()
     def fit(self, data: Data) -> Self:
         """Learns from the known nodes.
 
@@ -108,6 +109,7 @@ class GraphInterpolator:
         self._fitted = sites
         return self
 
+    @one_thread()
     def predict(self, data: Data | None = None) -> Tensor:
         """Predicts missing entries.
 
@@ -134,6 +136,7 @@ class GraphInterpolator:
             out[:, fit.features] = fit.predict(sites)
         return torch.where(sites.mask, sites.x, out).to(sites.like)
 
+    @one_thread()
     def predict_interval(
         self, data: Data | None = None, coverage: float = 0.9
     ) -> tuple[Tensor, Tensor]:

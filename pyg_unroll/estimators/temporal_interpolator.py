@@ -11,6 +11,7 @@ from torch_geometric.data import Data
 from pyg_unroll import checks
 from pyg_unroll.estimators.inputs import (
     nearest_neighbors,
+    one_thread,
     read_columns,
     read_observations,
 )
@@ -87,6 +88,7 @@ class TemporalInterpolator:
         self.report: dict[str, float] = {}
         self._fitted: _Readings | None = None
 
+    @one_thread()
     def fit(self, data: Data) -> Self:
         """Chooses the weights by the known readings.
 
@@ -125,6 +127,7 @@ class TemporalInterpolator:
         self._fitted = readings
         return self
 
+    @one_thread()
     def predict(self, data: Data | None = None) -> Tensor:
         """Predicts missing readings.
 

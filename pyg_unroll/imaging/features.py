@@ -107,7 +107,7 @@ class CellFeatures(torch.nn.Module):
         first, *rest = self.body
         # With channels last, convolutions on the CPU take half the time.
         cells = F.pixel_unshuffle(x, 2).to(memory_format=torch.channels_last)
-        x = first(cells).relu()
+        x = first(cells).relu_()
         for inner, outer in zip(rest[::2], rest[1::2], strict=True):
-            x = x + outer(inner(x).relu())
-        return F.pixel_shuffle(self.head(x.relu()), 2)
+            x = outer(inner(x).relu_()).add_(x)
+        return F.pixel_shuffle(self.head(x.relu_()), 2)

@@ -3,6 +3,7 @@
 import copy
 import math
 from abc import abstractmethod
+from itertools import product
 from typing import Any, TypeAlias
 
 import torch
@@ -12,7 +13,13 @@ from torch_geometric.data import Batch, Data
 from pyg_unroll.checks import check_data
 from pyg_unroll.imaging.filters import mirrored
 from pyg_unroll.imaging.images import data_to_image, to_node_mask, to_signals
-from pyg_unroll.imaging.tiles import mirrored_frame, tiles_of
+from pyg_unroll.imaging.tiles import (
+    Window,
+    mirrored_frame,
+    run_all,
+    tile_workers,
+    tiles_of,
+)
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms.utils import examples_of
 
@@ -80,8 +87,9 @@ class Restorer(torch.nn.Module):
     ) -> Tensor:
         r"""Restores images.
 
-        Images are mirrored at the border, and large ones are worked on in
-        tiles, with the same result to rounding.
+        Images are mirrored at the border and worked on in tiles, with the same
+        result to rounding: large ones, and where derivatives are not recorded
+        also smaller ones, a tile for each of up to four threads.
 
         Args:
             image (torch.Tensor): Images :math:`(B, C, H, W)`, measured
@@ -106,18 +114,23 @@ class Restorer(torch.nn.Module):
         images = self.prepare(image, mask, noise_std)
         size = image.shape[-2:]
         first, frame = mirrored_frame(size, self.margin, self.phase(mask))
-        tiles = list(
-            tiles_of(size, first, frame, self.receptive_field, self.max_pixels)
+        workers = tile_workers(image.device)
+        tiles = tiles_of(
+            size, first, frame, self.receptive_field, self.max_pixels, workers
         )
         out = torch.empty_like(image, memory_format=torch.channels_last)
         # Small images share a tile.
         step = max(self.max_pixels // math.prod(frame), 1)
-        for start in range(0, image.size(0), step):
+        starts = range(0, image.size(0), step)
+
+        def work(job: tuple[int, tuple[Window, Window]]) -> None:
+            start, ((row, to_row, from_row), (col, to_col, from_col)) = job
             chosen = slice(start, start + step)
             some = [v if v.size(0) == 1 else v[chosen] for v in images]
-            for (row, to_row, from_row), (col, to_col, from_col) in tiles:
-                part = self.run(*(mirrored(v, row, col) for v in some))
-                out[chosen, :, to_row, to_col] = part[..., from_row, from_col]
+            part = self.run(*(mirrored(v, row, col) for v in some))
+            out[chosen, :, to_row, to_col] = part[..., from_row, from_col]
+
+        run_all(work, product(starts, tiles), workers)
         return out
 
     @property

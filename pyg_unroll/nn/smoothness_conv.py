@@ -227,15 +227,16 @@ class SmoothnessConv(MessagePassing):
         if validate:
             inputs.check_start(x)
         observations = Observations.of(signal, self.fidelity, layout)
-        weight, own = edge_weight, layout.own_weights
-        if own:
+        weight = edge_weight
+        has_own = isinstance(weight, Tensor) and weight.dim() == 3
+        if has_own:
             weight = edge_weight.transpose(0, 1).flatten(1)
         topology, weight = resolve_graph(
             edge_index, weight, x.size(-2), x.dtype, validate
         )
         if self.explain and self._edge_mask is not None:
             weight = weight * self._explainer_mask(topology)
-        heads = edge_weight.size(2) if own else weight.size(1)
+        heads = edge_weight.size(2) if has_own else weight.size(1)
         weight = weight.unflatten(1, (layout.num_groups, heads))
         if heads not in (1, self.heads):
             raise ValueError(
@@ -311,7 +312,8 @@ def _batch_layout(
             f'[{edge_weight.size(0)}, num_nodes, features] (got '
             f'{list(x.shape)})'
         )
-    return BatchLayout(count, heads, True, features)
+    # A single sample needs no copy of its signal for each head.
+    return BatchLayout(count, heads, count != 1, features)
 
 
 def _read_interval(spectrum: Any) -> tuple[float, float]:

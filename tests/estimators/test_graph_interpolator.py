@@ -476,3 +476,14 @@ def test_weights_changed_in_place_are_not_of_the_fit():
     expected = fitted.predict()
     graph.edge_weight.fill_(1.0)
     assert torch.equal(fitted.predict(), expected)
+
+
+def test_threads_are_as_before():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with pytest.raises(ValueError, match='data'):
+            GraphInterpolator().fit(Data(x=torch.ones(3)))
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(threads)

@@ -1,6 +1,7 @@
 """Large images in tiles: the result of the whole, in bounded memory."""
 
 import math
+import threading
 
 import pytest
 import torch
@@ -44,6 +45,27 @@ class Blur(Watcher):
         return torch.nn.functional.avg_pool2d(image, 5, 1, 2)
 
 
+class Threads(Blur):
+    """Four tiles at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+        self.barrier = threading.Barrier(4)
+
+    def run(self, image, mask):
+        self.barrier.wait(60)
+        self.seen.append(
+            (
+                threading.get_ident(),
+                torch.is_grad_enabled(),
+                torch.is_inference_mode_enabled(),
+                torch.get_num_threads(),
+            )
+        )
+        return super().run(image, mask)
+
+
 @pytest.mark.parametrize('phase', [(0, 0), (1, 0), (1, 1)])
 @pytest.mark.parametrize('max_pixels', [1, 1200, 3000])
 def test_tiles_equal_the_whole(phase, max_pixels):
@@ -84,6 +106,46 @@ def test_tiles_waste_little(size, max_pixels):
     inner = (math.isqrt(largest) - 2 * restorer.receptive_field) ** 2
     whole = math.prod(s + 2 * restorer.margin + 1 for s in size)
     assert sum(areas) <= 1.1 * whole * largest / inner
+
+
+@pytest.fixture
+def four_threads():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    yield
+    assert torch.get_num_threads() == 4
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize('size', [(400, 90), (90, 401)])
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_threads_take_a_tile_each(four_threads, mode, size):
+    image = torch.rand(2, 3, *size)
+    expected = Blur().restore(image, image)
+    restorer = Threads()
+    with mode():
+        out = restorer.restore(image, image)
+    torch.testing.assert_close(out, expected)
+    assert len(restorer.windows) == len(restorer.seen) == 4
+    # Tiles wait for each other to begin: they run at once, in one thread each.
+    assert len({thread for thread, *_ in restorer.seen}) == 4
+    modes = False, mode is torch.inference_mode, 1
+    assert all(tuple(rest) == modes for _, *rest in restorer.seen)
+
+
+def test_threads_hand_on_errors(four_threads):
+    restorer = Threads()
+    restorer.barrier.abort()
+    with torch.no_grad(), pytest.raises(threading.BrokenBarrierError):
+        restorer.restore(*[torch.rand(1, 3, 400, 90)] * 2)
+
+
+def test_derivatives_are_recorded_in_one_thread(four_threads):
+    image = torch.rand(1, 3, 400, 90, requires_grad=True)
+    blur = Blur()
+    blur.restore(image, image.detach()).sum().backward()
+    assert len(blur.windows) == 1
+    assert image.grad.sum() == pytest.approx(image.numel(), rel=1e-4)
 
 
 def test_small_images_of_a_batch_share_a_tile():
