@@ -2,6 +2,7 @@
 
 from functools import reduce
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,10 @@ class Wrapper(Restorer):
     def __init__(self, restorer: Restorer) -> None:
         super().__init__(restorer.margin, restorer.max_pixels)
         self.restorer = restorer
+
+    def compile(self, **options: Any) -> None:
+        """See :class:`Restorer`."""
+        self.restorer.compile(**options)
 
     @property
     def receptive_field(self) -> int:

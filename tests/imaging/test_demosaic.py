@@ -8,7 +8,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch_geometric.data import Batch
 
 from pyg_unroll import Demosaic, data_to_image, mosaic
-from pyg_unroll.imaging import DifferenceBlock, GuidedBlock, local_interpolation
+from pyg_unroll.imaging import (
+    DifferenceBlock,
+    GuidedBlock,
+    SelfEnsemble,
+    Tiled,
+    local_interpolation,
+)
 from pyg_unroll.testing import assert_same
 from tests.imaging.utils import BLOCKS, make, make_blocks, mosaics, psnr
 
@@ -180,6 +186,9 @@ def test_errors(photo):
             DifferenceBlock(**{name: 3})
 
 
+SIZES = (70, 96), (81, 74), (96, 73), (67, 131), (128, 68)
+
+
 def test_estimates_compile_once_for_all_sizes():
     model = Demosaic(make_blocks(DifferenceBlock, 1, num_layers=2)).eval()
     counter = CompileCounterWithBackend('eager')
@@ -196,3 +205,19 @@ def test_estimates_compile_once_for_all_sizes():
         assert_same(*results)
         counts.add(counter.frame_count)
     assert len(counts) == 1, counts  # all of them at the first size
+
+
+def test_restore_compiles_once_for_all_sizes():
+    model = Demosaic(make_blocks(DifferenceBlock, 1, num_layers=2)).eval()
+    ensemble = SelfEnsemble(Tiled(model), 2)
+    images = [mosaics(torch.rand(1, 3, *s)) for s in SIZES]
+    with torch.no_grad():
+        expected = [ensemble.restore(*image) for image in images]
+        counter = CompileCounterWithBackend('eager')
+        torch.compiler.reset()
+        ensemble.compile(backend=counter)
+        counts = set()
+        for image, result in zip(images, expected, strict=True):
+            assert_same(ensemble.restore(*image), result)
+            counts.add(counter.frame_count)
+    assert len(counts) == 1, counts
