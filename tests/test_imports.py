@@ -13,9 +13,10 @@ ROOT = Path(pyg_unroll.__file__).parent
 # By part of the package, the parts that it may import from: arrows point one
 # way. Beside the others, `transforms` interpolate by `solvers`, and stacks of
 # `nn` learn their graphs by `transforms`.
-CORE = {'checks', 'graph', 'ops', 'inputs'}
+CORE = {'checks', 'graph', 'ops', 'inputs', 'threads'}
 ARROWS = {
     'checks': set(),
+    'threads': set(),
     'graph': {'checks'},
     'ops': {'checks', 'graph'},
     'inputs': {'checks', 'graph', 'ops'},

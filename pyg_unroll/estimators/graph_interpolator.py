@@ -9,7 +9,8 @@ from torch_geometric.data import Data
 
 from pyg_unroll import checks
 from pyg_unroll.estimators.blending import LEAST_KNOWN, FeatureFit
-from pyg_unroll.estimators.inputs import Sites, one_thread
+from pyg_unroll.estimators.inputs import Sites
+from pyg_unroll.threads import one_thread
 
 
 class GraphInterpolator:

@@ -1,7 +1,5 @@
 """Inputs of the estimators: observations, positions, covariates, graphs."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Self, TypeAlias
 
@@ -18,22 +16,6 @@ from pyg_unroll.transforms import KNNGraph
 # Edges and their weights of the graphs 'given', 'unweighted', 'sharpened' and
 # 'nearest', as far as there are such.
 Graphs: TypeAlias = dict[str, tuple[Topology, Tensor]]
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Lets PyTorch use one thread.
-
-    Estimators take many small operations, of which two threads do little more
-    (1.2 s in place of 1.5 s for 1000 points), and which take thirty times as
-    long on threads that wait for a core taken by another program.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def read_observations(

@@ -11,7 +11,6 @@ from torch_geometric.data import Data
 from pyg_unroll import checks
 from pyg_unroll.estimators.inputs import (
     nearest_neighbors,
-    one_thread,
     read_columns,
     read_observations,
 )
@@ -20,6 +19,7 @@ from pyg_unroll.ops import divergence
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
+from pyg_unroll.threads import one_thread
 from pyg_unroll.transforms import TemporalProduct, from_product
 
 TIME_WEIGHTS = tuple(4.0**k for k in range(6))

@@ -18,6 +18,7 @@ from pyg_unroll.imaging.wrappers import Wrapper
 from pyg_unroll.inputs import Observations, read_signal
 from pyg_unroll.nn import GLRConv, GTVConv
 from pyg_unroll.nn.smoothness_conv import Iterate
+from pyg_unroll.threads import one_thread
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +137,8 @@ def _restorer_of(model: torch.nn.Module) -> Restorer | None:
 
 def _run_model(model: torch.nn.Module, data: Data) -> None:
     if not isinstance(model, GLRConv | GTVConv):
-        model(data)
+        with one_thread():  # that of the hooks, and an image in one tile
+            model(data)
         return
     edges = edges_of(data)
     if data.get('x') is None or edges is None:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyg_unroll import checks
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock, GuidedBlock, Scene
+from pyg_unroll.imaging.images import white_level
 from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
 from pyg_unroll.transforms.grid_graph import WINDOWS
@@ -113,7 +114,7 @@ class BlockRestorer(Restorer):
                 does not begin with red.
         """
         with torch.autocast(image.device.type, enabled=False):
-            images = self.prepare(image, mask, noise_std)
+            images = self._read(image, mask, noise_std)
         phase = self.phase(mask) if checks.can_read_values() else (0, 0)
         if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
             raise ValueError(
@@ -138,6 +139,13 @@ class BlockRestorer(Restorer):
         self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> tuple[Tensor, ...]:
         """See :class:`Restorer`."""
+        filled, mask, *noise = self._read(image, mask, noise_std)
+        unit = white_level(image, mask).expand(-1, -1, *image.shape[2:])
+        return filled, mask, unit, *noise
+
+    def _read(
+        self, image: Tensor, mask: Tensor, noise_std: NoiseStd
+    ) -> tuple[Tensor, ...]:
         checks.check_model_type(self, 'image', image)
         read_images(image, mask, self.channels)
         noise = self.noise_level(image, mask, noise_std)
@@ -148,7 +156,10 @@ class BlockRestorer(Restorer):
 
     def run(self, *images: Tensor) -> Tensor:
         """See :class:`Restorer`."""
-        return self._estimates(*images)[-1]
+        image, mask, unit, *noise = images
+        shown = image / unit, mask, *(std / unit for std in noise)
+        out = unit * self._estimates(*shown)[-1]
+        return torch.where(mask, image, out) if self.fidelity == 'hard' else out
 
     def _estimates(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | None = None

@@ -22,9 +22,10 @@ class Demosaic(BlockRestorer):
         colours = model(mosaic(image, 'RGGB'))  # node signals
         image = model.restore(image, mask)  # images
 
-    Images have any size, and values in :math:`[0, 1]`, as trained weights
-    expect them. Samples come out as they were measured, bit for bit, unless
-    the blocks take them as noisy.
+    Images have any size and any unit: they are divided by the value that one
+    in a thousand of their pixels exceeds, and multiplied by it again. Samples
+    come out as they were measured, bit for bit, unless the blocks take them as
+    noisy.
 
     Args:
         blocks (sequence of torch.nn.Module, optional): The blocks, all

@@ -9,7 +9,12 @@ from pyg_unroll.checks import check_choice, check_not_half
 from pyg_unroll.imaging.cfa import check_one_color, sensor_values
 from pyg_unroll.imaging.color_differences import DETAIL_RATIO, ColorDifferences
 from pyg_unroll.imaging.filters import directional_green, local_interpolation
-from pyg_unroll.imaging.images import to_images, to_node_mask, to_signals
+from pyg_unroll.imaging.images import (
+    to_images,
+    to_node_mask,
+    to_signals,
+    white_level,
+)
 from pyg_unroll.imaging.priors import Prior
 from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
@@ -41,7 +46,7 @@ class GraphDemosaic(Restorer):
           :func:`~pyg_unroll.imaging.mosaic`: :obj:`x` and boolean :obj:`mask`
           :math:`(|\mathcal{V}|, 3)`, :obj:`height`, :obj:`width`
         - **output:** colours :math:`(|\mathcal{V}|, 3)` in the units of
-          :obj:`x`, best in :math:`[0, 1]`; measured samples are unchanged
+          :obj:`x`, of any unit; measured samples are unchanged
 
     Raises:
         ValueError: If the data is not a mosaic of three colours.
@@ -90,16 +95,21 @@ class GraphDemosaic(Restorer):
         check_one_color(mask)
         check_not_half('image', image.dtype)
         self.noise_level(image, mask, noise_std)
-        return image, mask
+        unit = white_level(image, mask)
+        return image, mask, unit.expand(-1, -1, *image.shape[2:])
 
     def run(self, *images: Tensor) -> Tensor:
         """See :class:`Restorer`."""
-        image, mask = images
+        image, mask, unit = images
+        out = unit * self._restore(image / unit, mask)
+        return torch.where(mask, image, out)
+
+    def _restore(self, image: Tensor, mask: Tensor) -> Tensor:
         is_green, is_chroma = mask[:, 1:2], mask[:, ::2]
         is_bayer = _is_checkerboard(is_green)
         if len(set(is_bayer)) > 1:
             parts = zip(image.split(1), mask.split(1), strict=True)
-            return torch.cat([self.run(*part) for part in parts])
+            return torch.cat([self._restore(*part) for part in parts])
         sensor = sensor_values(image, mask)
         height, width = size = image.shape[2:]
         topology = self.graph.pixels(height, width, image.device)

@@ -120,6 +120,17 @@ def to_unit_range(image: Tensor) -> Tensor:
     )
 
 
+def white_level(image: Tensor, mask: Tensor) -> Tensor:
+    """The value of each image `[B, 1, 1, 1]` that one in a thousand of its
+    pixels exceeds, by which images of any unit and exposure become alike.
+    """
+    level = torch.where(mask, image, 0).abs().amax(1).flatten(1)
+    rank = level.size(1) - level.size(1) // 1000
+    white = level.kthvalue(rank, 1).values
+    # Black images stay as they are.
+    return torch.where(white > 0, white, 1).view(-1, 1, 1, 1)
+
+
 def to_signals(images: Tensor) -> Tensor:
     """Images `[B, C, H, W]` to node signals `[B, H * W, C]`, a view."""
     return images.flatten(2).mT

@@ -16,11 +16,11 @@ from pyg_unroll.imaging.images import data_to_image, to_node_mask, to_signals
 from pyg_unroll.imaging.tiles import (
     Window,
     mirrored_frame,
-    run_all,
     tile_workers,
     tiles_of,
 )
 from pyg_unroll.inputs import read_signal
+from pyg_unroll.threads import run_all
 from pyg_unroll.transforms.utils import examples_of
 
 NoiseStd: TypeAlias = Tensor | float | None

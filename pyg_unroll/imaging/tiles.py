@@ -1,17 +1,10 @@
-"""Tiles of images, which overlap by the halo that they need, and threads that
-work on them.
-"""
+"""Tiles of images, which overlap by the halo that they need."""
 
-import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from collections.abc import Iterator, Sequence
 from itertools import product
-from typing import TypeAlias, TypeVar
+from typing import TypeAlias
 
 import torch
-
-_T = TypeVar('_T')
 
 # Along one dimension, the window of a tile, the part of the image that it is
 # for, and the place of that part in the tile.
@@ -61,44 +54,6 @@ def tile_workers(device: torch.device) -> int:
     if device.type != 'cpu' or torch.is_grad_enabled():
         return 1
     return min(torch.get_num_threads(), _MAX_WORKERS)
-
-
-def run_all(
-    work: Callable[[_T], None], jobs: Iterable[_T], workers: int
-) -> None:
-    """Does jobs on threads of their own.
-
-    PyTorch's own threads meet after each operation, which takes several times
-    as long while another program needs one of the cores.
-    """
-    if workers == 1:
-        for job in jobs:
-            work(job)
-        return
-    threads = torch.get_num_threads()
-    inference = torch.is_inference_mode_enabled()
-
-    def do(job: _T) -> None:
-        # Both belong to a thread.
-        torch.set_num_threads(threads // workers)
-        with torch.inference_mode() if inference else torch.no_grad():
-            work(job)
-
-    futures = [_pool(workers, os.getpid()).submit(do, job) for job in jobs]
-    try:
-        for future in futures:
-            future.result()  # raises what the work raised
-    finally:
-        for future in futures:
-            future.cancel()
-        # New threads take the number that was last set.
-        torch.set_num_threads(threads)
-
-
-@cache
-def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    # Threads do not survive a fork, hence one pool for each process.
-    return ThreadPoolExecutor(workers, 'pyg_unroll-tiles')
 
 
 def _tile_size(

@@ -333,6 +333,19 @@ def test_plot():
         result.plot([*axes[0], *axes[0]])
 
 
+def test_large_images_are_not_cut_for_threads():
+    model = make_model('mosaic', 'glr', 'hard')
+    data = mosaic(torch.rand(3, 700, 20), 'RGGB')
+    one = trace(model, data)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        assert len(trace(model, data).layers) == len(one.layers)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_bad_input():
     data = layer_data()
     with pytest.raises(ValueError, match="no layer 'GLRConv'"):

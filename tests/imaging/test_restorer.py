@@ -147,6 +147,7 @@ def test_reach_ends_at_the_receptive_field(kind, block, options):
     )
     reach = model.receptive_field
     image = torch.rand(1, 3, 2 * reach + 21, 12, dtype=torch.float64)
+    image[:, :, -4:] = 1  # the white level of both
     changed = image.clone()
     changed[:, :, :10] = torch.rand_like(changed[:, :, :10])
     outs = []
@@ -256,3 +257,30 @@ def test_reset_parameters(kind):
     image, mask = observed(kind, torch.rand(1, 3, 8, 8))
     assert float(model.restore(image, mask).detach().abs().max()) < 10
     assert str(model) == f'{kind.__name__}(2 x GuidedBlock)'
+
+
+@parametrize_cases
+@pytest.mark.parametrize('unit', [1e-9, 0.01, 255.0, 1e12])
+def test_results_are_in_the_unit_of_the_image(kind, block, options, unit):
+    image = torch.rand(2, 3, 30, 36, dtype=torch.float64)
+    image[1] *= 0.02  # of another exposure
+    image, mask = observed(kind, image)
+    model = make(kind, block, dtype=torch.float64, num_layers=2, **options)
+    noise = [0.01 * unit] if options.get('fidelity') == 'soft' else []
+    with torch.no_grad():
+        expected = model.restore(image, mask, *(n / unit for n in noise))
+        out = model.restore(unit * image, mask, *noise)
+        alone = model.restore(unit * image[1:], mask[-1:], *noise)
+    torch.testing.assert_close(out / unit, expected, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(alone, out[1:], rtol=1e-9, atol=1e-12 * unit)
+
+
+def test_black_images_stay_black():
+    model = make(Demosaic, DifferenceBlock, num_layers=2)
+    image, mask = mosaics(torch.zeros(2, 3, 12, 12))
+    image[1, mask[0]] = 0.5
+    with torch.no_grad():
+        out = model.restore(image, mask)
+    assert out.isfinite().all()
+    assert out[0].abs().max() < 0.2
+    assert (out[1] - 0.5).abs().max() < 0.2
