@@ -4,13 +4,19 @@
     python benchmarks/image_quality.py --folder FOLDER --noise 20
     python benchmarks/image_quality.py --folder FOLDER --known 0.3
     python benchmarks/image_quality.py --folder FOLDER --grid 2
+    python benchmarks/image_quality.py --folder FOLDER --pattern GBRG
+    python benchmarks/image_quality.py --folder FOLDER --exposure 0.01
+    python benchmarks/image_quality.py --folder FOLDER --linear 1
 
 The 8-bit images of a folder become Bayer RGGB mosaics, or lose all pixels but a
 random share or a regular grid; output clipped and rounded to 8 bits; PSNR over
 all pixels and colours, no border cut, then the mean over the images; SSIM of
 scikit-image. Noise is Gaussian with a standard deviation in units of 1/255,
 added to the mosaic, not clipped, the same for all methods; the models for noise
-are told its level.
+are told its level. Linear data are the images to the power of 2.2, as cameras
+give them; outputs are encoded again before they are scored. "Won" is the share
+of images that a method restores better than demosaicnet (`pip install
+demosaicnet wget 'setuptools<81'`).
 """
 
 from __future__ import annotations
@@ -41,7 +47,7 @@ from pyg_unroll import (
     data_to_image,
     image_to_data,
 )
-from pyg_unroll.imaging import SelfEnsemble, local_interpolation
+from pyg_unroll.imaging import CFA_PATTERNS, SelfEnsemble, local_interpolation
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
@@ -57,12 +63,14 @@ class HiddenImage:
         mask (torch.Tensor): True where known, `[3, H, W]`.
         noise (float): Standard deviation of the noise.
         grid (int): Distance of known pixels on a regular grid, or 0.
+        pattern (str): That of a mosaic.
     """
 
     image: Tensor
     mask: Tensor
     noise: float
     grid: int
+    pattern: str = 'RGGB'
 
     @property
     def sensor(self) -> np.ndarray:
@@ -71,6 +79,8 @@ class HiddenImage:
 
 
 Method = Callable[[HiddenImage], Tensor]
+
+BAYER_PATTERNS = 'RGGB', 'GRBG', 'GBRG', 'BGGR'
 
 
 def ours(model: torch.nn.Module) -> Method:
@@ -101,7 +111,7 @@ def colour_demosaicing(name: str) -> Method:
     function = getattr(package, f'demosaicing_CFA_Bayer_{name}')
 
     def run(problem: HiddenImage) -> Tensor:
-        out = function(problem.sensor.astype(np.float64), 'RGGB')
+        out = function(problem.sensor.astype(np.float64), problem.pattern)
         return torch.from_numpy(np.moveaxis(np.asarray(out), -1, 0)).float()
 
     return run
@@ -111,7 +121,7 @@ def demosaicnet() -> tuple[Method, int]:
     """The network of Gharbi et al. (2016), and its number of parameters.
 
     Its mosaic begins with green, then red, and it cuts a border off: images
-    are mirrored by a number of rows that is even, of columns that is odd.
+    are mirrored by numbers of rows and columns that make it so.
     """
     from demosaicnet import BayerDemosaick
 
@@ -119,12 +129,15 @@ def demosaicnet() -> tuple[Method, int]:
 
     def run(problem: HiddenImage) -> Tensor:
         height, width = problem.mask.shape[1:]
-        pad = margin + 1, margin + 1 + width % 2, margin, margin + height % 2
+        rows = margin + problem.pattern.startswith(('GB', 'BG'))
+        cols = margin + problem.pattern.endswith(('GB', 'RG'))
+        pad = cols, cols + width % 2, rows, rows + height % 2
         padded = F.pad(problem.image[None], pad, mode='reflect')
         with torch.no_grad():
             out = net(padded)[0]
-        top = margin - (padded.size(2) - out.size(1)) // 2
-        return out[:, top : top + height, top + 1 : top + 1 + width]
+        cut = (padded.size(2) - out.size(1)) // 2
+        top, left = rows - cut, cols - cut
+        return out[:, top : top + height, left : left + width]
 
     return run, sum(p.numel() for p in net.parameters())
 
@@ -187,11 +200,20 @@ def bicubic(problem: HiddenImage) -> Tensor:
 
 
 def demosaicing_methods(
-    noise: float, num_views: int
+    noise: float, num_views: int, pattern: str
 ) -> dict[str, tuple[Method, int]]:
-    """All methods that are installed, with their numbers of parameters."""
-    methods: dict[str, tuple[Method, int]] = {'bilinear': (bilinear, 0)}
-    if importlib.util.find_spec('cv2'):
+    """All methods that are installed and for the pattern, with their numbers
+    of parameters.
+    """
+    classical = GraphDemosaic()
+    count = sum(p.numel() for p in classical.parameters())
+    methods: dict[str, tuple[Method, int]] = {
+        'bilinear': (bilinear, 0),
+        'GraphDemosaic': (ours(classical), count),
+    }
+    if pattern not in BAYER_PATTERNS:
+        return methods
+    if importlib.util.find_spec('cv2') and pattern == 'RGGB':
         for name, code in (('VNG', 'VNG'), ('edge-aware', 'EA')):
             method = opencv_demosaicing(f'COLOR_BayerBG2RGB_{code}')
             methods[f'OpenCV {name}'] = (method, 0)
@@ -201,9 +223,6 @@ def demosaicing_methods(
             methods[label] = (colour_demosaicing(name), 0)
     if importlib.util.find_spec('demosaicnet'):
         methods['demosaicnet'] = demosaicnet()
-    classical = GraphDemosaic()
-    count = sum(p.numel() for p in classical.parameters())
-    methods['GraphDemosaic'] = (ours(classical), count)
     names = ['bayer', 'bayer-noisy'] if noise else ['bayer']
     return methods | trained(Demosaic, names, num_views)
 
@@ -246,8 +265,34 @@ def trained(
     return methods
 
 
+@dataclass
+class Encoding:
+    """The values that methods see of an image, and back.
+
+    Args:
+        exposure (float): Factor of the values.
+        power (float): Their exponent, 2.2 for linear data.
+    """
+
+    exposure: float = 1.0
+    power: float = 1.0
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Values of an image in [0, 1]."""
+        return self.exposure * image**self.power
+
+    def decode(self, out: Tensor) -> Tensor:
+        """The image in [0, 1] that values stand for."""
+        return (out / self.exposure).clamp(0, 1) ** (1 / self.power)
+
+
 def make_problem(
-    image: Tensor, seed: int, noise: float, known: float, grid: int
+    image: Tensor,
+    seed: int,
+    noise: float,
+    known: float,
+    grid: int,
+    pattern: str = 'RGGB',
 ) -> HiddenImage:
     """Hides part of an image `[3, H, W]`."""
     generator = torch.Generator().manual_seed(seed)
@@ -259,10 +304,11 @@ def make_problem(
             mask = torch.rand(mask.shape, generator=generator) < known
         mask = mask.expand_as(image)
     else:
-        mask = cfa_mask('RGGB', *image.shape[1:])
+        mask = cfa_mask(pattern, *image.shape[1:])
         grain = torch.randn((1, *image.shape[1:]), generator=generator)
         image = image + noise * grain
-    return HiddenImage(torch.where(mask, image, 0), mask, noise, grid)
+    hidden = torch.where(mask, image, 0)
+    return HiddenImage(hidden, mask, noise, grid, pattern)
 
 
 def quality(out: Tensor, image: Tensor) -> tuple[float, float]:
@@ -313,6 +359,9 @@ def main() -> None:
         known=(0.0, 'inpainting: share of known pixels'),
         grid=(0, 'inpainting: distance of known pixels'),
         limit=(10000, 'images at most, evenly over the folder'),
+        pattern=('RGGB', 'of the mosaics'),
+        exposure=(1.0, 'factor of the values that methods see'),
+        linear=(0, '1: methods see linear data'),
         num_views=(1, 'views of a self-ensemble of our models, in more rows'),
         picture=('', 'PNG of crops of the hardest image'),
         skip=('', 'leave out methods whose names contain this, or one of A|B'),
@@ -328,10 +377,13 @@ def main() -> None:
     inpainting = bool(args.known or args.grid)
     if args.noise < 0 or not 0 <= args.known < 1 or args.grid < 0:
         raise SystemExit('error: --noise, --known or --grid is out of range')
+    if args.pattern not in CFA_PATTERNS or args.exposure <= 0:
+        raise SystemExit('error: --pattern or --exposure is out of range')
+    encoding = Encoding(args.exposure, 2.2 if args.linear else 1.0)
     if inpainting:
         methods = inpainting_methods(args.grid, args.num_views)
     else:
-        methods = demosaicing_methods(args.noise, args.num_views)
+        methods = demosaicing_methods(args.noise, args.num_views, args.pattern)
     if args.skip:
         skipped = args.skip.split('|')
         methods = {
@@ -344,9 +396,8 @@ def main() -> None:
     hardest = float('inf')
     for k, file in enumerate(tqdm(files, disable=None)):
         image = load_image(file).expand(3, -1, -1)
-        problem = make_problem(
-            image, k, args.noise / 255, args.known, args.grid
-        )
+        hide = args.noise / 255, args.known, args.grid, args.pattern
+        problem = make_problem(encoding.encode(image), k, *hide)
         pictures, scores = {'original': image}, {}
         for name, (method, _) in methods.items():
             if k == 0:
@@ -354,6 +405,7 @@ def main() -> None:
             begin = time.perf_counter()
             out = method(problem)
             seconds = time.perf_counter() - begin
+            out = encoding.decode(out)
             ratio, ssim = quality(out, image)
             pictures[name], scores[name] = out, ratio
             per_megapixel = seconds / (problem.mask[0].numel() / 1e6)
@@ -362,13 +414,19 @@ def main() -> None:
             hardest = scores[baseline]
             crops(pictures, scores, Path(args.picture))
     rows: list[Row] = []
+    peer = results.get('demosaicnet')
     for name, (_, count) in methods.items():
         ratio, ssim, _ = np.mean(results[name], axis=0)
+        gains = np.subtract(results[name], peer)[:, 0] if peer else None
         seconds = float(np.median([row[2] for row in results[name]]))
         rows.append(
             {
                 'method': name,
                 'PSNR (dB)': f'{ratio:.2f}',
+                'over demosaicnet (dB)': None
+                if gains is None
+                else f'{gains.mean():+.2f}',
+                'won': None if gains is None else f'{(gains > 0).mean():.0%}',
                 'SSIM': f'{ssim:.4f}',
                 'seconds per megapixel': seconds,
                 'parameters': count,
