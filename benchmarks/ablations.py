@@ -19,20 +19,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 from tqdm import tqdm
 from transformer import WindowTransformer
 from utils import Row, parse_args, report
 
-from pyg_unroll import Demosaic, GLRConv
+from pyg_unroll import Demosaic, GLRConv, cfa_mask
 from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
 from photos import psnr
-from train import Loss
-from training_data import Patches, Task, largest, read_images
+from training_patches import Patches, Variety, largest, read_images
+from training_tasks import Sample, Task, charbonnier
 
 PATCH, BATCH, RATE = 48, 4, 2e-3
+# Cuts of photographs, some with chroma at half resolution.
+PLAIN = Variety(shrink=1, generated=0, balanced=0, linear=0, exposed=0)
 
 
 class NoSteps(GLRConv):
@@ -110,9 +113,21 @@ ROWS: list[tuple[str, Any, int]] = [
 ]
 
 
-def train(model: torch.nn.Module, patches: Patches, steps: int) -> float:
-    """Trains a model; returns the seconds it took."""
-    loss_of = Loss(model, early=0.3, knee=1e-3)
+def loss_of(model: Any, sample: Sample) -> Tensor:
+    """The loss of a batch, of all blocks' estimates."""
+    *early, last = (
+        charbonnier(sample.to_truth(out), sample.truth, 1e-3).mean()
+        for out in model.estimates(sample.image, sample.mask)
+    )
+    return last + 0.3 * sum(early)
+
+
+def train(
+    model: torch.nn.Module, patches: Patches, limit: int, steps: int
+) -> float:
+    """Trains a model on so many different patches (0: no limit); returns the
+    seconds it took.
+    """
     chosen = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(chosen, lr=RATE, weight_decay=1e-4)
     begin = time.perf_counter()
@@ -120,7 +135,12 @@ def train(model: torch.nn.Module, patches: Patches, steps: int) -> float:
         rate = 0.5 * (1 + math.cos(math.pi * step / steps))
         rate *= min(1.0, (step + 1) / 50)
         optimizer.param_groups[0]['lr'] = RATE * rate
-        loss = loss_of(*patches[step].tensors)
+        places = range(step * BATCH, (step + 1) * BATCH)
+        batch = [
+            patches[place % limit if limit else place, place]
+            for place in places
+        ]
+        loss = loss_of(model, default_collate(batch))
         optimizer.zero_grad()
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(chosen, 0.2)
@@ -135,11 +155,10 @@ def score(model: Any, images: list[Tensor], noise: float) -> float:
     total = 0.0
     for k, image in enumerate(images):
         truth = (image.float() / largest(image))[None]
-        sample = Task('demosaic').hide(truth, np.random.default_rng(k))
+        mask = cfa_mask('RGGB', *truth.shape[2:])[None]
         grain = np.random.default_rng(k).standard_normal(truth.shape)
         grain = noise * torch.from_numpy(grain).float()
-        noisy = torch.where(sample.mask, sample.image + grain, 0)
-        out = model.restore(noisy, sample.mask)
+        out = model.restore(torch.where(mask, truth + grain, 0), mask)
         total += psnr(out, truth)
     return total / len(images)
 
@@ -168,10 +187,8 @@ def main() -> None:
     for name, make, limit in tqdm(chosen, disable=None):
         torch.manual_seed(0)
         model = make()
-        patches = Patches(
-            *(images, Task('demosaic'), PATCH, BATCH), *(2, 0.3, limit, 0)
-        )
-        seconds = train(model, patches, args.steps)
+        patches = Patches(images, Task('bayer'), PATCH, PLAIN)
+        seconds = train(model, patches, limit, args.steps)
         row = {
             'net': name,
             'parameters': sum(p.numel() for p in model.parameters()),

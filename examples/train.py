@@ -1,221 +1,237 @@
-"""Trains a restorer to demosaic or inpaint images, on a folder of them.
+"""Trains a restorer to demosaic or inpaint images, on folders of photographs.
 
-    python examples/train.py PHOTOS --val OTHERS --budget-minutes 60
-    python examples/train.py PHOTOS --task inpaint --prior gtv
-    torchrun --nproc-per-node 2 examples/train.py PHOTOS
-    python examples/train.py PHOTOS --resume     # after a kill
+    python examples/train.py PHOTOS                        # a mosaic, an hour
+    python examples/train.py PHOTOS MORE --val OTHERS --minutes 600
+    python examples/train.py PHOTOS --config examples/recipes/grid-2x.yaml
+    python examples/train.py PHOTOS --resume --minutes 900 # go on, for longer
 
 Patches of the photographs lose two of their three colours, or most of their
-pixels; the net puts them back. Every --save-minutes a checkpoint is written
-beside --out, whole or not at all, from which --resume goes on with the same
-patches as if nothing had happened. The averaged weights and all options go to
-one safetensors file.
+pixels; the net puts them back. Recipes name the net and its options; those
+that they do not name are as in `recipes/bayer.yaml`. Ctrl-C ends a training
+early: like the end of the time, it writes the averaged weights to one
+safetensors file. Training itself is Lightning's: `--trainer.accelerator`,
+`--trainer.devices`, `--trainer.precision` and `--trainer.logger`, for example,
+are its options.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import copy
-import csv
-import itertools
 import json
+import logging
 import math
-import os
+import platform
+import signal
 import sys
-import time
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-import torch.distributed as dist
+
+try:
+    from lightning.pytorch import LightningModule, Trainer
+    from lightning.pytorch.callbacks import (
+        Callback,
+        ModelCheckpoint,
+        Timer,
+        WeightAveraging,
+    )
+    from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+    from lightning.pytorch.loggers import CSVLogger
+    from lightning.pytorch.utilities import rank_zero_only
+except ImportError as error:
+    raise SystemExit(
+        "error: training needs Lightning: pip install 'pyg_unroll[train]'"
+    ) from error
+from outputs import check_out
 from photos import psnr
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
-from training_data import Patches, Sample, Task, largest, read_images
+from training_data import Photographs
+from training_tasks import Sample, charbonnier
 
 from pyg_unroll import Demosaic, Inpaint
-from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
+from pyg_unroll.imaging import DifferenceBlock
 
-Models = Demosaic | Inpaint
+RECIPES = Path(__file__).parent / 'recipes'
 
-# Pixels of a patch that are not scored: nothing is known beyond.
-_BORDER = 8
+USAGE = """train.py FOLDER [FOLDER ...] [--val FOLDER] [--minutes MINUTES]
+                [--config RECIPE] [--out FILE] [--resume | --overwrite]
+                [--model.* | --data.* | --average.* | --trainer.* VALUE]"""
 
 
-class Loss(torch.nn.Module):
-    """The Charbonnier loss of all blocks' estimates, as one module for DDP.
+class Restoration(LightningModule):
+    """A restorer that learns: its net, loss and optimiser.
 
     Args:
-        model (Demosaic or Inpaint): The net.
-        early (float): Weight of the estimates before the last.
+        restorer (str): `Demosaic` or `Inpaint`.
+        net (dict): Its configuration: blocks and neighbours.
+        weights (Path, optional): Weights to start from, of a net that may be
+            smaller.
+        lr (float): Largest learning rate.
+        warm_up (int): Steps of rising rate.
+        weight_decay (float): Of AdamW.
         knee (float): Error from which on the loss is linear.
-        amp (bool): Mixed precision, where it is fast.
+        early (float): Weight of the estimates before the last in the loss.
     """
 
     def __init__(
-        self, model: Models, early: float, knee: float, amp: bool = True
+        self,
+        net: dict[str, Any],
+        restorer: Literal['Demosaic', 'Inpaint'] = 'Demosaic',
+        weights: Path | None = None,
+        lr: float = 1e-3,
+        warm_up: int = 100,
+        weight_decay: float = 1e-4,
+        knee: float = 3e-3,
+        early: float = 0.3,
     ) -> None:
         super().__init__()
-        self.model = model
-        self.early = early
-        self.knee = knee
-        self.amp = amp
+        if not lr > 0:
+            raise ValueError(f"'lr' must be positive (got {lr})")
+        kinds = {'Demosaic': Demosaic, 'Inpaint': Inpaint}
+        self.net: Demosaic | Inpaint = kinds[restorer].from_config(net)
+        start_as_graph(self.net)
+        if weights is not None:
+            if not weights.is_file():
+                raise ValueError(f"'weights': there is no file '{weights}'")
+            transfer(load_file(weights), self.net)
+        self.net.to(memory_format=torch.channels_last)
+        self.lr, self.warm_up, self.weight_decay = lr, warm_up, weight_decay
+        self.knee, self.early = knee, early
+        self.skipped = 0
+        self.recipe: dict[str, Any] = {}
+        self.numbers: list[Tensor] = []
+        self.losses: list[Tensor] = []
 
-    def forward(
-        self,
-        truth: Tensor,
-        image: Tensor,
-        mask: Tensor,
-        noise_std: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the loss of patches, see `Sample`."""
-        with mixed_precision(image.device.type, self.amp):
-            outs = self.model.estimates(image, mask, noise_std)
-        inner = slice(_BORDER, -_BORDER)
-        losses = []
-        for out in outs:
-            error = (out - truth)[..., inner, inner]
-            losses.append((error.square() + self.knee**2).sqrt().mean())
-        return losses[-1] + self.early * sum(losses[:-1])
+    def loss(self, sample: Sample) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and that of each patch's last estimate."""
+        noisy = self.net.fidelity == 'soft'
+        noise_std = sample.noise_std if noisy else None
+        outs = self.net.estimates(sample.image, sample.mask, noise_std)
+        losses = [
+            charbonnier(sample.to_truth(out), sample.truth, self.knee)
+            for out in outs
+        ]
+        *before, last = losses
+        total = last + self.early * sum(before)
+        return total.mean(), last.detach()
 
+    def training_step(self, batch: Sample) -> Tensor:
+        """The loss of a batch."""
+        loss, losses = self.loss(batch)
+        self.numbers.append(batch.number)
+        self.losses.append(losses)
+        self.log('loss', loss, prog_bar=True, on_step=True, on_epoch=True)
+        self.log('minutes', clock(self.trainer).time_elapsed() / 60, True)
+        return loss
 
-def parse_args() -> argparse.Namespace:
-    """Reads the command line and refuses values that make no sense."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split('\n\n')[0],
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    add = parser.add_argument
-    add('folder', type=Path, help='photographs to train on')
-    add('--val', type=Path, help='photographs to score, never trained on')
-    add(
-        '--task',
-        choices=Task.NAMES,
-        default='demosaic',
-        help='what the net learns: mosaics, noisy ones, or missing pixels',
-    )
-    add('--prior', choices=('glr', 'gtv'), default='glr', help='of the layers')
-    add('--budget-minutes', type=float, default=60.0, help='training time')
-    add('--batch', type=int, default=8, help='patches per step and process')
-    add('--patch', type=int, default=64, help='side of a patch, even')
-    add(
-        '--hard',
-        type=int,
-        default=2,
-        help='every second patch is the one of so many with most detail',
-    )
-    add(
-        '--subsampled',
-        type=float,
-        default=0.3,
-        help='share of patches whose chroma is halved first, as most JPEG '
-        'files have it: the net must tell such photographs from others',
-    )
-    add('--num-patches', type=int, default=0, help='0 for no limit')
-    add('--knee', type=float, default=1e-3, help='linear loss from here on')
-    add('--lr', type=float, default=1e-3, help='largest learning rate')
-    add('--warm-up', type=int, default=100, help='steps of rising rate')
-    add('--weight-decay', type=float, default=1e-4, help='of AdamW')
-    add('--clip', type=float, default=0.2, help='largest gradient norm')
-    add('--ema', type=float, default=0.998, help='decay of averaged weights')
-    add('--early', type=float, default=0.3, help='loss weight of early blocks')
-    add('--blocks', type=int, default=2, help='feature net, graph and layer')
-    add('--layers', type=int, default=6, help='convolutions of a feature net')
-    add('--hidden', type=int, default=32, help='width of the feature nets')
-    add('--features', type=int, default=4, help='features of a pixel')
-    add('--heads', type=int, default=2, help='graphs learned in parallel')
-    add('--neighbors', type=int, default=8, help='neighbours of a pixel')
-    add('--steps', type=int, default=5, help='solver steps of a GLR layer')
-    add('--iters', type=int, default=3, help='iterations of a GTV layer')
-    add('--inner', type=int, default=2, help='solver steps of an iteration')
-    add(
-        '--init',
-        type=Path,
-        help='weights to start from, of a net that may be smaller',
-    )
-    add('--max-images', type=int, default=10000, help='images in memory')
-    add('--max-val', type=int, default=8, help='images to score')
-    add('--val-minutes', type=float, default=15.0, help='between scores')
-    add('--save-minutes', type=float, default=2.0, help='between checkpoints')
-    add('--seed', type=int, default=0, help='of weights and patches')
-    add('--threads', type=int, default=0, help="0 keeps PyTorch's choice")
-    has_cuda = torch.cuda.is_available()
-    add(
-        '--workers',
-        type=int,
-        default=4 if has_cuda else 0,
-        help='processes that cut patches while the net learns',
-    )
-    add('--device', default='cuda' if has_cuda else 'cpu', help='cpu or cuda')
-    add(
-        '--no-amp',
-        action='store_true',
-        help='no bfloat16 in feature nets; never used on a CPU without AVX-512',
-    )
-    add(
-        '--no-graph',
-        action='store_true',
-        help='start kernels one by one on CUDA, not as one graph',
-    )
-    add('--resume', action='store_true', help='go on from the checkpoint')
-    add(
-        '--out',
-        type=Path,
-        default=Path('demosaic.safetensors'),
-        help='weights to write; checkpoint and log (CSV) lie beside it',
-    )
-    args = parser.parse_args()
-    for name, value in vars(args).items():
-        flag = f'--{name.replace("_", "-")}'
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        if not value >= 0:
-            parser.error(f'{flag} must not be negative (got {value})')
-        if value == 0 and name not in _MAY_BE_ZERO:
-            parser.error(f'{flag} must be positive (got {value})')
-    if args.patch < 32 or args.patch % 2:
-        parser.error(f'--patch must be even and at least 32 ({args.patch})')
-    for folder in (args.folder, args.val, args.out.parent):
-        if folder is not None and not folder.is_dir():
-            parser.error(f"'{folder}' is not a folder")
-    if args.init is not None and not args.init.is_file():
-        parser.error(f"--init: there is no file '{args.init}'")
-    return args
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Forgets a gradient that is not finite: one bad batch must not spoil
+        the net.
+        """
+        grads = [p.grad for p in self.parameters() if p.grad is not None]
+        if torch.nn.utils.get_total_norm(grads).isfinite():
+            return
+        self.skipped += 1
+        if self.skipped > 20 + self.global_step // 100:
+            raise ValueError("training diverged; try a smaller 'model.lr'")
+        for grad in grads:
+            grad.zero_()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Remembers the options."""
+        checkpoint['recipe'] = self.recipe
+        checkpoint['skipped'] = self.skipped
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores what `on_save_checkpoint` wrote."""
+        self.skipped = checkpoint['skipped']
+
+    def on_train_epoch_end(self) -> None:
+        """Tells the data which patches are hard."""
+        steps = len(self.losses)
+        numbers, losses = [], []
+        if steps:
+            # All processes hear of all patches.
+            numbers = self.all_gather(torch.cat(self.numbers)).flatten()
+            losses = self.all_gather(torch.cat(self.losses)).flatten()
+            numbers, losses = numbers.tolist(), losses.tolist()
+        trainer: Any = self.trainer
+        trainer.datamodule.rounds.record(steps, numbers, losses)
+        self.numbers, self.losses = [], []
+
+    def validation_step(self, batch: Sample) -> None:
+        """Scores a whole photograph."""
+        noisy = self.net.fidelity == 'soft'
+        out = self.net.restore(
+            batch.image, batch.mask, batch.noise_std if noisy else None
+        )
+        self.log('psnr', psnr(out, batch.truth), True, batch_size=1)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, at a rate that rises, then falls as half a cosine."""
+        optimizer = torch.optim.AdamW(
+            self.parameters(),
+            lr=self.lr,
+            betas=(0.9, 0.99),
+            weight_decay=self.weight_decay,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._rate)
+        schedule = {'scheduler': scheduler, 'interval': 'step'}
+        return {'optimizer': optimizer, 'lr_scheduler': schedule}
+
+    def _rate(self, step: int) -> float:
+        """The share of the largest rate at a step."""
+        return rate(step, self.warm_up, progress(self.trainer))
 
 
-_MAY_BE_ZERO = (
-    *('seed', 'threads', 'workers', 'early', 'weight_decay', 'subsampled'),
-    'num_patches',
-)
+def rate(step: int, warm_up: int, share: float) -> float:
+    """A factor that rises with the steps to one, then falls with the share of
+    the training that is over.
+    """
+    fall = 0.5 + 0.5 * math.cos(math.pi * share)
+    return min(1.0, (step + 1) / warm_up) * max(fall, 1e-3)
 
 
-def make_model(args: argparse.Namespace) -> Models:
-    """Builds the model that the arguments describe."""
-    is_glr = args.prior == 'glr'
-    options: dict[str, Any] = {
-        'hidden_channels': args.hidden,
-        'feature_channels': args.features,
-        'heads': args.heads,
-        'num_layers': args.layers,
-        'prior': args.prior,
-        'steps': (args.steps,) if is_glr else (args.iters, args.inner),
-    }
-    numbers = range(args.blocks)
-    if args.task == 'demosaic':
-        differences = [DifferenceBlock(**options) for _ in numbers]
-        return Demosaic(differences, args.neighbors)
-    fidelity = 'soft' if args.task == 'demosaic-noisy' else 'hard'
-    blocks = [GuidedBlock(fidelity=fidelity, **options) for _ in numbers]
-    restorer = Inpaint if args.task == 'inpaint' else Demosaic
-    return restorer(blocks, args.neighbors)
+def clock(trainer: Trainer) -> Timer:
+    """The clock of the training, which goes on where a checkpoint stopped."""
+    return next(c for c in trainer.callbacks if isinstance(c, Timer))
+
+
+def progress(trainer: Trainer) -> float:
+    """The share of time or steps that are over, whichever ends first; the
+    same in all processes.
+    """
+    timer = clock(trainer)
+    spent, left = timer.time_elapsed(), timer.time_remaining()
+    share = 0.0 if left is None else spent / max(spent + left, 1e-9)
+    if trainer.max_steps > 0:
+        share = max(share, trainer.global_step / trainer.max_steps)
+    if trainer.world_size > 1 and torch.distributed.is_initialized():
+        share = trainer.strategy.broadcast(share)
+    return min(share, 1.0)
+
+
+def start_as_graph(net: Demosaic | Inpaint) -> None:
+    """Lets blocks on colour differences begin as `GraphDemosaic`: the first
+    takes its step, the others go on from there.
+    """
+    blocks = [b for b in net.blocks if isinstance(b, DifferenceBlock)]
+    for k, block in enumerate(blocks):
+        # Outputs of the net are zero, but for the share of chroma kept.
+        torch.nn.init.zeros_(block.features.head.weight)
+        with torch.no_grad():
+            block.features.head.bias[-4:] = -1.0
+            block.step.gain_limit.fill_(0.0 if k else 1.3)
+            for metric in (block.step.smooth_metric, block.step.fill_metric):
+                for head, matrix in enumerate(metric.weight):
+                    # Equal heads would stay equal.
+                    torch.nn.init.eye_(matrix).mul_(1.4 * 0.85**head)
 
 
 def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
@@ -239,328 +255,275 @@ def transfer(state: dict[str, Tensor], model: torch.nn.Module) -> None:
             value[tuple(slice(size) for size in given.shape[:1])] = 0
             value[tuple(slice(size) for size in given.shape)] = given
     if not known:
-        raise SystemExit('error: --init has no weights for this model')
+        raise ValueError("'weights' has no weights for this model")
 
 
-def mixed_precision(device: str, wanted: bool = True) -> torch.autocast:
-    """bfloat16 in feature nets where it is fast: convolutions take seven times
-    as long with it on a CPU that must emulate it.
-    """
-    kind = torch.device(device).type
-    if kind == 'cpu':
-        capability = torch.backends.cpu.get_cpu_capability()
-        wanted = wanted and capability.startswith('AVX512')
-    return torch.autocast(kind, torch.bfloat16, enabled=wanted)
-
-
-class Training:
-    """Everything that a checkpoint holds, and the steps.
+class Average(WeightAveraging):
+    """The mean of the weights over the last tenth of all steps, at most.
 
     Args:
-        args (argparse.Namespace): The command line.
-        images (list[torch.Tensor]): Photographs.
-        rank (int): This process among :obj:`world`.
-        world (int): Number of processes.
+        decay (float): Largest share of the mean that stays at a step.
     """
 
-    def __init__(
-        self,
-        args: argparse.Namespace,
-        images: list[Tensor],
-        rank: int,
-        world: int,
+    def __init__(self, decay: float = 0.999) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(
+                f"'decay' must be at least 0 and below 1 (got {decay})"
+            )
+
+        def mean(before: Tensor, value: Tensor, count: Any) -> Tensor:
+            return before.lerp(value, max(1 - decay, 10 / (int(count) + 10)))
+
+        super().__init__(use_buffers=False, avg_fn=mean)
+
+
+class Interrupt(Callback):
+    """Ends training after the step in which Ctrl-C was pressed."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def ask(self, *_: Any) -> None:
+        """Handles the signal; the next one has its usual effect."""
+        self.asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        print(
+            '\nCtrl-C: ending after this step. Again to end at once, without '
+            'weights.'
+        )
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        """Stops all processes at the same step."""
+        decide = trainer.strategy.reduce_boolean_decision
+        if decide(self.asked, all=False):
+            trainer.should_stop = True
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Handles Ctrl-C in its body."""
+        before = signal.signal(signal.SIGINT, self.ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+
+class TrainCLI(LightningCLI):
+    """The command line: Lightning's, and files."""
+
+    def add_default_arguments_to_parser(
+        self, parser: LightningArgumentParser
     ) -> None:
-        self.args = args
-        torch.manual_seed(args.seed)
-        self.model = make_model(args).to(args.device)
-        if args.init is not None:
-            transfer(load_file(args.init), self.model)
-        self.model.to(memory_format=torch.channels_last)
-        self.average = AveragedModel(
-            self.model, multi_avg_fn=get_ema_multi_avg_fn(args.ema)
+        """Adds what users need most, before all that Lightning offers."""
+        add = parser.add_argument
+        add('folders', nargs='+', type=Path, help='photographs to train on')
+        add(
+            '--val',
+            type=Path | None,
+            help='photographs to score, never trained on',
         )
-        self.task = Task(args.task)
-        self.loss: torch.nn.Module = Loss(
-            self.model, args.early, args.knee, not args.no_amp
+        add('--minutes', type=float | None, help='training time')
+        add(
+            '--out',
+            type=Path,
+            default=Path('weights.safetensors'),
+            help='weights to write; checkpoint and log lie beside it',
         )
-        # Thousands of small kernels take longer to start than to run.
-        is_cuda = torch.device(args.device).type == 'cuda'
-        self.capture = is_cuda and world == 1 and not args.no_graph
-        if world > 1:
-            # Not all parameters are used with all options.
-            self.loss = DistributedDataParallel(
-                self.loss, find_unused_parameters=True
+        add('--resume', action='store_true', help='go on from the checkpoint')
+        add('--overwrite', action='store_true', help='replace what --out names')
+        super().add_default_arguments_to_parser(parser)
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the averaging, and tells the data of the options above."""
+        parser.add_lightning_class_args(Average, 'average')
+        parser.link_arguments('folders', 'data.folders')
+        parser.link_arguments('val', 'data.val')
+        parser.link_arguments('seed_everything', 'data.seed')
+
+    def before_instantiate_classes(self) -> None:
+        """Refuses what would destroy or could not be written."""
+        config = self.config
+        self.out = out = config.out
+        check_out(out, ('.safetensors',))
+        self.checkpoint = out.with_suffix('.ckpt')
+        found = [p for p in (out, self.checkpoint) if p.exists()]
+        if config.resume and not self.checkpoint.is_file():
+            raise ValueError(f"there is no checkpoint '{self.checkpoint}'")
+        if found and not (config.resume or config.overwrite):
+            raise ValueError(
+                f"'{found[0]}' exists; go on with --resume, replace it with "
+                f'--overwrite, or choose another --out'
             )
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=args.lr,
-            betas=(0.9, 0.99),
-            weight_decay=args.weight_decay,
-        )
-        self.patches = Patches(
-            images,
-            self.task,
-            args.patch,
-            args.batch,
-            args.hard,
-            args.subsampled,
-            args.num_patches,
-            args.seed,
-            rank,
-        )
-        self.step = 0
-        self.skipped = 0
-        self.seconds = 0.0
-        self.checkpoint = args.out.with_suffix('.checkpoint')
+        if config.minutes is not None:
+            if not config.minutes > 0:
+                raise ValueError(
+                    f'--minutes must be positive (got {config.minutes})'
+                )
+            config.trainer.max_time = timedelta(minutes=config.minutes)
 
-    def samples(self) -> Iterator[Sample]:
-        """The patches of this step and of all that follow."""
-        loader = DataLoader(
-            self.patches,
-            batch_size=None,
-            sampler=itertools.count(self.step),
-            num_workers=self.args.workers,
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds the log, checkpoints and Ctrl-C."""
+        self.interrupt = Interrupt()
+        keep = ModelCheckpoint(
+            self.out.parent,
+            self.out.stem,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
         )
-        return iter(loader)
-
-    def advance(self, sample: Sample) -> float:
-        """Takes one step; returns its loss."""
-        args = self.args
-        progress = min(self.seconds / (60 * args.budget_minutes), 1.0)
-        rate = 0.5 * (1 + math.cos(math.pi * progress))
-        rate *= min(1.0, (self.step + 1) / args.warm_up)
-        self.optimizer.param_groups[0]['lr'] = args.lr * max(rate, 1e-3)
-        tensors = sample.to(args.device).tensors
-        if self.capture:
-            self.capture = False
-            # The graph has a stream of its own, as it should.
-            warnings.filterwarnings('ignore', 'The AccumulateGrad node')
-            self.loss = torch.cuda.make_graphed_callables(
-                self.loss,
-                tuple(v.contiguous() for v in tensors),
-                allow_unused_input=True,
+        if self.config.trainer.logger is None:
+            kwargs['logger'] = CSVLogger(
+                self.out.parent, f'{self.out.stem}-log'
             )
-        loss = self.loss(*tensors)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(
-            self.model.parameters(), args.clip
-        )
-        self.step += 1
-        if not torch.isfinite(norm):
-            # One bad batch must not spoil the net.
-            self.skipped += 1
-            if self.skipped > 20 + self.step // 100:
-                raise SystemExit('error: training diverged; try a smaller --lr')
-            return math.nan
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
-        return loss.item()
+        if not self.datamodule.tests:
+            kwargs['limit_val_batches'] = 0
+        given = self.config_init.trainer.callbacks or []
+        kwargs['callbacks'] = [*given, self.interrupt, keep]
+        if self.config.trainer.max_time is None:
+            kwargs['callbacks'].append(Timer())
+        return super().instantiate_trainer(**kwargs)
 
-    def save(self) -> None:
-        """Writes the checkpoint, whole or not at all."""
-        state = {
-            'options': _options(self.args),
-            'model': self.model.state_dict(),
-            'average': self.average.state_dict(),
-            'optimizer': self.optimizer.state_dict(),
-            'step': self.step,
-            'skipped': self.skipped,
-            'seconds': self.seconds,
-        }
-        part = self.checkpoint.with_suffix('.part')
-        torch.save(state, part)
-        os.replace(part, self.checkpoint)
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """All options that matter for the result."""
+        options = json.loads(self.parser.dump(self.config, format='json'))
+        for name in ('folders', 'val', 'workers', 'max_val'):
+            options['data'].pop(name, None)
+        names = ('max_steps', 'precision', 'accumulate_grad_batches')
+        names += 'gradient_clip_val', 'gradient_clip_algorithm'
+        trainer = {name: options['trainer'].get(name) for name in names}
+        sections = 'model', 'data', 'average', 'minutes'
+        kept = {name: options.get(name) for name in sections}
+        return {**kept, 'seed': self.config.seed_everything, 'trainer': trainer}
 
-    def load(self) -> None:
-        """Goes on from the checkpoint."""
-        if not self.checkpoint.is_file():
-            raise SystemExit(f"error: no checkpoint '{self.checkpoint}'")
-        state = torch.load(
-            self.checkpoint, map_location=self.args.device, weights_only=True
+    def plan(self) -> str:
+        """What is going to happen."""
+        net, data = self.model.net, self.datamodule
+        count = sum(p.numel() for p in net.parameters())
+        timer = clock(self.trainer)
+        left = timer.time_remaining()
+        until = [] if left is None else [f'for {left / 60:.4g} minutes']
+        if self.trainer.max_steps > 0:
+            until.append(f'until step {self.trainer.max_steps}')
+        return (
+            f'{net}, {count} parameters, learns from {len(data.images)} '
+            f'photographs {" or ".join(until)} on {machine(self.trainer)}.\n'
+            f"Checkpoints: '{self.checkpoint}', every {data.steps} steps. "
+            f'Ctrl-C ends early and keeps what was learned.'
         )
-        now, then = _options(self.args), state['options']
-        changed = [key for key in now if now[key] != then.get(key)]
+
+    def check_recipe(self) -> None:
+        """Refuses to go on with other options than before."""
+        state = torch.load(self.checkpoint, 'cpu', weights_only=True)
+        then, now = flat(state['recipe']), flat(self.model.recipe)
+        # Longer budgets are what one goes on for.
+        free = 'minutes', 'trainer.max_steps'
+        changed = [
+            f'{key} {then.get(key)}'
+            for key in sorted(now.keys() | then.keys())
+            if key not in free and now.get(key) != then.get(key)
+        ]
         if changed:
-            raise SystemExit(
-                f"error: '{self.checkpoint}' was made with other options: "
-                + ', '.join(_spelled(k, then.get(k)) for k in changed)
+            raise ValueError(
+                f"'{self.checkpoint}' was made with other options: "
+                + ', '.join(changed)
             )
-        for name in ('model', 'average', 'optimizer'):
-            getattr(self, name).load_state_dict(state[name])
-        for name in ('step', 'skipped', 'seconds'):
-            setattr(self, name, state[name])
 
-    def result(self) -> Models:
-        """The model with averaged weights."""
-        return copy.deepcopy(self.average.module).eval()
+    def train(self) -> None:
+        """Trains, writes the weights and scores them."""
+        self.model.recipe = self.recipe
+        if self.config.resume:
+            self.check_recipe()
+        else:
+            # Nothing of an earlier training is left to go on from.
+            rank_zero_only(self.checkpoint.unlink)(missing_ok=True)
+        rank_zero_only(print)(self.plan())
+        with self.interrupt.listening():
+            self.trainer.fit(
+                self.model,
+                self.datamodule,
+                ckpt_path=self.checkpoint if self.config.resume else None,
+                weights_only=True if self.config.resume else None,
+            )
+        self.write()
+        if self.datamodule.tests and not self.interrupt.asked:
+            self.trainer.validate(self.model, self.datamodule, verbose=False)
+            score = float(self.trainer.callback_metrics['psnr'])
+            count = len(self.datamodule.tests)
+            rank_zero_only(print)(f'{count} images of --val: {score:.2f} dB')
 
+    @rank_zero_only
     def write(self) -> None:
-        """Writes the result and how it was made."""
-        notes = {
-            'training': json.dumps(
-                _options(self.args)
-                | {'steps_taken': self.step, 'minutes': self.seconds / 60}
-            )
+        """Writes the averaged weights, and how they were made."""
+        hours = clock(self.trainer).time_elapsed() / 3600
+        steps = self.trainer.global_step
+        about = {
+            'recipe': self.recipe,
+            'steps': steps,
+            'hours': round(hours, 4),
+            'machine': machine(self.trainer),
+            'photographs': len(self.datamodule.images),
+            'version': version('pyg_unroll'),
         }
-        self.result().save(self.args.out, notes)
+        notes = {'training': json.dumps(about)}
+        self.model.net.cpu().save(self.out, notes)
+        print(f"{steps} steps in {60 * hours:.1f} minutes; wrote '{self.out}'")
+        if self.model.skipped:
+            print(f'{self.model.skipped} gradients were not finite')
 
 
-def _spelled(name: str, value: Any) -> str:
-    """An option as it is written on the command line."""
-    flag = name if name == 'folder' else f'--{name.replace("_", "-")}'
-    if isinstance(value, bool):
-        return flag if value else f'without {flag}'
-    return f'{flag} {value}'
+def flat(options: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    """Nested options, by their names on the command line."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        name = f'{prefix}{key}'
+        if isinstance(value, dict):
+            found |= flat(value, f'{name}.')
+        else:
+            found[name] = value
+    return found
 
 
-def _options(args: argparse.Namespace) -> dict[str, Any]:
-    """Options that must not change on the way; folders by name only."""
-    skipped = (
-        *('resume', 'device', 'threads', 'workers', 'no_graph', 'out', 'val'),
-        *('max_val', 'val_minutes', 'save_minutes'),
+def machine(trainer: Trainer) -> str:
+    """The processors that train."""
+    device = trainer.strategy.root_device
+    if device.type == 'cuda':
+        return f'{trainer.world_size} x {torch.cuda.get_device_name(device)}'
+    return (
+        f'{trainer.world_size} x {torch.get_num_threads()} thread(s) of '
+        f'{device.type}, {platform.machine()} '
+        f'({torch.backends.cpu.get_cpu_capability()})'
     )
-    return {
-        name: value.name if isinstance(value, Path) else value
-        for name, value in vars(args).items()
-        if name not in skipped
-    }
-
-
-@torch.no_grad()
-def score(model: Models, task: Task, images: list[Tensor]) -> float:
-    """Mean PSNR (dB) of whole images rounded to 8 bits; of a task that varies,
-    at noise of 20/255 or 30 % known pixels.
-    """
-    device = next(model.parameters()).device
-    total = 0.0
-    for k, image in enumerate(images):
-        truth = (image.float() / largest(image))[None]
-        chance = np.random.default_rng(k)
-        sample = task.hide(truth, chance, 20 / 255, 0.3).to(str(device))
-        out = model.restore(sample.image, sample.mask, sample.noise_std)
-        total += psnr(out, sample.truth)
-    return total / len(images)
-
-
-@contextlib.contextmanager
-def process_group() -> Iterator[tuple[int, int]]:
-    """Rank and number of processes; joins those of `torchrun`, if any."""
-    world = int(os.environ.get('WORLD_SIZE', 1))
-    if world == 1:
-        yield 0, 1
-        return
-    dist.init_process_group('nccl' if torch.cuda.is_available() else 'gloo')
-    try:
-        yield dist.get_rank(), world
-        dist.barrier()  # gloo can hang where one leaves while another writes
-    finally:
-        dist.destroy_process_group()
-
-
-def same_clock(seconds: float, world: int) -> float:
-    """The first process's clock, so that all stop at the same step."""
-    if world == 1:
-        return seconds
-    clock = torch.tensor(seconds, dtype=torch.float64)
-    if torch.cuda.is_available():
-        clock = clock.cuda()
-    dist.broadcast(clock, 0)
-    return float(clock)
-
-
-def run(args: argparse.Namespace, rank: int, world: int) -> None:
-    """Trains until the budget is spent."""
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    if torch.device(args.device).type == 'cuda' and world > 1:
-        args.device = f'cuda:{os.environ["LOCAL_RANK"]}'
-        torch.cuda.set_device(args.device)
-    try:
-        images = read_images(args.folder, args.max_images)
-        tests = read_images(args.val, args.max_val) if args.val else []
-    except ValueError as error:
-        raise SystemExit(f'error: {error}') from error
-    images = [image for image in images if min(image.shape[1:]) >= args.patch]
-    if not images:
-        raise SystemExit(
-            f"error: no image of '{args.folder}' is as large as --patch"
-        )
-    training = Training(args, images, rank, world)
-    if args.resume:
-        training.load()
-    chief = rank == 0
-    if chief:
-        count = sum(p.numel() for p in training.model.parameters())
-        print(f'{training.model}: {count} parameters, {len(images)} images')
-        print(json.dumps(_options(args)))
-    log_path = args.out.with_suffix('.csv')
-    fresh = not (args.resume and log_path.is_file())
-    log = log_path.open('w' if fresh else 'a', newline='') if chief else None
-    rows = csv.writer(log) if log else None
-    if rows and fresh:
-        rows.writerow(('minutes', 'step', 'loss', 'psnr_val_db'))
-    budget = 60 * args.budget_minutes
-    bar = tqdm(
-        total=round(budget),
-        initial=round(training.seconds),
-        unit='s',
-        disable=None if chief else True,
-        bar_format='training |{bar:30}| {n_fmt}/{total_fmt} s, {postfix}',
-    )
-    samples = training.samples()
-    begun = time.perf_counter() - training.seconds
-    saved = scored = training.seconds
-    losses: list[float] = []
-    latest = ''
-    while training.seconds < budget:
-        losses.append(training.advance(next(samples)))
-        training.seconds = same_clock(time.perf_counter() - begun, world)
-        over = training.seconds >= budget
-        if not chief:
-            continue
-        recent = [loss for loss in losses[-100:] if loss == loss]
-        mean = sum(recent) / max(len(recent), 1)
-        bar.set_postfix_str(
-            f'step {training.step}, loss {mean:.5f}', refresh=False
-        )
-        bar.update(min(round(training.seconds), bar.total) - bar.n)
-        if over or training.seconds - saved > 60 * args.save_minutes:
-            saved = training.seconds
-            training.save()
-            training.write()
-            latest = ''
-            if tests and (
-                over or training.seconds - scored > 60 * args.val_minutes
-            ):
-                scored = training.seconds
-                latest = f'{score(training.result(), training.task, tests):.3f}'
-                if not over:  # scoring is not training time
-                    begun = time.perf_counter() - training.seconds
-            minutes = f'{training.seconds / 60:.2f}'
-            assert rows is not None and log is not None
-            rows.writerow((minutes, training.step, f'{mean:.6f}', latest))
-            log.flush()
-    bar.close()
-    if chief:
-        assert log is not None
-        log.close()
-        print(f"{training.step} steps; wrote '{args.out}' and '{log_path}'")
-        if latest:
-            print(f'{len(tests)} images of --val: {latest} dB')
-        if training.skipped:
-            print(f'skipped {training.skipped} steps: gradient not finite')
 
 
 def main() -> None:
     """Runs the example."""
-    args = parse_args()
-    with process_group() as (rank, world):
-        run(args, rank, world)
+    for name in ('pytorch', 'fabric'):
+        logging.getLogger(f'lightning.{name}').setLevel(logging.WARNING)
+    # Hints for others, and for the authors of Lightning.
+    hints = 'many workers', 'logging interval', 'treespec', 'Checkpoint dir'
+    for hint in hints:
+        warnings.filterwarnings('ignore', f'.*{hint}')
+    try:
+        cli = TrainCLI(
+            Restoration,
+            Photographs,
+            save_config_callback=None,
+            seed_everything_default=0,
+            parser_kwargs={
+                'description': (__doc__ or '').split('\n\n')[0],
+                'usage': USAGE,
+                'default_config_files': [str(RECIPES / 'bayer.yaml')],
+            },
+            run=False,
+            load_from_checkpoint_support=False,
+            auto_configure_optimizers=False,
+        )
+        cli.train()
+    except ValueError as error:
+        raise SystemExit(f'error: {error}') from error
+    if cli.interrupt.asked:
+        sys.exit(130)
 
 
 if __name__ == '__main__':
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    main()

@@ -18,13 +18,13 @@ def test_oldest_releases():
     # Those that run the tests; other tools of `dev` change nothing there.
     extras = PROJECT['optional-dependencies']
     wanted = [*PROJECT['dependencies'], 'pytest>=8']
-    for name in ('amg', 'fast', 'images', 'raw', 'viz', 'peers'):
+    for name in ('amg', 'fast', 'images', 'raw', 'train', 'viz', 'peers'):
         wanted += extras[name]
     assert 'pytest>=8' in extras['dev']
     lines = (ROOT / '.ci' / 'oldest.txt').read_text().splitlines()
     pinned = dict(line.split('==') for line in lines if '==' in line)
     for requirement in wanted:
-        name, bound = re.match(r'([\w-]+)>=([\d.]+)', requirement).groups()
+        name, bound = re.match(r'([\w-]+)[^>]*>=([\d.]+)', requirement).groups()
         if name != 'triton':  # PyTorch brings it
             assert f'{pinned.pop(name)}.'.startswith(f'{bound}.')
     assert not pinned

@@ -110,4 +110,6 @@ class CellFeatures(torch.nn.Module):
         x = first(cells).relu_()
         for inner, outer in zip(rest[::2], rest[1::2], strict=True):
             x = outer(inner(x).relu_()).add_(x)
-        return F.pixel_shuffle(self.head(x.relu_()), 2)
+        # Twice in place, the first would have no derivative.
+        x = x.relu_() if rest else x
+        return F.pixel_shuffle(self.head(x), 2)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -298,7 +299,7 @@ SCRIPTS = [
     'interpolate_sensors.py',
     'interpolate_terrain.py',
     'node_classification.py',
-    'train.py',
+    *(['train.py'] if find_spec('lightning') else []),
 ]
 
 

@@ -1,23 +1,48 @@
 import csv
 import json
+import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import skimage.data
 import torch
+import yaml
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file
 
-from pyg_unroll import Demosaic, Inpaint, mosaic
+from pyg_unroll import Demosaic, GraphDemosaic, Inpaint, cfa_mask, mosaic
 from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
 from tests.examples.conftest import EXAMPLES
 
-SMALL = (
-    *('--patch', 32, '--batch', 2, '--hidden', 8, '--blocks', 1),
-    *('--layers', 2, '--threads', 1, '--device', 'cpu'),
-)
+lightning = pytest.importorskip('lightning.pytorch')
+
+RECIPES = sorted((EXAMPLES / 'recipes').glob('*.yaml'))
+
+# A net of a hundredth of the recipe's size, in rounds of three steps.
+TINY = """
+model:
+  net:
+    neighbors: 4
+    blocks:
+      - {class: DifferenceBlock, hidden_channels: 8, num_layers: 2}
+  warm_up: 2
+data: {side: 32, batch: 4, steps: 3, revisited: 0.5, pool: 4}
+trainer: {accelerator: cpu, log_every_n_steps: 1, check_val_every_n_epoch: 1}
+"""
+
+
+class CtrlC(lightning.Callback):
+    """Presses Ctrl-C after a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope='module')
@@ -29,129 +54,221 @@ def photos(tmp_path_factory):
     return folder
 
 
-def rows(path):
-    with path.open(newline='') as file:
+@pytest.fixture
+def options(photos, tmp_path):
+    recipe = tmp_path / 'tiny.yaml'
+    recipe.write_text(TINY)
+    return photos, '--config', recipe
+
+
+def rows(folder):
+    with (folder / 'metrics.csv').open(newline='') as file:
         return list(csv.DictReader(file))
 
 
-def test_trains_and_resumes(run, photos, tmp_path):
-    out = tmp_path / 'net.safetensors'
-    options = (photos, '--out', out, *SMALL, '--budget-minutes', 0.05)
-    done = run('train.py', *options, '--val', photos)
+def test_ctrl_c_and_resume(run, options, photos, tmp_path):
+    # Five steps at once, and in two parts that meet in the midst of a round.
+    steps = '--trainer.max_steps', 5
+    done = run('train.py', *options, *steps, '--out', 'whole.safetensors')
     assert done.returncode == 0, done.stderr
-    first = rows(tmp_path / 'net.csv')
-    assert float(first[-1]['psnr_val_db']) > 25
-    steps = int(first[-1]['step'])
-    assert steps >= 1  # a busy machine does little in three seconds
-    (block,) = Demosaic.load(out).config['blocks']
+    assert not done.stderr.count('Warning')
+    assert '2 photographs for 60 minutes or until step 5' in done.stdout
+    assert "5 steps in 0.0 minutes; wrote 'whole.safetensors'" in done.stdout
+
+    press = (
+        *('--trainer.callbacks+', 'tests.examples.test_train.CtrlC'),
+        *('--trainer.callbacks.step', 4, '--val', photos),
+    )
+    done = run('train.py', *options, *steps, *press)
+    assert done.returncode == 130, done.stderr
+    assert 'Ctrl-C: ending after this step' in done.stdout
+    assert '4 steps in' in done.stdout
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    stopped = load_file('weights.safetensors')
+    log = rows(tmp_path / 'weights-log/version_0')
+    assert [float(row['psnr']) > 25 for row in log if row['psnr']]
+
+    done = run('train.py', *options, *steps, '--resume')
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / 'weights-log/version_1')) >= 1
+    whole, parts = map(load_file, ('whole.safetensors', 'weights.safetensors'))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert not all(torch.equal(whole[key], stopped[key]) for key in whole)
+
+    # For longer, and not otherwise.
+    longer = '--trainer.max_steps', 7, '--minutes', 90, '--resume'
+    done = run('train.py', *options, *longer, '--val', photos)
+    assert done.returncode == 0, done.stderr
+    assert '7 steps in' in done.stdout
+    assert '2 images of --val: ' in done.stdout
+    done = run('train.py', *options, *longer, '--model.lr', 0.1)
+    assert done.returncode == 1
+    assert done.stderr.strip().endswith('other options: model.lr 0.001')
+
+    (block,) = Demosaic.load('weights.safetensors').config['blocks']
     assert block['class'] == 'DifferenceBlock'
     assert block['hidden_channels'] == 8
-    with safe_open(out, framework='pt') as file:
+    with safe_open('weights.safetensors', framework='pt') as file:
         training = json.loads(file.metadata()['training'])
-    assert training['steps_taken'] == steps
+    assert training['steps'] == 7
+    assert training['recipe']['seed'] == 0
+    assert training['recipe']['data']['variety']['hard'] == 2
+    assert training['hours'] > 0
+    assert 'cpu' in training['machine']
     assert str(photos) not in json.dumps(training)
 
-    # A run that was killed earlier: the clock stands before the budget.
-    path = tmp_path / 'net.checkpoint'
-    state = torch.load(path, weights_only=True)
-    state['seconds'] = 1.5
-    torch.save(state, path)
-    done = run('train.py', *options, '--resume', '--workers', 1)
+
+def test_nothing_is_replaced_silently(refusal, run, options, tmp_path):
+    once = *options, '--trainer.max_steps', 1
+    out = tmp_path / 'weights.safetensors'
+    checkpoint = tmp_path / 'weights.ckpt'
+    for path in (out, checkpoint):
+        path.write_text('of before')
+        assert 'exists; go on with --resume' in refusal('train.py', *once)
+        assert path.read_text() == 'of before'
+        path.unlink()
+    assert 'there is no checkpoint' in refusal('train.py', *once, '--resume')
+    checkpoint.write_text('of before')
+    # A mistake costs nothing.
+    wrong = '--overwrite', '--data.side', 33
+    assert 'must be even' in refusal('train.py', *once, *wrong)
+    assert checkpoint.read_text() == 'of before'
+    done = run('train.py', *once, '--overwrite')
     assert done.returncode == 0, done.stderr
-    again = rows(tmp_path / 'net.csv')
-    assert again[: len(first)] == first
-    assert int(again[-1]['step']) > steps
-
-    done = run('train.py', *options, '--resume', '--lr', 0.1)
-    assert done.returncode == 1
-    assert done.stderr.strip().endswith('--lr 0.001')
-    changed = '--no-amp', '--warm-up', 7
-    done = run('train.py', *options, '--resume', *changed)
-    assert done.returncode == 1
-    assert '--warm-up 100, without --no-amp' in done.stderr
+    assert Demosaic.load(out)
+    assert torch.load(checkpoint, weights_only=True)['global_step'] == 1
+    other = tmp_path / 'other'
+    other.mkdir()
+    Image.new('RGB', (50, 50)).save(other / 'black.png')
+    done = run('train.py', other, *once[1:], '--resume')
+    assert 'the photographs are not those' in done.stderr
 
 
-@pytest.mark.parametrize('task', ['demosaic-noisy', 'inpaint'])
-def test_other_tasks(run, task, photos, tmp_path):
-    out = tmp_path / 'net.safetensors'
-    done = run(
-        *('train.py', photos, '--task', task, '--out', out, *SMALL),
-        *('--budget-minutes', 0.03, '--val', photos, '--num-patches', 9),
-    )
+def test_time_is_up(run, options):
+    done = run('train.py', *options, '--minutes', 0.001)
     assert done.returncode == 0, done.stderr
-    assert float(rows(tmp_path / 'net.csv')[-1]['psnr_val_db']) > 15
-    restorer = Inpaint if task == 'inpaint' else Demosaic
-    (block,) = restorer.load(out).config['blocks']
-    assert (block['fidelity'] == 'soft') == (task == 'demosaic-noisy')
+    state = torch.load('weights.ckpt', weights_only=True)
+    assert state['global_step'] >= 1
+    # It is already.
+    done = run('train.py', *options, '--minutes', 0.001, '--resume')
+    assert done.returncode == 0, done.stderr
+    assert f'{state["global_step"]} steps in' in done.stdout
+    assert Demosaic.load('weights.safetensors')
 
 
-def test_two_processes(photos, tmp_path):
-    out = tmp_path / 'net.safetensors'
+def test_two_processes(options, tmp_path):
     command = (
         *(sys.executable, '-m', 'torch.distributed.run', '--standalone'),
-        *('--nproc-per-node', 2, EXAMPLES / 'train.py', photos),
-        *('--out', out, *SMALL, '--budget-minutes', 0.05, '--prior', 'gtv'),
+        *('--nproc-per-node', 2, EXAMPLES / 'train.py', *options),
+        *('--trainer.max_steps', 4, '--trainer.devices', 2),
+        *('--trainer.strategy', 'ddp_find_unused_parameters_true'),
     )
     done = subprocess.run(
         list(map(str, command)), capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('parameters,') == 1
-    (block,) = Demosaic.load(out).config['blocks']
-    assert block['prior'] == 'gtv'
+    assert Demosaic.load(tmp_path / 'weights.safetensors')
+    state = torch.load('weights.ckpt', weights_only=True)
+    data = state['Photographs']
+    # All patches of the first round, and those of the step after it.
+    assert data['step'] == 4
+    assert len(data['hardest']) == 4
+    assert len(data['losses']) == 4
 
 
-def test_patches_depend_on_step_and_rank_only(photos):
-    from training_data import Patches, Task, read_images, subsample_chroma
+@pytest.mark.parametrize('path', RECIPES, ids=lambda path: path.stem)
+def test_recipes(path, photos):
+    from train import Restoration
+    from training_data import Photographs
+    from training_patches import Variety
 
-    images = read_images(photos, 10)
-    assert len(images) == 2
-    assert images[0].dtype == torch.uint8
-    task = Task('inpaint')
-    mine, others = (
-        Patches(images, task, 32, 3, 2, 0.5, limit=0, seed=7, rank=rank)
-        for rank in (1, 0)
+    default = yaml.safe_load((EXAMPLES / 'recipes/bayer.yaml').read_text())
+    recipe = yaml.safe_load(path.read_text())
+    data = default['data'] | recipe.get('data', {}) | {'side': 32}
+    variety = Variety(**data.pop('variety'))
+    data = Photographs([photos], variety=variety, **data)
+    module = Restoration(**default['model'] | recipe['model'])
+    size = sum(p.numel() for p in module.parameters())
+    assert size <= (60_000 if path.stem == 'bayer-small' else 240_000)
+    batch = torch.utils.data.default_collate(
+        [data.patches[k, k] for k in range(2)]
     )
-    assert mine[4].truth.shape == (3, 3, 32, 32)
-    for name in ('truth', 'image', 'mask'):
-        first, again, later, other = (
-            getattr(sample, name)
-            for sample in (mine[4], mine[4], mine[5], others[4])
-        )
-        assert torch.equal(first, again)
-        assert not torch.equal(first, later)
-        assert not torch.equal(first, other)
-    few = Patches(images, task, 32, 3, 1, 0.0, limit=1, seed=7)
-    means = {float(patch.mean()) for k in range(5) for patch in few[k].truth}
-    assert max(means) - min(means) < 1e-6
-    image = mine[0].truth[0]
-    grey = image.mean(0, keepdim=True).expand_as(image)
-    torch.testing.assert_close(subsample_chroma(grey), grey)
-    assert not torch.equal(subsample_chroma(image), image)
+    loss, losses = module.loss(batch)
+    loss.backward()
+    assert torch.isfinite(losses).all()
+    assert any(p.grad.any() for p in module.parameters() if p.grad is not None)
 
 
-def test_tasks():
-    from training_data import Task
+@pytest.mark.parametrize('prior', ['glr', 'gtv'])
+def test_starts_as_well_as_the_untrained_restorer(prior):
+    from photos import psnr
+    from train import start_as_graph
 
-    truth = torch.rand(40, 3, 32, 32)
-    chance = np.random.default_rng(0)
-    plain = Task('demosaic').hide(truth, chance)
-    assert plain.noise_std is None
-    assert torch.equal(plain.image, torch.where(plain.mask, truth, 0))
-    assert plain.mask.float().sum(1).eq(1).all()
-    noisy = Task('demosaic-noisy').hide(truth, chance)
-    assert (
-        0 <= noisy.noise_std.min() < 0.05 < 0.15 < noisy.noise_std.max() < 0.2
+    net = Demosaic(
+        [DifferenceBlock(hidden_channels=8, prior=prior) for _ in range(2)]
     )
-    error = torch.where(noisy.mask, noisy.image - truth, 0).square()
-    std = (3 * error.mean((1, 2, 3))).sqrt()
-    torch.testing.assert_close(std, noisy.noise_std, rtol=0.15, atol=1e-4)
-    holes = Task('inpaint').hide(truth, chance)
-    share = holes.mask[:, 0].float().mean((1, 2))
-    assert share.min() < 0.1 and share.max() < 0.81
-    assert (share == 1 / 16).any() and (share == 1 / 4).any()
-    share = Task('inpaint').hide(truth, chance, known=0.3).mask.float().mean()
-    assert abs(float(share) - 0.3) < 1e-3
+    start_as_graph(net)
+    score = {net: 0.0, GraphDemosaic(prior): 0.0}
+    for photo in (skimage.data.astronaut(), skimage.data.chelsea()):
+        truth = torch.from_numpy(photo[60:260, 130:330] / 255).float()
+        truth = truth.movedim(2, 0)[None]
+        mask = cfa_mask('RGGB', 200, 200)[None]
+        for model in score:
+            with torch.no_grad():
+                out = model.restore(torch.where(mask, truth, 0), mask)
+            score[model] += psnr(out, truth) / 2
+    trained, untrained = score.values()
+    assert trained > untrained
+
+
+def test_a_gradient_that_is_not_finite(photos):
+    from train import Restoration
+
+    module = Restoration(Demosaic([DifferenceBlock(8)]).config)
+    weight = module.net.blocks[0].features.head.weight
+    weight.grad = torch.full_like(weight, torch.nan)
+    module.on_before_optimizer_step(None)
+    assert not weight.grad.any()
+    assert module.skipped == 1
+    weight.grad += 1
+    module.on_before_optimizer_step(None)
+    assert weight.grad.all()
+    weight.grad *= torch.inf
+    module.skipped = 20
+    with pytest.raises(ValueError, match='training diverged'):
+        module.on_before_optimizer_step(None)
+
+
+def test_schedule():
+    from train import Average, progress, rate
+
+    assert rate(0, 4, 0) == 0.25
+    assert rate(3, 4, 0) == rate(99, 4, 0) == 1
+    assert abs(rate(99, 4, 0.5) - 0.5) < 1e-9
+    assert rate(99, 4, 1) == 1e-3
+
+    timer = lightning.callbacks.Timer({'seconds': 100})
+    trainer = SimpleNamespace(
+        callbacks=[timer], max_steps=-1, global_step=30, world_size=1
+    )
+    assert progress(trainer) == 0
+    # A training that took 40 of these seconds and goes on.
+    timer.load_state_dict({'time_elapsed': {'train': 40.0}})
+    assert progress(trainer) == 0.4
+    trainer.max_steps = 50
+    assert progress(trainer) == 0.6
+    trainer.max_steps = 30
+    trainer.callbacks = [lightning.callbacks.Timer()]
+    assert progress(trainer) == 1
+
+    mean = Average(0.5)._kwargs['avg_fn']
+    one, zero = torch.ones(1), torch.zeros(1)
+    assert mean(zero, one, torch.tensor(90)) == 0.5
+    assert mean(zero, one, torch.tensor(0)) == 1
+    mean = Average(0.999)._kwargs['avg_fn']
+    torch.testing.assert_close(mean(zero, one, torch.tensor(90)), one / 10)
 
 
 def test_transfer():
@@ -178,7 +295,7 @@ def test_transfer():
     # Nothing looks at the new channels yet, but it can learn to.
     assert wider.blocks[1].features.head.weight.grad[:, 8:].any()
     assert torch.equal(large.blocks[0].conv.log_rho, rho)
-    with pytest.raises(SystemExit, match='no weights for this model'):
+    with pytest.raises(ValueError, match='no weights for this model'):
         transfer({'other': torch.ones(3)}, large)
 
 
@@ -195,15 +312,35 @@ def test_transfer_of_colour_differences():
     torch.testing.assert_close(wider(data), small(data))
 
 
-def test_errors(refusal, photos, tmp_path):
+def test_inpainting_starts_from_weights(run, options, tmp_path):
+    Inpaint([GuidedBlock(hidden_channels=4, num_layers=2)]).save('few.st')
+    (tmp_path / 'holes.yaml').write_text(
+        'model:\n  restorer: Inpaint\n  weights: few.st\n  net:\n'
+        '    neighbors: 8\n    blocks:\n'
+        '      - {class: GuidedBlock, hidden_channels: 8, num_layers: 2}\n'
+        'data: {mask: random, workers: 1}\n'
+    )
+    done = run(
+        *('train.py', *options, '--config', 'holes.yaml'),
+        *('--trainer.max_steps', 1, '--out', 'holes.safetensors'),
+    )
+    assert done.returncode == 0, done.stderr
+    (block,) = Inpaint.load('holes.safetensors').config['blocks']
+    assert block['class'] == 'GuidedBlock'
+
+
+def test_errors(refusal, options, photos, tmp_path):
     for arguments, problem in (
         ((tmp_path / 'nowhere',), 'is not a folder'),
-        ((photos, '--patch', 33), 'must be even'),
-        ((photos, '--lr', 0), '--lr must be positive'),
-        ((photos, '--workers', -1), '--workers must not be negative'),
-        ((photos, '--patch', 128), 'as large as --patch'),
-        ((photos, '--resume'), 'no checkpoint'),
-        ((photos, '--init', tmp_path / 'no.safetensors'), 'no file'),
+        ((photos, '--data.side', 33), 'must be even'),
+        ((photos, '--data.side', 128), "as large as 'side'"),
+        ((photos, '--data.revisited', 1), 'below 1'),
+        ((photos, '--data.batch', 0), "'batch' must be positive"),
+        ((photos, '--data.variety.linear', 2), "'linear' is out of range"),
+        ((photos, '--model.lr', 0), "'lr' must be positive"),
+        ((photos, '--model.weights', 'none'), "no file 'none'"),
+        ((*options, '--average.decay', 1), 'below 1'),
+        ((photos, '--minutes', 0), '--minutes must be positive'),
+        ((photos, '--out', 'weights.pt'), '--out must be .safetensors'),
     ):
-        out = tmp_path / 'net.safetensors'
-        assert problem in refusal('train.py', *arguments, '--out', out)
+        assert problem in refusal('train.py', *arguments)

@@ -186,6 +186,27 @@ def test_errors(photo):
             DifferenceBlock(**{name: 3})
 
 
+@pytest.mark.parametrize('num_layers', [2, 4])
+def test_feature_nets_of_any_depth_learn(num_layers):
+    torch.manual_seed(0)
+    options = {'hidden_channels': 4, 'num_layers': num_layers}
+    model = Demosaic([DifferenceBlock(**options)]).double()
+    image, mask = mosaics(torch.rand(1, 3, 8, 8, dtype=torch.double))
+    weights = model.blocks[0].features.body[0].weight
+
+    def loss():
+        return model.estimates(image, mask)[-1].square().mean()
+
+    loss().backward()
+    losses = []
+    with torch.no_grad():
+        for change in (1e-5, -2e-5):
+            weights[0, 0, 1, 1] += change
+            losses.append(float(loss()))
+    slope = (losses[0] - losses[1]) / 2e-5
+    assert abs(float(weights.grad[0, 0, 1, 1]) - slope) < 1e-4 * abs(slope)
+
+
 SIZES = (70, 96), (81, 74), (96, 73), (67, 131), (128, 68)
 
 
