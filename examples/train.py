@@ -322,7 +322,11 @@ class TrainCLI(LightningCLI):
             type=Path | None,
             help='photographs to score, never trained on',
         )
-        add('--minutes', type=float | None, help='training time')
+        add(
+            '--minutes',
+            type=float | None,
+            help='training time, unless --trainer.max_time is given',
+        )
         add(
             '--out',
             type=Path,
@@ -359,7 +363,8 @@ class TrainCLI(LightningCLI):
                 raise ValueError(
                     f'--minutes must be positive (got {config.minutes})'
                 )
-            config.trainer.max_time = timedelta(minutes=config.minutes)
+            if config.trainer.max_time is None:
+                config.trainer.max_time = timedelta(minutes=config.minutes)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds the log, checkpoints and Ctrl-C."""

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pytest
 import skimage.data
 import torch
-import yaml
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -18,6 +17,7 @@ from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
 from tests.examples.conftest import EXAMPLES
 
 lightning = pytest.importorskip('lightning.pytorch')
+yaml = pytest.importorskip('yaml')
 
 RECIPES = sorted((EXAMPLES / 'recipes').glob('*.yaml'))
 
@@ -146,7 +146,8 @@ def test_nothing_is_replaced_silently(refusal, run, options, tmp_path):
 
 
 def test_time_is_up(run, options):
-    done = run('train.py', *options, '--minutes', 0.001)
+    tiny = '--trainer.max_time', '{"milliseconds": 60}'
+    done = run('train.py', *options, *tiny)
     assert done.returncode == 0, done.stderr
     state = torch.load('weights.ckpt', weights_only=True)
     assert state['global_step'] >= 1
