@@ -23,6 +23,9 @@ from training_tasks import Sample, Task
 # lies and what is hidden.
 Index = tuple[int, int]
 
+# The number that patches bear that are not to be revisited.
+FORGOTTEN = -1
+
 
 @dataclass(frozen=True)
 class Variety:
@@ -95,7 +98,12 @@ class Patches(Dataset[Sample]):
         """A patch, and what a net sees of it."""
         number, place = index
         chance = np.random.default_rng((self.seed, 0, number))
-        truth = self._show(chance)
+        if chance.random() < self.variety.generated:
+            truth = pattern(self.side, chance)
+            # These are as hard as can be; they shall not crowd out others.
+            number = FORGOTTEN
+        else:
+            truth = self._show(chance)
         is_light = chance.random() < self.variety.linear
         exposure = 1.0
         if chance.random() < self.variety.exposed:
@@ -106,9 +114,7 @@ class Patches(Dataset[Sample]):
         return self.task.hide(truth, chance, exposure, is_light, number)
 
     def _show(self, chance: Chance) -> Tensor:
-        """What a patch shows, `[3, side, side]`."""
-        if chance.random() < self.variety.generated:
-            return pattern(self.side, chance)
+        """What a patch of a photograph shows, `[3, side, side]`."""
         count = self.variety.hard if chance.integers(2) else 1
         cuts = [self._cut(chance) for _ in range(count)]
         patch = max(cuts, key=augmentations.detail)
@@ -198,6 +204,7 @@ class Rounds(Sampler[list[Index]]):
         """Takes note of steps done, and of their losses."""
         self.step += steps
         self.losses.update(zip(numbers, losses, strict=True))
+        self.losses.pop(FORGOTTEN, None)
         if steps and self.step % self.steps == 0:
             known = sorted(
                 (self.hardest | self.losses).items(),

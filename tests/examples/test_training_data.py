@@ -266,6 +266,7 @@ def test_patches(photo):
     assert 0.1 <= min(exposures) < 0.2 and 0.7 < max(exposures) <= 1
     assert abs(np.log10(exposures).mean() + 0.5) < 0.15
     only = patches(generated=1)
+    assert only[3, 3].number == -1 and cut[3, 4].number == 3
     assert not torch.equal(only[0, 0].truth, cut[0, 0].truth)
 
     # A large photograph is shrunk, so that stripes of a pixel become grey.
@@ -320,6 +321,9 @@ def test_rounds_revisit_the_hardest():
         losses |= dict(zip(numbers, new, strict=True))
         seen += batches
     assert len(rounds.hardest) == 5
+
+    rounds.record(0, [-1], [99.0])
+    assert -1 not in rounds.losses | rounds.hardest
 
     # From a checkpoint within a round, and in two processes.
     begin = [rounds.batch(step) for step in (18, 19, 20)]
