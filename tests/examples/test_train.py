@@ -73,7 +73,8 @@ def test_ctrl_c_and_resume(run, options, photos, tmp_path):
     assert done.returncode == 0, done.stderr
     assert not done.stderr.count('Warning')
     assert '2 photographs for 60 minutes or until step 5' in done.stdout
-    assert "5 steps in 0.0 minutes; wrote 'whole.safetensors'" in done.stdout
+    assert '5 steps in ' in done.stdout
+    assert "minutes; wrote 'whole.safetensors'" in done.stdout
 
     press = (
         *('--trainer.callbacks+', 'tests.examples.test_train.CtrlC'),
