@@ -39,8 +39,6 @@ class Variety:
         generated (float): Share of generated patterns.
         balanced (float): Share with random gains of the colours, down to 0.4.
         linear (float): Share in linear light, scored as it is displayed.
-        exposed (float): Share that is darker.
-        darkest (float): The smallest factor of these.
     """
 
     hard: int = 2
@@ -50,8 +48,6 @@ class Variety:
     generated: float = 0.05
     balanced: float = 0.2
     linear: float = 0.1
-    exposed: float = 0.2
-    darkest: float = 0.02
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
@@ -59,7 +55,7 @@ class Variety:
                 fits = value >= 1
             else:
                 fits = value >= 0 and (name == 'large' or value <= 1)
-            if not fits or (name == 'darkest' and value == 0):
+            if not fits:
                 raise ValueError(f"'{name}' is out of range (got {value})")
 
 
@@ -105,13 +101,10 @@ class Patches(Dataset[Sample]):
         else:
             truth = self._show(chance)
         is_light = chance.random() < self.variety.linear
-        exposure = 1.0
-        if chance.random() < self.variety.exposed:
-            exposure = self.variety.darkest ** chance.random()
         chance = np.random.default_rng((self.seed, 1, place))
         # This also changes which colour is where.
         truth = augmentations.orient(truth, *chance.integers(2, size=3) > 0)
-        return self.task.hide(truth, chance, exposure, is_light, number)
+        return self.task.hide(truth, chance, is_light, number)
 
     def _show(self, chance: Chance) -> Tensor:
         """What a patch of a photograph shows, `[3, side, side]`."""

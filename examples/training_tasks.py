@@ -24,7 +24,6 @@ class Sample(NamedTuple):
         image (torch.Tensor): Values that the net sees, zero where unknown.
         mask (torch.Tensor): True where known, `[3, H, W]`.
         noise_std (torch.Tensor): Noise of :obj:`image`, `[]`.
-        exposure (torch.Tensor): Factor of :obj:`image`, `[]`.
         is_light (torch.Tensor): True if :obj:`image` is linear light, `[]`.
         number (torch.Tensor): That of the patch, `[]`.
     """
@@ -33,13 +32,11 @@ class Sample(NamedTuple):
     image: Tensor
     mask: Tensor
     noise_std: Tensor
-    exposure: Tensor
     is_light: Tensor
     number: Tensor
 
     def to_truth(self, out: Tensor) -> Tensor:
-        """Values of a net in the unit of the truth, `[B, 3, H, W]`."""
-        out = out / self.exposure.view(-1, 1, 1, 1)
+        """Values of a net as they are displayed, `[B, 3, H, W]`."""
         if not self.is_light.any():
             return out
         is_light = self.is_light.view(-1, 1, 1, 1)
@@ -67,7 +64,6 @@ class Task:
         self,
         truth: Tensor,
         chance: Chance,
-        exposure: float = 1.0,
         is_light: bool = False,
         number: int = 0,
     ) -> Sample:
@@ -77,9 +73,7 @@ class Task:
         known = make_mask(self.mask, *truth.shape[1:], chance)
         # Little noise is as common as much, on a scale of decibels.
         std = self.noise * chance.uniform() ** 2
-        return self._sample(
-            truth, known, std, chance, exposure, is_light, number
-        )
+        return self._sample(truth, known, std, chance, is_light, number)
 
     def hide_to_score(self, truth: Tensor, chance: Chance) -> Sample:
         """The same with 30 % of scattered pixels, or 0.4 times the largest
@@ -98,7 +92,6 @@ class Task:
         mask: Tensor,
         std: float,
         chance: Chance,
-        exposure: float = 1.0,
         is_light: bool = False,
         number: int = 0,
     ) -> Sample:
@@ -108,10 +101,9 @@ class Task:
             image = image + std * torch.from_numpy(grain)
         return Sample(
             truth,
-            torch.where(mask, exposure * image, 0),
+            torch.where(mask, image, 0),
             mask,
-            torch.tensor(exposure * std, dtype=torch.float32),
-            torch.tensor(exposure, dtype=torch.float32),
+            torch.tensor(std, dtype=torch.float32),
             torch.tensor(is_light),
             torch.tensor(number),
         )

@@ -199,22 +199,21 @@ def test_task(photo, chance):
     assert plain.noise_std == 0
 
     levels = []
-    for exposure in (1.0, 0.1) * 10:
-        noisy = Task('bayer', 50 / 255).hide(truth, chance, exposure)
-        error = (noisy.image / exposure - truth)[noisy.mask]
+    for _ in range(20):
+        noisy = Task('bayer', 50 / 255).hide(truth, chance)
+        error = (noisy.image - truth)[noisy.mask]
         torch.testing.assert_close(
-            error.std(), noisy.noise_std / exposure, rtol=0.02, atol=1e-6
+            error.std(), noisy.noise_std, rtol=0.02, atol=1e-6
         )
-        levels.append(float(noisy.noise_std) / exposure)
+        levels.append(float(noisy.noise_std))
     assert min(levels) < 0.03 and 0.1 < max(levels) < 50 / 255
 
-    dark = Task('random').hide(truth, chance, 0.02, is_light=True, number=7)
-    light = truth**2.2 * dark.mask
-    torch.testing.assert_close(dark.image, 0.02 * light)
-    assert dark.number == 7
-    # Scored as it is displayed, at full exposure.
-    batch = Sample(*(part[None] for part in dark))
-    shown = batch.to_truth(0.02 * truth[None] ** 2.2)
+    linear = Task('random').hide(truth, chance, is_light=True, number=7)
+    torch.testing.assert_close(linear.image, truth**2.2 * linear.mask)
+    assert linear.number == 7
+    # Scored as it is displayed.
+    batch = Sample(*(part[None] for part in linear))
+    shown = batch.to_truth(truth[None] ** 2.2)
     bright = truth > 0.1
     torch.testing.assert_close(shown[0][bright], truth[bright])
 
@@ -246,34 +245,28 @@ def test_patches(photo):
                 one.flatten().sort()[0], other.flatten().sort()[0]
             )
         assert not torch.equal(first.mask, moved.mask)
-        assert first.exposure == moved.exposure
     assert not torch.equal(mine[1, 0].truth, mine[2, 0].truth)
     other = Patches([photo], Task('random'), 32, Variety(), seed=8)
     assert not torch.equal(mine[1, 0].truth, other[1, 0].truth)
 
     # Each kind alone.
-    cut = patches(subsampled=0, generated=0, balanced=0, linear=0, exposed=0)
+    cut = patches(subsampled=0, generated=0, balanced=0, linear=0)
     windows = photo[1].unfold(0, 32, 1).unfold(1, 32, 1)
     windows = {bytes(w.numpy().tobytes()) for w in windows.flatten(0, 1)}
     sample = cut[3, 0]
     green = (sample.truth[1] * 255).round().byte().numpy()
     turned = [np.rot90(g, k) for g in (green, green.T) for k in range(4)]
     assert windows & {patch.tobytes() for patch in turned}
-    assert sample.exposure == 1 and not sample.is_light
-    light = patches(linear=1, exposed=1, darkest=0.1)
-    exposures = [float(light[k, 0].exposure) for k in range(50)]
+    assert not sample.is_light
+    light = patches(linear=1)
     assert all(light[k, 0].is_light for k in range(5))
-    assert 0.1 <= min(exposures) < 0.2 and 0.7 < max(exposures) <= 1
-    assert abs(np.log10(exposures).mean() + 0.5) < 0.15
     only = patches(generated=1)
     assert only[3, 3].number == -1 and cut[3, 4].number == 3
     assert not torch.equal(only[0, 0].truth, cut[0, 0].truth)
 
     # A large photograph is shrunk, so that stripes of a pixel become grey.
     stripes = torch.tensor([0, 255], dtype=torch.uint8).repeat(550)
-    large = patches(
-        [stripes.expand(3, 300, -1)], 'bayer', generated=0, exposed=0
-    )
+    large = patches([stripes.expand(3, 300, -1)], 'bayer', generated=0)
     contrast = [float(large[k, 0].truth.std()) for k in range(40)]
     assert min(contrast) < 0.1
     deep = (photo.int() * 257).to(torch.uint16)
