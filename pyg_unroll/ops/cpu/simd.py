@@ -8,7 +8,7 @@ vector registers, which it does not do for small arrays.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numba
@@ -64,9 +64,14 @@ class _Vector(types.Type):
         super().__init__(name=f'Vector({dtype}, {size})')
 
 
+@cache
+def _type_of(lanes: Lanes) -> _LanesType:
+    return _LanesType(lanes)
+
+
 @extending.typeof_impl.register(Lanes)
 def _typeof_lanes(value: Lanes, context: Any) -> _LanesType:
-    return _LanesType(value)
+    return _type_of(value)
 
 
 register_model(_LanesType)(models.OpaqueModel)
