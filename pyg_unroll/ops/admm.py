@@ -6,7 +6,7 @@ every so many states, from which they are computed again. For derivatives of
 higher order the iterations are composed of differentiable operators.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import sqrt
@@ -154,7 +154,7 @@ def admm_iterates(
     :func:`admm_steps`, bit for bit. Derivatives are not recorded.
     """
     dtype = x.dtype
-    operands = backend.numbers(*_operands(problem, x, dual, coefficients))
+    operands = _numbers(*_operands(problem, x, dual, coefficients))
     problem, x, dual, scalars, *steps = _read(problem.topology, *operands)
     for rows in zip(scalars, step_scalars(*steps), strict=True):
         x, dual, _ = _iterate(problem, x, dual, rows, False)
@@ -164,11 +164,24 @@ def admm_iterates(
 def _operands(
     problem: TotalVariation, x: Tensor, dual: Tensor, coefficients: Coefficients
 ) -> tuple[Any, ...]:
-    observations: tuple[Any, ...] = None, None, None
-    if problem.confidence is not None:
-        observations = problem.confidence, problem.observed, problem.mu
-    start = problem.weight, x, dual
-    return *start, *observations, *coefficients, problem.free
+    """Those of the operator, with all heads each."""
+    observed = mu = None
+    confidence, free = problem.confidence, problem.free
+    if confidence is not None:
+        confidence = confidence.expand(-1, -1, x.size(2))
+        observed, mu = problem.observed.expand(-1, -1, x.size(2)), problem.mu
+    if free is not None:
+        free = free.expand(-1, -1, x.size(2))
+    start = problem.weight, x, dual, confidence, observed, mu
+    return *start, *coefficients, free
+
+
+def _numbers(
+    weight: Tensor, x: Tensor, dual: Tensor, *rest: Tensor | None
+) -> tuple[Any, ...]:
+    """They in the types of kernels, contiguous if these read them."""
+    values = (v if v is None else v.to(accumulate_type(v.dtype)) for v in rest)
+    return *backend.numbers(weight, x, dual), *values
 
 
 def _read(
@@ -207,7 +220,7 @@ def _iterate(
     dual: Tensor,
     rows: tuple[Tensor, Tensor],
     keep: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """One iteration by kernels; also the directions of its steps."""
     step = backend.kernels('admm', x).admm_step
     solve = partial(run_steps, scalars=rows[1], keep=keep)
@@ -231,7 +244,7 @@ def _run(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     *given, every, keep = operands
     dtype = given[1].dtype
-    values = backend.numbers(*given)
+    values = _numbers(*given)
     problem, x, dual, scalars, *steps = _read(topology, *values)
     xs, duals, paths = [], [], []
     rows = zip(scalars, step_scalars(*steps), strict=True)
@@ -240,8 +253,7 @@ def _run(
             xs.append(x)
             duals.append(dual)
         x, dual, path = _iterate(problem, x, dual, row, keep)
-        if keep:
-            paths.append(path)
+        paths += path
     return x.to(dtype), dual.to(dtype), [*xs, *duals, *paths]
 
 
@@ -252,9 +264,8 @@ def _fake(
     (count, num_steps, _), dtype = alpha.shape, accumulate_type(x.dtype)
     states = range(every, count, every)
     kept = [backend.empty_like(v, dtype) for v in (x, dual) for _ in states]
-    if keep:
-        shape = num_steps, *x.shape
-        kept += [x.new_empty(shape, dtype=dtype) for _ in range(count)]
+    paths = range(count * num_steps if keep else 0)
+    kept += [backend.empty_like(x, dtype) for _ in paths]
     return backend.empty_like(x), backend.empty_like(dual), kept
 
 
@@ -293,7 +304,7 @@ class _Adjoint:
         problem: TotalVariation,
         x: Tensor,
         dual: Tensor,
-        path: Tensor,
+        path: Sequence[Tensor],
         rows: tuple[Tensor, Tensor],
     ) -> None:
         """The adjoint of one iteration, from its start and directions."""
@@ -324,7 +335,7 @@ class _Adjoint:
 def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     """Derivatives by all operands but the free entries."""
     *given, free, every, kept, grad, grad_dual = operands
-    values = backend.numbers(*given, free)
+    values = _numbers(*given, free)
     problem, x, dual, scalars, alpha, beta = _read(topology, *values)
     forward = list(zip(scalars, step_scalars(alpha, beta), strict=True))
     back = list(zip(scalars, step_scalars_backward(alpha, beta), strict=True))
@@ -341,7 +352,7 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
         observed=nothing.clone() if is_soft else None,
         rows=[],
     )
-    count = (len(scalars) - 1) // every
+    count, num_steps = (len(scalars) - 1) // every, alpha.size(1)
     xs, duals = [x, *kept[:count]], [dual, *kept[count : 2 * count]]
     paths = kept[2 * count :]
     for first in range(count * every, -1, -every):
@@ -349,7 +360,7 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
         for t in range(first, min(first + every, len(scalars))):
             start = x, dual
             if paths:  # then every state is kept, too
-                path = paths[t]
+                path = paths[t * num_steps : (t + 1) * num_steps]
             else:
                 x, dual, path = _iterate(problem, x, dual, forward[t], True)
             states.append((*start, path, back[t]))

@@ -6,7 +6,7 @@ is stored. For derivatives of higher order the steps are composed of
 differentiable operators.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -47,9 +47,9 @@ def cg_iterates(
     run = backend.kernels('cg', x).cg_steps
     a, out, residual, direction = _begin(a, x, b)
     for row in step_scalars(alpha, beta).split(1):
-        rest = direction.new_empty((1, *x.shape))
-        run(a, out, residual, Directions(direction, rest), row)
-        direction = rest[0]
+        new = torch.empty_like(direction)
+        run(a, out, residual, Directions(direction, [new]), row)
+        direction = new
         yield out.to(x.dtype, copy=True)
 
 
@@ -87,29 +87,31 @@ def step_scalars_backward(alpha: Tensor, beta: Tensor) -> Tensor:
 
 def run_steps(
     a: Matrix, x: Tensor, b: Tensor | None, scalars: Tensor, keep: bool
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor]]:
     """The signal after the steps, and their directions if they are to be kept,
     by the kernels themselves.
     """
     a, out, residual, start = _begin(a, x, b)
-    count = scalars.size(0) if keep else min(scalars.size(0), 2)
-    rest = start.new_empty((count, *x.shape))
+    count = scalars.size(0) if keep else 2
+    rest = [torch.empty_like(start) for _ in range(count)]
     run = backend.kernels('cg', x).cg_steps
     run(a, out, residual, Directions(start, rest), scalars)
-    return out.to(x.dtype), rest if keep else start.new_empty(0)
+    return out.to(x.dtype), rest if keep else []
 
 
-def _run(topology: Topology, *operands: Any) -> tuple[Tensor, Tensor]:
+def _run(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     *parts, x, b, alpha, beta, keep = operands
     scalars = step_scalars(alpha, beta)
     return run_steps(Matrix(topology, *parts), x, b, scalars, keep)
 
 
-def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, Tensor]:
+def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     *_, x, _, alpha, _, keep = operands
-    shape = (alpha.size(0), *x.shape) if keep else (0,)
-    directions = x.new_empty(shape, dtype=accumulate_type(x.dtype))
-    return backend.empty_like(x), directions
+    dtype = accumulate_type(x.dtype)
+    count = alpha.size(0) if keep else 0
+    return backend.empty_like(x), [
+        backend.empty_like(x, dtype) for _ in range(count)
+    ]
 
 
 # A matrix without its topology.
@@ -117,14 +119,18 @@ _MATRIX = 'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor? degree'
 _cg_steps = backend.Operator(
     'cg_steps',
     f'{_MATRIX}, Tensor x, Tensor? b, Tensor alpha, Tensor beta, bool keep',
-    '(Tensor, Tensor)',
+    '(Tensor, Tensor[])',
     _run,
     _fake,
 )
 
 
 def run_steps_backward(
-    a: Matrix, x: Tensor, directions: Tensor, scalars: Tensor, grad: Tensor
+    a: Matrix,
+    x: Tensor,
+    directions: Sequence[Tensor],
+    scalars: Tensor,
+    grad: Tensor,
 ) -> tuple[Any, ...]:
     """Derivatives by the parts of the matrix, of a part that features share
     those of each, and by x, b, alpha and beta.
@@ -144,7 +150,8 @@ def run_steps_backward(
     )
     del nothing
     run = backend.kernels('cg', grad).cg_steps_backward
-    dots = run(a, adjoint, Directions(start, directions), scalars)
+    path = Directions(start, backend.numbers(*directions))
+    dots = run(a, adjoint, path, scalars)
     return (
         adjoint.weight,
         adjoint.diagonal.div_(a.diagonal).neg_(),
@@ -173,7 +180,7 @@ def _fake_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
 
 _cg_steps_backward = backend.Operator(
     'cg_steps_backward',
-    f'{_MATRIX}, Tensor x, Tensor directions, Tensor alpha, Tensor beta, '
+    f'{_MATRIX}, Tensor x, Tensor[] directions, Tensor alpha, Tensor beta, '
     'Tensor grad',
     f'({", ".join(["Tensor"] * 8)})',
     _run_backward,
@@ -185,19 +192,19 @@ def _keep(ctx: Any, *inputs: Any) -> list[Tensor | None]:
     # The derivative by the directions is always zero: do not make it.
     ctx.set_materialize_grads(False)
     *operands, _, (_, directions) = inputs
-    return [*operands, directions]
+    return [*operands, *directions]
 
 
 def _derivative(
     ctx: Any, topology: Topology, kept: Any, grad: Tensor | None, _: Any
 ) -> tuple[Tensor | None, ...]:
-    *operands, directions = kept
+    operands, directions = kept[:8], kept[8:]
     if grad is None:
         return (None,) * 9
     if torch.is_grad_enabled():
         composed = partial(_composed, topology)
         return *backend.differentiate(composed, operands, (grad,)), None
-    if directions.dim() == 1:
+    if not directions:
         directions = _cg_steps(topology, *operands, True)[1]
     *start, _, alpha, beta = operands
     grads = _cg_steps_backward(topology, *start, directions, alpha, beta, grad)

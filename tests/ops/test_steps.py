@@ -173,10 +173,11 @@ def admm_operands(topology, features, heads, soft, num_iters=3, num_steps=2):
     if soft:
         confidence = rand(num_nodes, 1, heads, device=device).abs()
         confidence[:30:5] = 0  # not of isolated nodes, which then jump
-        observed = rand(num_nodes, features, 1, device=device)
+        observed = rand(num_nodes, features, heads, device=device)
         mu = rand(heads, device=device).abs() + 0.5
     else:
         free = torch.rand(num_nodes, features, 1, device=device) > 0.3
+        free = free.expand(-1, -1, heads)
     shape = num_iters, num_steps, heads
     return (
         rand(topology.num_edges, heads, device=device).abs(),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.launch import flat, over_rows
+from pyg_unroll.ops.cpu.launch import addresses, flat, over_rows
 from pyg_unroll.ops.cpu.operators import (
     add_term,
     at,
@@ -46,12 +46,6 @@ def mean_difference(a: Matrix, x: Tensor) -> Tensor:
     return laplacian(a.topology, a.weight, x, a.degree)
 
 
-@simd.inlined
-def _nth(k, nodes, place):
-    """The place of a block in one of several signals, one after the other."""
-    return place[0], place[1] + k * nodes * place[0], place[2], place[3]
-
-
 def _rounds(a: Matrix, count: int) -> list[range]:
     """Steps that one launch can do: a mean of differences is another pass."""
     if a.degree is None:
@@ -61,33 +55,32 @@ def _rounds(a: Matrix, count: int) -> list[range]:
 
 @simd.kernel
 def _cg_steps(
-    first, last, base, graph, place, lanes, w, signals, sizes, d, scalars, steps
+    first, last, base, graph, place, lanes, w, signals, rest, d, scalars, steps
 ):
-    x, residual, start, directions, means = signals
-    nodes, slots = sizes
+    x, residual, start, means = signals
     diagonal, diagonal_features, confidence, confidence_features = d
     heads, head = place[2], place[3]
     for k in range(steps[0], steps[1]):
         alpha = simd.load_heads(scalars, 3 * k * heads + head, lanes)
         beta = simd.load_heads(scalars, (3 * k + 1) * heads + head, lanes)
         alpha_next = simd.load_heads(scalars, (3 * k + 2) * heads + head, lanes)
-        new_place = _nth(k % slots, nodes, place)
-        v, v_place = start, place
+        new_v = simd.another(start, rest[k % rest.size])
+        v = start
         if k > 0:
-            v, v_place = directions, _nth((k - 1) % slots, nodes, place)
-        mean, mean_place = v, v_place
+            v = simd.another(start, rest[(k - 1) % rest.size])
+        mean = v
         if means.size > 0:
-            mean, mean_place = means, place
+            mean = means
         end = inner = outer = first
         for i in range(first, last):
             if i == end:
                 end, inner, outer = enter_line(i, last, base, graph, lanes)
             is_inner = inner <= i < outer
             total = laplacian_row(
-                i, is_inner, base, graph, mean_place, lanes, w, mean
+                i, is_inner, base, graph, place, lanes, w, mean
             )
             here = at(i, place)
-            old = simd.load(v, at(i, v_place), lanes)
+            old = simd.load(v, here, lanes)
             if confidence_features > 0:
                 c = _load_diagonal(
                     confidence, i, confidence_features, place, lanes
@@ -97,7 +90,7 @@ def _cg_steps(
             simd.store(residual, here, r)
             d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
             new = simd.fma(beta, old, r / d_i)
-            simd.store(directions, at(i, new_place), new)
+            simd.store(new_v, here, new)
             estimate = simd.fma(alpha_next, new, simd.load(x, here, lanes))
             simd.store(x, here, estimate)
 
@@ -111,13 +104,12 @@ def cg_steps(
 ) -> None:
     """See :func:`.reference.cg.cg_steps`."""
     start, rest = directions
-    sizes = x.size(0), rest.size(0)
     for steps in _rounds(a, scalars.size(0)):
         means = x[:0]
         if a.degree is not None:
             means = mean_difference(a, directions.of(steps[0] - 1))
-        signals = tuple(flat(x, residual, start, rest, means))
-        arrays = (*flat(a.weight), signals, sizes, _diagonals(a))
+        signals = tuple(flat(x, residual, start, means))
+        arrays = (*flat(a.weight), signals, addresses(rest), _diagonals(a))
         over_rows(
             _cg_steps,
             a.topology,
@@ -129,14 +121,12 @@ def cg_steps(
 
 
 @simd.inlined
-def _add_to_edge(node, other, edge, places, lanes, dq, v, second, scale, out):
+def _add_to_edge(node, other, edge, place, lanes, dq, v, second, scale, out):
     """Adds the products of differences to an edge that starts here."""
-    place, v_place = places
-    dv = simd.load(v, at(node, v_place), lanes)
-    change = dq * (dv - simd.load(v, at(other, v_place), lanes))
+    here, there = at(node, place), at(other, place)
+    change = dq * (simd.load(v, here, lanes) - simd.load(v, there, lanes))
     q, mean_v = second
     if mean_v.size > 0:
-        here, there = at(node, place), at(other, place)
         dq = simd.load(q, here, lanes) - simd.load(q, there, lanes)
         dv = simd.load(mean_v, here, lanes) - simd.load(mean_v, there, lanes)
         change = simd.fma(dq, dv, change)
@@ -145,11 +135,10 @@ def _add_to_edge(node, other, edge, places, lanes, dq, v, second, scale, out):
 
 @simd.inlined
 def _row_and_edges(
-    node, is_inner, base, graph, places, lanes, w, mean_q, v, second, scale, out
+    node, is_inner, base, graph, place, lanes, w, mean_q, v, second, scale, out
 ):
     """As `laplacian_row`; changes the edges that start here."""
     rowptr, col, edge_id, _, _, steps = graph
-    place = places[0]
     total = simd.zeros(mean_q, lanes)
     here = simd.load(mean_q, at(node, place), lanes)
     if is_inner:
@@ -159,7 +148,7 @@ def _row_and_edges(
             total, dq = add_term(total, here, j, edge, place, lanes, w, mean_q)
             if k >= size:
                 _add_to_edge(
-                    node, j, edge, places, lanes, dq, v, second, scale, out
+                    node, j, edge, place, lanes, dq, v, second, scale, out
                 )
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
@@ -167,7 +156,7 @@ def _row_and_edges(
             total, dq = add_term(total, here, j, edge, place, lanes, w, mean_q)
             if j > node:
                 _add_to_edge(
-                    node, j, edge, places, lanes, dq, v, second, scale, out
+                    node, j, edge, place, lanes, dq, v, second, scale, out
                 )
     return total
 
@@ -182,15 +171,15 @@ def _cg_steps_backward(
     lanes,
     w,
     signals,
-    sizes,
+    rest,
     d,
     scalars,
     sums,
     steps,
     dots,
 ):
-    qs, start, directions, grad_x, grad_v, means = signals
-    nodes, count = sizes
+    qs, start, grad_x, grad_v, means = signals
+    count = rest.size
     diagonal, diagonal_features, confidence, confidence_features = d
     grad_w, sum_diagonal, sum_confidence, sum_degree = sums
     heads, head = place[2], place[3]
@@ -200,26 +189,24 @@ def _cg_steps_backward(
         alpha = simd.load_heads(scalars, scalar, lanes)
         beta = simd.load_heads(scalars, scalar + heads, lanes)
         beta_previous = simd.load_heads(scalars, scalar + 2 * heads, lanes)
-        v, v_place = start, place
+        v = u = start
         if k >= 0:
-            v, v_place = directions, _nth(k, nodes, place)
-        u, u_place = v, v_place
-        if k > 0:
-            u_place = _nth(k - 1, nodes, place)
+            v = simd.another(start, rest[k])
+            u = simd.another(start, rest[max(k - 1, 0)])
         q, new_q = qs
         if step % 2 == 1:
             new_q, q = qs
         mean_q = q
         if means[0].size > 0:
             mean_q = means[0]
-        places, second = (place, v_place), (q, means[1])
+        second = q, means[1]
         dot_alpha = simd.zeros(w, lanes)
         dot_beta = simd.zeros(w, lanes)
         end = inner = outer = first
         for i in range(first, last):
             if i == end:
                 end, inner, outer = enter_line(i, last, base, graph, lanes)
-            row = i, inner <= i < outer, base, graph, places, lanes
+            row = i, inner <= i < outer, base, graph, place, lanes
             total = _row_and_edges(*row, w, mean_q, v, second, -alpha, grad_w)
             here = at(i, place)
             if sum_degree.size > 0:
@@ -228,7 +215,7 @@ def _cg_steps_backward(
                 old = simd.load(sum_degree, here, lanes)
                 simd.store(sum_degree, here, old + change)
             this_q = simd.load(q, here, lanes)
-            this_v = simd.load(v, at(i, v_place), lanes)
+            this_v = simd.load(v, here, lanes)
             if confidence_features > 0:
                 c = _load_diagonal(
                     confidence, i, confidence_features, place, lanes
@@ -244,7 +231,7 @@ def _cg_steps_backward(
             simd.store(grad_v, here, new)
             if k < 0:
                 continue
-            previous = simd.load(u, at(i, u_place), lanes)
+            previous = simd.load(u, here, lanes)
             dot_beta = simd.fma(new, previous, dot_beta)
             change = new * (this_v - beta_previous * previous)
             old = simd.load(sum_diagonal, here, lanes)
@@ -260,7 +247,7 @@ def cg_steps_backward(
 ) -> Tensor:
     """See :func:`.reference.cg.cg_steps_backward`."""
     start, rest = directions
-    count, nothing = rest.size(0), start[:0]
+    count, nothing = len(rest), start[:0]
     qs = adjoint.residual, torch.empty_like(adjoint.residual)
     optional = (
         nothing if total is None else total
@@ -274,7 +261,7 @@ def cg_steps_backward(
             k = steps[0]
             pair = qs[k % 2], directions.of(count - 1 - k)
             means = [mean_difference(a, v) for v in pair]
-        signals = flat(start, rest, adjoint.x, adjoint.direction)
+        signals = flat(start, adjoint.x, adjoint.direction)
         arrays = tuple(flat(*qs)), *signals, tuple(flat(*means))
         dots = dots + over_rows(
             _cg_steps_backward,
@@ -282,7 +269,7 @@ def cg_steps_backward(
             *start.shape[1:],
             *flat(a.weight),
             arrays,
-            (start.size(0), count),
+            addresses(rest),
             _diagonals(a),
             *flat(scalars),
             sums,

@@ -10,7 +10,7 @@ numbers of a row, the first of the block, the heads, and the first of these.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, lru_cache
 from itertools import pairwise
@@ -165,6 +165,11 @@ def _grid_tables(
 def flat(*tensors: Tensor) -> list[Any]:
     """As arrays of one dimension that share their memory."""
     return [tensor.detach().numpy().reshape(-1) for tensor in tensors]
+
+
+def addresses(tensors: Sequence[Tensor]) -> Any:
+    """Where tensors begin, for kernels that take any number of them."""
+    return np.array([tensor.data_ptr() for tensor in tensors])
 
 
 def as_first(*tensors: Tensor) -> list[Tensor]:

@@ -110,6 +110,18 @@ def _shuffle(builder: Any, vector: Any, indices: list[int]) -> Any:
 
 
 @intrinsic
+def another(typing_context, array, address):
+    """The array of the type and size of another that begins at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out = context.make_array(signature.args[0])(context, builder, args[0])
+        out.data = builder.inttoptr(args[1], out.data.type)
+        return out._getvalue()
+
+    return array(array, types.int64), codegen
+
+
+@intrinsic
 def window_size(typing_context, lanes):
     """Number of neighbours in a pixel's half window, a constant."""
     number = lanes.lanes.window

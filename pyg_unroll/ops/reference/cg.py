@@ -1,6 +1,6 @@
 """A step of conjugate gradients in plain PyTorch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,11 +27,11 @@ class Directions(NamedTuple):
     """The directions of steps; that before the first is their start."""
 
     start: Tensor  # [N, F, H]
-    rest: Tensor  # [S, N, F, H], that of step k in place k modulo S
+    rest: Sequence[Tensor]  # the same: of step k that modulo their number
 
     def of(self, k: int) -> Tensor:
         """That of a step, or before the first."""
-        return self.start if k < 0 else self.rest[k % self.rest.size(0)]
+        return self.start if k < 0 else self.rest[k % len(self.rest)]
 
 
 @dataclass
@@ -153,7 +153,7 @@ def cg_steps_backward(
     and :math:`b` are the direction and the residual of the adjoint; returns
     those by the scalars, :math:`(K, 2, H)`.
     """
-    count = directions.rest.size(0)
+    count = len(directions.rest)
     dots = scalars.new_empty((count, 2, scalars.size(2)))
     for k in range(count - 1, -1, -1):
         v, u = directions.of(k), directions.of(max(k - 1, 0))
