@@ -160,8 +160,7 @@ class _ADMM:
         self.coefficients = Coefficients(
             tile(layer.log_rho.exp()),
             tile(2 * layer.relaxation_logit.sigmoid()),
-            tile(layer.alpha),
-            tile(layer.beta),
+            *layer._read_coefficients(signal),
         )
         self.penalty = torch.zeros_like(self.coefficients.rho[0])
         self.checkpoint = layer.checkpoint

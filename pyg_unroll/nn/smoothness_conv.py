@@ -112,7 +112,11 @@ class SmoothnessConv(MessagePassing):
         self.checkpoint = checkpoint
         self.validate_args = validate_args
         self.log_mu = torch.nn.Parameter(torch.empty(heads))
-        self.head_logits = torch.nn.Parameter(torch.empty(heads))
+        logits = torch.empty(heads)
+        if heads > 1:
+            self.head_logits: Tensor = torch.nn.Parameter(logits)
+        else:  # its share is one, whatever is learned
+            self.register_buffer('head_logits', logits)
 
     def _add_coefficients(self, *iterations: int) -> None:
         """Adds step sizes and momenta, also one more set per iteration."""
@@ -120,6 +124,15 @@ class SmoothnessConv(MessagePassing):
         self.alpha = torch.nn.Parameter(torch.empty(shape))
         shape = *iterations, self.num_steps - 1, self.heads
         self.beta = torch.nn.Parameter(torch.empty(shape))
+
+    def _read_coefficients(self, signal: Observations) -> tuple[Tensor, Tensor]:
+        """Step sizes and momenta, for all samples."""
+        alpha = self.alpha
+        if signal.confidence is None:
+            # Held entries leave `log_mu` unused: its gradient is zero, not
+            # missing, as training in several processes waits for it.
+            alpha = alpha + 0 * self.log_mu
+        return signal.tile(alpha), signal.tile(self.beta)
 
     @property
     @abstractmethod
