@@ -165,10 +165,10 @@ class _ADMM:
         self.penalty = torch.zeros_like(self.coefficients.rho[0])
         self.checkpoint = layer.checkpoint
 
-    def _read_state(self, state: Tensor | None, heads: int) -> Tensor:
+    def _read_state(self, state: Tensor | None, heads: int) -> Tensor | None:
         layout, edges = self.layout, self.problem.topology.num_edges
         if state is None:
-            return self.out.new_zeros((edges, *self.out.shape[1:]))
+            return None
         samples = [] if layout.count is None else [layout.count]
         features = layout.num_features or self.out.size(1)
         shape = [*samples, edges, features, heads]
@@ -193,8 +193,10 @@ class _ADMM:
             yield self.out
 
     def state(self) -> Tensor:
-        gradient = self.problem.gradient(self.out)
-        return self.layout.unfold_heads(self.dual + self.penalty * gradient)
+        dual = self.penalty * self.problem.gradient(self.out)
+        if self.dual is not None:
+            dual = self.dual + dual
+        return self.layout.unfold_heads(dual)
 
 
 def _check_squares(topology: Topology, weight: Tensor) -> None:

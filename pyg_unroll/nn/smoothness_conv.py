@@ -81,6 +81,7 @@ class SmoothnessConv(MessagePassing):
     eigenvalue that the initial coefficients are made for.
     """
 
+    head_logits: Tensor
     _checks: ClassVar[checks.Checks] = {
         'num_steps': checks.check_positive,
         'heads': checks.check_positive,
@@ -114,8 +115,8 @@ class SmoothnessConv(MessagePassing):
         self.log_mu = torch.nn.Parameter(torch.empty(heads))
         logits = torch.empty(heads)
         if heads > 1:
-            self.head_logits: Tensor = torch.nn.Parameter(logits)
-        else:  # its share is one, whatever is learned
+            self.head_logits = torch.nn.Parameter(logits)
+        else:  # the share of an only head is one
             self.register_buffer('head_logits', logits)
 
     def _add_coefficients(self, *iterations: int) -> None:
@@ -127,10 +128,10 @@ class SmoothnessConv(MessagePassing):
 
     def _read_coefficients(self, signal: Observations) -> tuple[Tensor, Tensor]:
         """Step sizes and momenta, for all samples."""
-        alpha = self.alpha
+        alpha: Tensor = self.alpha
         if signal.confidence is None:
-            # Held entries leave `log_mu` unused: its gradient is zero, not
-            # missing, as training in several processes waits for it.
+            # Held entries leave `log_mu` unused. Its gradient is zero then: a
+            # missing one is an error where several processes train a model.
             alpha = alpha + 0 * self.log_mu
         return signal.tile(alpha), signal.tile(self.beta)
 
@@ -203,6 +204,7 @@ class SmoothnessConv(MessagePassing):
     def iterates(self, *args: Any, **kwargs: Any) -> Iterator[Iterate]:
         """Yields the start and the :class:`Iterate` after each step, with the
         arguments of :meth:`forward`; the last one is the result, to the bit.
+        Derivatives of the steps are not recorded.
         """
         problem = self.read(*args, **kwargs)
         signal, run = problem.signal, self._run(problem)

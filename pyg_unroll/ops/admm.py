@@ -127,11 +127,12 @@ class Coefficients(NamedTuple):
 def admm_steps(
     problem: TotalVariation,
     x: Tensor,
-    dual: Tensor,
+    dual: Tensor | None,
     coefficients: Coefficients,
     checkpoint: bool,
 ) -> tuple[Tensor, Tensor]:
-    r"""The signal and the dual variable after iterations from others.
+    r"""The signal and the dual variable after iterations from others, or from
+    a dual variable of zero.
 
     As :meth:`TotalVariation.iterate`, over-relaxed, with conjugate-gradient
     steps in place of a solution; the dual variable still lacks the last
@@ -148,7 +149,10 @@ def admm_steps(
 
 @torch.no_grad()
 def admm_iterates(
-    problem: TotalVariation, x: Tensor, dual: Tensor, coefficients: Coefficients
+    problem: TotalVariation,
+    x: Tensor,
+    dual: Tensor | None,
+    coefficients: Coefficients,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields signal and dual variable after each iteration of
     :func:`admm_steps`, bit for bit. Derivatives are not recorded.
@@ -162,7 +166,10 @@ def admm_iterates(
 
 
 def _operands(
-    problem: TotalVariation, x: Tensor, dual: Tensor, coefficients: Coefficients
+    problem: TotalVariation,
+    x: Tensor,
+    dual: Tensor | None,
+    coefficients: Coefficients,
 ) -> tuple[Any, ...]:
     """Those of the operator, with all heads each."""
     observed = mu = None
@@ -177,16 +184,19 @@ def _operands(
 
 
 def _numbers(
-    weight: Tensor, x: Tensor, dual: Tensor, *rest: Tensor | None
+    weight: Tensor, x: Tensor, dual: Tensor | None, *rest: Tensor | None
 ) -> tuple[Any, ...]:
     """They in the types of kernels, contiguous if these read them."""
     values = (v if v is None else v.to(accumulate_type(v.dtype)) for v in rest)
     return *backend.numbers(weight, x, dual), *values
 
 
-def _read(
-    topology: Topology, *operands: Any
-) -> tuple[TotalVariation, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def no_dual(topology: Topology, x: Tensor) -> Tensor:
+    """A dual variable of zero."""
+    return x.new_zeros((topology.num_edges, *x.shape[1:]))
+
+
+def _read(topology: Topology, *operands: Any) -> tuple[Any, ...]:
     """The problem, the start, scalars of :func:`.reference.admm.admm_step`,
     step sizes and momenta.
     """
@@ -201,12 +211,14 @@ def _read(
 def _follow(
     problem: TotalVariation,
     x: Tensor,
-    dual: Tensor,
+    dual: Tensor | None,
     scalars: Tensor,
     step: Callable[..., Any],
     solve: Callable[..., Any],
-) -> tuple[Any, Tensor]:
+) -> tuple[Any, Any]:
     """One iteration, of a part along the edges and steps."""
+    if dual is None:
+        dual = no_dual(problem.topology, x)
     b, dual = step(problem.topology, problem.weight, x, dual, scalars)
     a = problem.matrix(scalars[1])
     if a.confidence is not None:
@@ -217,10 +229,10 @@ def _follow(
 def _iterate(
     problem: TotalVariation,
     x: Tensor,
-    dual: Tensor,
+    dual: Tensor | None,
     rows: tuple[Tensor, Tensor],
     keep: bool,
-) -> tuple[Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Any, list[Tensor]]:
     """One iteration by kernels; also the directions of its steps."""
     step = backend.kernels('admm', x).admm_step
     solve = partial(run_steps, scalars=rows[1], keep=keep)
@@ -260,17 +272,18 @@ def _run(
 def _fake(
     topology: Topology, *operands: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    _, x, dual, *_, alpha, _, _, every, keep = operands
+    _, x, *_, alpha, _, _, every, keep = operands
+    dual = no_dual(topology, x)
     (count, num_steps, _), dtype = alpha.shape, accumulate_type(x.dtype)
     states = range(every, count, every)
     kept = [backend.empty_like(v, dtype) for v in (x, dual) for _ in states]
     paths = range(count * num_steps if keep else 0)
     kept += [backend.empty_like(x, dtype) for _ in paths]
-    return backend.empty_like(x), backend.empty_like(dual), kept
+    return backend.empty_like(x), dual, kept
 
 
 _OPERANDS = (
-    'Tensor weight, Tensor x, Tensor dual, Tensor? confidence, '
+    'Tensor weight, Tensor x, Tensor? dual, Tensor? confidence, '
     'Tensor? observed, Tensor? mu, Tensor rho, Tensor relaxation, '
     'Tensor alpha, Tensor beta, Tensor? free, int every'
 )
@@ -287,8 +300,8 @@ _admm_steps = backend.Operator(
 class _Adjoint:
     """Derivatives on the way back through the iterations, and sums of them."""
 
-    x: Tensor
-    dual: Tensor
+    x: Any
+    dual: Any  # None for zero
     weight: Tensor  # [E, H]
     square: Tensor  # by the squared weights of systems, [E, H]
     diagonal: Tensor  # by their diagonals, [N, F, H]
@@ -303,7 +316,7 @@ class _Adjoint:
         self,
         problem: TotalVariation,
         x: Tensor,
-        dual: Tensor,
+        dual: Tensor | None,
         path: Sequence[Tensor],
         rows: tuple[Tensor, Tensor],
     ) -> None:
@@ -323,6 +336,10 @@ class _Adjoint:
             self.confidence += by_c * (2 / (problem.mu * rho))
             self.observed += by_b * a.confidence
         step = backend.kernels('admm', x).admm_step_backward
+        if dual is None:
+            dual = no_dual(problem.topology, x)
+        if self.dual is None:
+            self.dual = torch.zeros_like(dual)
         operands = problem.weight, x, dual, scalars, by_b, self.dual
         by_weight, by_start, self.dual, by_scalars = step(
             problem.topology, *operands
@@ -339,9 +356,9 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     problem, x, dual, scalars, alpha, beta = _read(topology, *values)
     forward = list(zip(scalars, step_scalars(alpha, beta), strict=True))
     back = list(zip(scalars, step_scalars_backward(alpha, beta), strict=True))
-    by_x, by_dual = backend.numbers(grad, grad_dual)
-    nothing = torch.zeros_like(by_x)
+    nothing = torch.zeros_like(x)
     is_soft = problem.confidence is not None
+    by_x, by_dual = backend.numbers(grad, grad_dual)
     adjoint = _Adjoint(
         by_x,
         by_dual,
@@ -389,10 +406,10 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
 
 _admm_steps_backward = backend.Operator(
     'admm_steps_backward',
-    f'{_OPERANDS}, Tensor[] kept, Tensor grad, Tensor grad_dual',
+    f'{_OPERANDS}, Tensor[] kept, Tensor grad, Tensor? grad_dual',
     f'({", ".join(["Tensor"] * 10)})',
     _run_backward,
-    lambda _, *operands: backend.empty_operands(operands[:10], operands[-1]),
+    lambda _, *operands: backend.empty_operands(operands[:10], operands[-2]),
 )
 
 
@@ -403,18 +420,24 @@ def _keep(ctx: Any, *inputs: Any) -> list[Tensor | None]:
 
 
 def _derivative(
-    ctx: Any, topology: Topology, saved: Any, *grads: Tensor | None
+    ctx: Any,
+    topology: Topology,
+    saved: Any,
+    grad: Tensor | None,
+    grad_dual: Tensor | None,
+    _: Any,
 ) -> list[Tensor | None]:
     operands, kept = saved[:11], saved[11:]
-    # Of signal and dual variable: those that nobody differentiates are zero.
-    both = tuple(
-        torch.zeros_like(v) if grad is None else grad
-        for v, grad in zip(operands[1:3], grads[:2], strict=True)
-    )
+    if grad is None:
+        grad = torch.zeros_like(operands[1])
     if torch.is_grad_enabled():
-        composed = partial(_composed, topology)
-        return [*backend.differentiate(composed, operands, both), None, None]
-    found = _admm_steps_backward(topology, *operands, ctx.every, kept, *both)
+        grads = (grad,) if grad_dual is None else (grad, grad_dual)
+        by_operands = backend.differentiate(
+            lambda *v: _composed(topology, *v)[: len(grads)], operands, grads
+        )
+        return [*by_operands, None, None]
+    rest = ctx.every, kept, grad, grad_dual
+    found = _admm_steps_backward(topology, *operands, *rest)
     return [*backend.of_operands(found, operands[:10]), None, None, None]
 
 

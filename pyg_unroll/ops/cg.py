@@ -94,6 +94,8 @@ def run_steps(
     a, out, residual, start = _begin(a, x, b)
     count = scalars.size(0) if keep else 2
     rest = [torch.empty_like(start) for _ in range(count)]
+    if not keep and start is not x:  # a copy, not read after the first step
+        rest[1] = start
     run = backend.kernels('cg', x).cg_steps
     run(a, out, residual, Directions(start, rest), scalars)
     return out.to(x.dtype), rest if keep else []
