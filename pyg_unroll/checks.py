@@ -49,9 +49,10 @@ def check_shape(
 
 
 def _fits(sizes: Sequence[int], shape: Sequence[Any]) -> bool:
-    pairs = zip(sizes, shape, strict=False)
-    same = all(n == size or isinstance(n, str) for size, n in pairs)
-    return same and len(sizes) == len(shape)
+    if len(sizes) != len(shape):
+        return False
+    pairs = zip(sizes, shape, strict=True)
+    return all(n == size or isinstance(n, str) for size, n in pairs)
 
 
 def check_boolean(name: str, mask: Tensor) -> None:

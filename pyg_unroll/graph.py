@@ -214,9 +214,9 @@ class Topology:
         self, edge_weight: Tensor, validate_args: bool
     ) -> Tensor:
         pairs = edge_weight[self.entry]
-        if validate_args and self.num_edges > 0:
+        value = pairs.detach()
+        if validate_args and not torch.equal(value[:, 0], value[:, 1]):
             rtol = torch.finfo(edge_weight.dtype).eps ** 0.5
-            value = pairs.detach()
             error = (value[:, 0] - value[:, 1]).abs()
             # NaN in both directions is left to the check for finite weights.
             bad = (error > rtol * value.abs().amax(1)).any(-1)

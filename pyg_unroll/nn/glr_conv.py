@@ -133,8 +133,7 @@ class _ConjugateGradients:
             topology, weight, scale, signal.free, layer.order
         )
         b = None if scale is None else scale * signal.x
-        coefficients = signal.tile(layer.alpha), signal.tile(layer.beta)
-        self.operands = start, b, *coefficients
+        self.operands = start, b, *layer._read_coefficients(signal)
         self.checkpoint = layer.checkpoint
 
     def finish(self) -> Tensor:

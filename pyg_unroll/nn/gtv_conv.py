@@ -1,13 +1,11 @@
 """Unrolled ADMM on graph total variation."""
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from pyg_unroll.checks import (
     can_read_values,
@@ -18,7 +16,12 @@ from pyg_unroll.checks import (
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.smoothness_conv import Problem, Run, SmoothnessConv
 from pyg_unroll.ops import degree
-from pyg_unroll.ops.admm import TotalVariation, admm_step
+from pyg_unroll.ops.admm import (
+    Coefficients,
+    TotalVariation,
+    admm_iterates,
+    admm_steps,
+)
 
 
 class GTVConv(SmoothnessConv):
@@ -154,16 +157,18 @@ class _ADMM:
             tile(layer.log_mu.exp()),
         )
         self.dual = self._read_state(state, layer.heads)
-        self.rho = tile(layer.log_rho.exp())
-        self.relaxation = tile(2 * layer.relaxation_logit.sigmoid())
-        self.alpha, self.beta = tile(layer.alpha), tile(layer.beta)
-        self.taken = 0
-        self.checkpoint = layer.checkpoint and torch.is_grad_enabled()
+        self.coefficients = Coefficients(
+            tile(layer.log_rho.exp()),
+            tile(2 * layer.relaxation_logit.sigmoid()),
+            *layer._read_coefficients(signal),
+        )
+        self.penalty = torch.zeros_like(self.coefficients.rho[0])
+        self.checkpoint = layer.checkpoint
 
-    def _read_state(self, state: Tensor | None, heads: int) -> Tensor:
+    def _read_state(self, state: Tensor | None, heads: int) -> Tensor | None:
         layout, edges = self.layout, self.problem.topology.num_edges
         if state is None:
-            return self.out.new_zeros((edges, *self.out.shape[1:]))
+            return None
         samples = [] if layout.count is None else [layout.count]
         features = layout.num_features or self.out.size(1)
         shape = [*samples, edges, features, heads]
@@ -172,92 +177,37 @@ class _ADMM:
         return layout.fold_heads(state.to(self.out.dtype))
 
     def finish(self) -> Tensor:
-        count = len(self.rho)
-        size = round(math.sqrt(count)) if self.checkpoint else count
-        for first in range(0, count, size):
-            self._take(min(first + size, count))
+        start = self.problem, self.out, self.dual
+        self.out, self.dual = admm_steps(
+            *start, self.coefficients, self.checkpoint
+        )
+        self.penalty = self.coefficients.rho[-1]
         return self.out
 
     def steps(self) -> Iterator[Tensor]:
         yield self.out
-        for t in range(len(self.rho)):
-            self._take(t + 1)
+        start = self.problem, self.out, self.dual
+        iterates = admm_iterates(*start, self.coefficients)
+        for state, rho in zip(iterates, self.coefficients.rho, strict=True):
+            (self.out, self.dual), self.penalty = state, rho
             yield self.out
 
-    def _take(self, last: int) -> None:
-        """Takes the iterations up to a number of them."""
-        iterate = partial(self._iterate, range(self.taken, last))
-        if self.checkpoint:
-            self.out, self.dual = checkpoint(
-                self._unchanged(iterate),
-                self.out,
-                self.dual,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-        else:
-            self.out, self.dual = iterate(self.out, self.dual)
-        self.taken = last
-
-    def _unchanged(
-        self, iterate: Callable[..., tuple[Tensor, Tensor]]
-    ) -> Callable[..., tuple[Tensor, Tensor]]:
-        """Refuses to iterate again on tensors changed in place since, as
-        autograd does where there are no checkpoints.
-        """
-        if torch.compiler.is_compiling():
-            return iterate
-        problem = self.problem
-        read = [self.out, self.dual, self.alpha, self.beta, problem.observed]
-        read.append(problem.weight)
-        if problem.confidence is not None:
-            read.append(problem.confidence)
-        versions = [value._version for value in read]
-
-        def run(out: Tensor, dual: Tensor) -> tuple[Tensor, Tensor]:
-            if [value._version for value in read] != versions:
-                raise RuntimeError(
-                    'a tensor that the derivative of GTVConv needs was changed '
-                    'in place after the forward pass'
-                )
-            return iterate(out, dual)
-
-        return run
-
-    def _iterate(
-        self, iterations: range, out: Tensor, dual: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        problem = self.problem
-        for t in iterations:
-            b, dual = admm_step(
-                problem.topology,
-                problem.weight,
-                out,
-                dual,
-                self._penalty_before(t),
-                self.rho[t],
-                self.relaxation[t],
-            )
-            system = problem.system(self.rho[t])
-            if system.confidence is not None:
-                b = b + system.confidence * problem.observed
-            out = system.iterate(out, b, self.alpha[t], self.beta[t])
-        return out, dual
-
-    def _penalty_before(self, t: int) -> Tensor:
-        return self.rho[t - 1] if t > 0 else torch.zeros_like(self.rho[0])
-
     def state(self) -> Tensor:
-        gradient = self.problem.gradient(self.out)
-        dual = self.dual + self._penalty_before(self.taken) * gradient
+        dual = self.penalty * self.problem.gradient(self.out)
+        if self.dual is not None:
+            dual = self.dual + dual
         return self.layout.unfold_heads(dual)
 
 
 def _check_squares(topology: Topology, weight: Tensor) -> None:
     """Squared weights, summed and times a signal, must not overflow."""
+    limit = torch.finfo(weight.dtype).max / 16
     with torch.no_grad():
-        total = degree(topology, weight.square())
-    if not bool((total < torch.finfo(weight.dtype).max / 16).all()):
+        square = weight.square()
+        total = square.sum()  # a bound that is fast to have
+        if not bool(total < limit):
+            total = degree(topology, square)
+    if not bool((total < limit).all()):
         raise ValueError(
             f"'edge_weight' is too large for {weight.dtype} (got up to "
             f'{float(weight.amax()):.1e}): the squares of a node are summed '

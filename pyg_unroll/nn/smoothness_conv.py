@@ -81,6 +81,7 @@ class SmoothnessConv(MessagePassing):
     eigenvalue that the initial coefficients are made for.
     """
 
+    head_logits: Tensor
     _checks: ClassVar[checks.Checks] = {
         'num_steps': checks.check_positive,
         'heads': checks.check_positive,
@@ -112,7 +113,11 @@ class SmoothnessConv(MessagePassing):
         self.checkpoint = checkpoint
         self.validate_args = validate_args
         self.log_mu = torch.nn.Parameter(torch.empty(heads))
-        self.head_logits = torch.nn.Parameter(torch.empty(heads))
+        logits = torch.empty(heads)
+        if heads > 1:
+            self.head_logits = torch.nn.Parameter(logits)
+        else:  # the share of an only head is one
+            self.register_buffer('head_logits', logits)
 
     def _add_coefficients(self, *iterations: int) -> None:
         """Adds step sizes and momenta, also one more set per iteration."""
@@ -120,6 +125,15 @@ class SmoothnessConv(MessagePassing):
         self.alpha = torch.nn.Parameter(torch.empty(shape))
         shape = *iterations, self.num_steps - 1, self.heads
         self.beta = torch.nn.Parameter(torch.empty(shape))
+
+    def _read_coefficients(self, signal: Observations) -> tuple[Tensor, Tensor]:
+        """Step sizes and momenta, for all samples."""
+        alpha: Tensor = self.alpha
+        if signal.confidence is None:
+            # Held entries leave `log_mu` unused. Its gradient is zero then: a
+            # missing one is an error where several processes train a model.
+            alpha = alpha + 0 * self.log_mu
+        return signal.tile(alpha), signal.tile(self.beta)
 
     @property
     @abstractmethod
@@ -190,6 +204,7 @@ class SmoothnessConv(MessagePassing):
     def iterates(self, *args: Any, **kwargs: Any) -> Iterator[Iterate]:
         """Yields the start and the :class:`Iterate` after each step, with the
         arguments of :meth:`forward`; the last one is the result, to the bit.
+        Derivatives of the steps are not recorded.
         """
         problem = self.read(*args, **kwargs)
         signal, run = problem.signal, self._run(problem)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
@@ -27,7 +28,12 @@ def kernels(family: str, operand: Tensor) -> Any:
     device = operand.device.type
     if device not in chosen:
         chosen[device] = _choose(device)
-    return import_module(f'pyg_unroll.ops.{chosen[device]}.{family}')
+    return _module(chosen[device], family)
+
+
+@cache
+def _module(name: str, family: str) -> Any:
+    return import_module(f'pyg_unroll.ops.{name}.{family}')
 
 
 def _choose(device: str) -> str:
@@ -47,6 +53,9 @@ def _choose(device: str) -> str:
     return name
 
 
+_LIBRARY = torch.library.Library('pyg_unroll', 'FRAGMENT')
+
+
 class Operator:
     r"""A function of a topology and operands, registered with PyTorch.
 
@@ -55,7 +64,9 @@ class Operator:
     hence exists to any order, and nothing of size edges x features is kept.
 
     Operands and results are written in PyTorch's schema language; `fake` gives
-    results of the same shape and type, of any values.
+    results of the same shape and type, of any values; results share no memory.
+    (:func:`torch.library.custom_op` wraps it in more work than a small graph
+    takes.)
     """
 
     def __init__(
@@ -72,13 +83,13 @@ class Operator:
 
             return call
 
-        self._definition = torch.library.custom_op(
-            f'pyg_unroll::{name}',
-            unpacked(run),
-            mutates_args=(),
-            schema=f'(Tensor[] graph, SymInt[] grid, {operands}) -> {results}',
-        )
-        self._definition.register_fake(unpacked(fake))
+        schema = f'(Tensor[] graph, SymInt[] grid, {operands}) -> {results}'
+        tag = torch.Tag.pt2_compliant_tag
+        _LIBRARY.define(f'{name}{schema}', tags=(tag,))
+        _LIBRARY.impl(name, unpacked(run), 'CompositeExplicitAutograd')
+        qualified = f'pyg_unroll::{name}'
+        torch.library.register_fake(qualified, unpacked(fake), lib=_LIBRARY)
+        self._name = name
         self._call = getattr(torch.ops.pyg_unroll, name).default
 
     def __call__(self, topology: Topology, *operands: Any) -> Any:
@@ -96,21 +107,40 @@ class Operator:
         saved; of the context, the topology, what was saved and the derivatives
         by the results, `derivative` returns those by the operands.
         """
+        operator = self._call
 
-        def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            graph, ctx.grid, *operands = inputs
-            ctx.graph_size = len(graph)
-            kept = keep(ctx, *operands, output)
-            ctx.save_for_backward(*graph, *kept)
+        def run(keys: Any, *inputs: Any) -> Any:
+            with torch._C._AutoDispatchBelowAutograd():
+                below = keys & torch._C._after_autograd_keyset
+                return operator.redispatch(below, *inputs)
 
-        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-            saved = ctx.saved_tensors  # once: `checkpoint` of PyTorch insists
-            graph, kept = saved[: ctx.graph_size], saved[ctx.graph_size :]
-            topology = Topology.unpack(graph, ctx.grid)
-            found = derivative(ctx, topology, kept, *grads)
-            return [None] * ctx.graph_size, None, *found
+        class Recorded(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
+                out = run(keys, *inputs)
+                graph, grid, *operands = inputs
+                ctx.graph = graph, grid
+                ctx.save_for_backward(*keep(ctx, *operands, out))
+                return out
 
-        self._definition.register_autograd(backward, setup_context=setup)
+            @staticmethod
+            def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+                topology = Topology.unpack(*ctx.graph)
+                found = derivative(ctx, topology, ctx.saved_tensors, *grads)
+                return None, None, None, *found
+
+        def call(keys: Any, *inputs: Any) -> Any:
+            apply = Recorded.apply if needs_grad(*inputs) else run
+            return apply(keys, *inputs)
+
+        _LIBRARY.impl(self._name, call, 'Autograd', with_keyset=True)
+
+
+def needs_grad(*operands: Any) -> bool:
+    """Whether the derivative by one of some operands will be asked for."""
+    return torch.is_grad_enabled() and any(
+        isinstance(v, Tensor) and v.requires_grad for v in operands
+    )
 
 
 def differentiate(
@@ -146,3 +176,35 @@ def numbers(*tensors: Tensor | None) -> Any:
         None if v is None else v.to(accumulate_type(v.dtype)).contiguous()
         for v in tensors
     )
+
+
+def like_operands(
+    found: Sequence[Tensor | None], operands: Sequence[Any], like: Tensor
+) -> tuple[Tensor, ...]:
+    """Derivatives as an operator returns them: of the shapes of operands, and
+    empty where there is none.
+    """
+    return tuple(
+        like.new_empty(0)
+        if value is None or operand is None
+        else value.sum_to_size(operand.shape).to(like.dtype)
+        for value, operand in zip(found, operands, strict=True)
+    )
+
+
+def empty_operands(operands: Sequence[Any], like: Tensor) -> tuple[Tensor, ...]:
+    """Memory for such derivatives."""
+    return tuple(
+        like.new_empty(0) if v is None else empty_like(v, like.dtype)
+        for v in operands
+    )
+
+
+def of_operands(
+    grads: Sequence[Tensor], operands: Sequence[Any]
+) -> list[Tensor | None]:
+    """Such derivatives, none where there is no operand."""
+    return [
+        None if operand is None else grad
+        for operand, grad in zip(operands, grads, strict=True)
+    ]

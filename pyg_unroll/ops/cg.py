@@ -6,7 +6,7 @@ is stored. For derivatives of higher order the steps are composed of
 differentiable operators.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import backend
 from pyg_unroll.ops.operators import laplacian
-from pyg_unroll.ops.reference.cg import Adjoint, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix
 from pyg_unroll.ops.reference.operators import accumulate_type
 
 
@@ -31,11 +31,7 @@ def cg_steps(
     """The steps of :meth:`.system.LaplacianSystem.iterate` for `A x = b`."""
     topology, *parts = a
     operands = (*parts, x, b, alpha, beta)
-    keep = (
-        torch.is_grad_enabled()
-        and not checkpoint
-        and any(v is not None and v.requires_grad for v in operands)
-    )
+    keep = not checkpoint and backend.needs_grad(*operands)
     out: Tensor = _cg_steps(topology, *operands, keep)[0]
     return out
 
@@ -48,38 +44,67 @@ def cg_iterates(
 
     Derivatives are not recorded.
     """
-    for out, _ in _steps(a, x, b, alpha, beta):
+    run = backend.kernels('cg', x).cg_steps
+    a, out, residual, direction = _begin(a, x, b)
+    for row in step_scalars(alpha, beta).split(1):
+        new = torch.empty_like(direction)
+        run(a, out, residual, Directions(direction, [new]), row)
+        direction = new
         yield out.to(x.dtype, copy=True)
 
 
-def _steps(
-    a: Matrix, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the signal, always the same memory, and direction of each step."""
-    step = backend.kernels('cg', x).cg_step
+def _begin(
+    a: Matrix, x: Tensor, b: Tensor | None
+) -> tuple[Matrix, Tensor, Tensor, Tensor]:
+    """The matrix, signal and residual, which the steps change, and start."""
     topology, *parts = a
     a = Matrix(topology, *backend.numbers(*parts))
-    direction, alpha, beta = backend.numbers(x, alpha, beta)
-    out, residual = direction.clone(), torch.zeros_like(direction)
+    (start,) = backend.numbers(x)
+    residual = torch.zeros_like(start)
     if b is not None:
         residual.copy_(b)
+    return a, start.clone(), residual, start
+
+
+def step_scalars(alpha: Tensor, beta: Tensor) -> Tensor:
+    """Those of :func:`.reference.cg.cg_steps`, :math:`(*, K, 3, H)`."""
+    alpha, beta = backend.numbers(alpha, beta)
     # The first residual, b - A x, is that of a whole step from zero along x.
-    alpha_before = torch.cat([torch.ones_like(alpha[:1]), alpha[:-1]])
-    beta_before = torch.cat([torch.zeros_like(alpha[:1]), beta])
-    for scalars in torch.stack([alpha_before, beta_before, alpha], 1):
-        direction = step(a, out, residual, direction, scalars)
-        yield out, direction
+    one = torch.ones_like(alpha[..., :1, :])
+    before = torch.cat([one, alpha[..., :-1, :]], -2)
+    momenta = torch.cat([one - 1, beta], -2)
+    return torch.stack([before, momenta, alpha], -2)
+
+
+def step_scalars_backward(alpha: Tensor, beta: Tensor) -> Tensor:
+    """Of :func:`.reference.cg.cg_steps_backward`, :math:`(*, K + 1, 3, H)`."""
+    alpha, beta = backend.numbers(alpha, beta)
+    one = torch.ones_like(alpha[..., :1, :])
+    zero = one - 1
+    columns = [alpha, one], [beta, zero, zero], [zero, beta, zero]
+    return torch.stack([torch.cat(column, -2) for column in columns], -2)
+
+
+def run_steps(
+    a: Matrix, x: Tensor, b: Tensor | None, scalars: Tensor, keep: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """The signal after the steps, and their directions if they are to be kept,
+    by the kernels themselves.
+    """
+    a, out, residual, start = _begin(a, x, b)
+    count = scalars.size(0) if keep else 2
+    rest = [torch.empty_like(start) for _ in range(count)]
+    if not keep and start is not x:  # a copy, not read after the first step
+        rest[1] = start
+    run = backend.kernels('cg', x).cg_steps
+    run(a, out, residual, Directions(start, rest), scalars)
+    return out.to(x.dtype), rest if keep else []
 
 
 def _run(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     *parts, x, b, alpha, beta, keep = operands
-    directions = []
-    steps = _steps(Matrix(topology, *parts), x, b, alpha, beta)
-    for signal, direction in steps:
-        out = signal
-        if keep:
-            directions.append(direction)
-    return out.to(x.dtype), directions
+    scalars = step_scalars(alpha, beta)
+    return run_steps(Matrix(topology, *parts), x, b, scalars, keep)
 
 
 def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
@@ -102,12 +127,19 @@ _cg_steps = backend.Operator(
 )
 
 
-def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
-    """Derivatives by the matrix, x, b, alpha and beta."""
-    *parts, x, directions, alpha, beta, grad = operands
-    step = backend.kernels('cg', grad).cg_step_backward
+def run_steps_backward(
+    a: Matrix,
+    x: Tensor,
+    directions: Sequence[Tensor],
+    scalars: Tensor,
+    grad: Tensor,
+) -> tuple[Any, ...]:
+    """Derivatives by the parts of the matrix, of a part that features share
+    those of each, and by x, b, alpha and beta.
+    """
+    topology, *parts = a
     a = Matrix(topology, *backend.numbers(*parts))
-    start, alpha, beta, grad_out = backend.numbers(x, alpha, beta, grad)
+    start, grad_out = backend.numbers(x, grad)
     nothing = torch.zeros_like(grad_out)
     adjoint = Adjoint(
         x=grad_out,
@@ -119,38 +151,33 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
         degree=None if a.degree is None else nothing.clone(),
     )
     del nothing
-    zero, one = torch.zeros_like(alpha[:1]), torch.ones_like(alpha[:1])
-    scalars = torch.stack(
-        [alpha, torch.cat([beta, zero]), torch.cat([zero, beta])], 1
+    run = backend.kernels('cg', grad).cg_steps_backward
+    path = Directions(start, backend.numbers(*directions))
+    dots = run(a, adjoint, path, scalars)
+    return (
+        adjoint.weight,
+        adjoint.diagonal.div_(a.diagonal).neg_(),
+        adjoint.confidence,
+        adjoint.degree,
+        adjoint.direction,
+        adjoint.residual,
+        dots[:, 0].clone(),  # results of an operator may not share memory
+        dots[1:, 1].clone(),
     )
-    dots = alpha.new_zeros((alpha.size(0), 2, alpha.size(1)))
-    for k in range(alpha.size(0) - 1, -1, -1):
-        v, u = directions[k], directions[max(k - 1, 0)]
-        dots[k] = step(a, adjoint, v, u, scalars[k])
-    b = adjoint.residual
-    grad_diagonal = adjoint.diagonal.div_(a.diagonal).neg_()
-    # The first residual is that of a whole step from zero along the start; its
-    # direction is no unknown divided by the diagonal.
-    adjoint.diagonal = torch.zeros_like(b)
-    step(a, adjoint, start, start, torch.cat([one, zero, zero]))
-    found = adjoint.weight, grad_diagonal, adjoint.confidence, adjoint.degree
-    # Copies: results of an operator may not share memory.
-    rest = adjoint.direction, b, dots[:, 0].clone(), dots[1:, 1].clone()
-    by_matrix = (
-        grad.new_empty(0)
-        if v is None or part is None
-        else v.sum_to_size(part.shape)
-        for v, part in zip(found, a[1:], strict=True)
-    )
-    return tuple(v.to(grad.dtype) for v in (*by_matrix, *rest))
+
+
+def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
+    *parts, x, directions, alpha, beta, grad = operands
+    a = Matrix(topology, *parts)
+    scalars = step_scalars_backward(alpha, beta)
+    found = run_steps_backward(a, x, directions, scalars, grad)
+    likes = *parts, x, grad, alpha, beta
+    return backend.like_operands(found, likes, grad)
 
 
 def _fake_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
-    *matrix, x, _, alpha, beta, grad = operands
-    nothing = grad.new_empty(0)
-    parts = (nothing if part is None else part for part in matrix)
-    likes = *parts, x, grad, alpha, beta
-    return tuple(backend.empty_like(v, grad.dtype) for v in likes)
+    *parts, x, _, alpha, beta, grad = operands
+    return backend.empty_operands((*parts, x, grad, alpha, beta), grad)
 
 
 _cg_steps_backward = backend.Operator(
@@ -183,11 +210,7 @@ def _derivative(
         directions = _cg_steps(topology, *operands, True)[1]
     *start, _, alpha, beta = operands
     grads = _cg_steps_backward(topology, *start, directions, alpha, beta, grad)
-    found = (
-        None if operand is None else grad
-        for operand, grad in zip(operands, grads, strict=True)
-    )
-    return *found, None
+    return *backend.of_operands(grads, operands), None
 
 
 _cg_steps.set_derivative(_keep, _derivative)

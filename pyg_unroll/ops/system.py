@@ -42,9 +42,14 @@ class LaplacianSystem:
         confidence: Tensor | None = None,
         free: Tensor | None = None,
         order: int = 1,
+        degrees: Tensor | None = None,
     ) -> Self:
-        """Computes the preconditioner and collects the parts."""
-        diagonal = degree(topology, weight).unsqueeze(1)
+        """Computes the preconditioner, and degrees if they are not given, and
+        collects the parts.
+        """
+        if degrees is None:
+            degrees = degree(topology, weight)
+        diagonal = degrees.unsqueeze(1)
         degrees = None if order == 1 else _divisor(diagonal)
         if confidence is not None:
             diagonal = diagonal + confidence
@@ -100,7 +105,7 @@ class LaplacianSystem:
         :obj:`checkpoint` keeps nothing of the steps for the derivative, but
         runs them again.
         """
-        return cg_steps(self._matrix(x), x, b, alpha, beta, checkpoint)
+        return cg_steps(self.matrix(), x, b, alpha, beta, checkpoint)
 
     def iterates(
         self, x: Tensor, b: Tensor | None, alpha: Tensor, beta: Tensor
@@ -108,15 +113,16 @@ class LaplacianSystem:
         """Yields the signal after each step of :meth:`iterate`, bit for bit.
         Derivatives are not recorded.
         """
-        return cg_iterates(self._matrix(x), x, b, alpha, beta)
+        return cg_iterates(self.matrix(), x, b, alpha, beta)
 
-    def _matrix(self, x: Tensor) -> Matrix:
+    def matrix(self) -> Matrix:
+        """Its parts, as kernels take them."""
         # Nothing moves where the diagonal is infinite.
         diagonal, confidence = self.diagonal, self.confidence
         if self.free is not None:
             diagonal = torch.where(self.free, diagonal, float('inf'))
         if confidence is not None:
-            confidence = confidence.expand(-1, -1, x.size(2))
+            confidence = confidence.expand(-1, -1, self.weight.size(1))
         parts = diagonal, confidence, self.degree
         return Matrix(self.topology, self.weight, *parts)
 

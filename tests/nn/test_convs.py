@@ -318,13 +318,25 @@ def test_gradients_of_directed_weights(make):
 
 
 @parametrize_convs
-def test_gradients_reach_parameters(make):
-    x, edge_index, weight, mask = make_input(2)
-    conv = make(heads=2, fidelity='soft')
-    conv(x, edge_index, weight, mask).square().sum().backward()
-    for name, parameter in conv.named_parameters():
-        assert parameter.grad is not None, name
-        assert bool((parameter.grad != 0).any()), name
+@pytest.mark.parametrize('fidelity', ['hard', 'soft'])
+@pytest.mark.parametrize('heads', [1, 2])
+def test_gradients_reach_parameters(make, heads, fidelity):
+    x, edge_index, weight, mask = make_input(heads)
+    conv = make(heads=heads, fidelity=fidelity)
+    state = conv.state_dict()
+    parameters = dict(conv.named_parameters())
+    # The share of an only head is one.
+    assert state.keys() - parameters.keys() == (
+        {'head_logits'} if heads == 1 else set()
+    )
+    for known in (mask, None):
+        conv.zero_grad()
+        conv(x, edge_index, weight, known).square().sum().backward()
+        held = fidelity == 'hard' and known is not None
+        for name, parameter in parameters.items():
+            assert parameter.grad is not None, name
+            matters = bool((parameter.grad != 0).any())
+            assert matters == (name != 'log_mu' or not held), name
 
 
 @parametrize_convs

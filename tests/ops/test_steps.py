@@ -4,7 +4,12 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch_geometric.data import Batch
 
 from pyg_unroll import GridGraph, Topology, image_to_data, ops
-from pyg_unroll.ops.admm import admm_step
+from pyg_unroll.ops.admm import (
+    Coefficients,
+    TotalVariation,
+    admm_iterates,
+    admm_steps,
+)
 from pyg_unroll.ops.cg import cg_iterates, cg_steps
 from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.testing import assert_same
@@ -70,7 +75,10 @@ def composed(topology, weight, diagonal, confidence, degree, x, b, alpha, beta):
 
 def gradients(function, operands):
     leaves = [
-        None if v is None else v.detach().requires_grad_() for v in operands
+        v.detach().requires_grad_()
+        if v is not None and v.is_floating_point()
+        else v
+        for v in operands
     ]
     outputs = function(*leaves)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
@@ -78,7 +86,11 @@ def gradients(function, operands):
     loss = sum((v * torch.randn_like(v)).sum() for v in outputs)
     loss.backward()
     return outputs, [
-        None if v is None else torch.zeros_like(v) if v.grad is None else v.grad
+        None
+        if v is None or not v.requires_grad
+        else torch.zeros_like(v)
+        if v.grad is None
+        else v.grad
         for v in leaves
     ]
 
@@ -155,64 +167,134 @@ def test_cg_steps_in_lower_precision(dtype):
     assert error < {torch.float32: 1e-5, torch.bfloat16: 0.05}[dtype]
 
 
-def admm_operands(topology, features, heads):
-    device = topology.device
+def admm_operands(topology, features, heads, soft, num_iters=3, num_steps=2):
+    device, num_nodes = topology.device, topology.num_nodes
+    confidence = observed = mu = free = None
+    if soft:
+        confidence = rand(num_nodes, 1, heads, device=device).abs()
+        confidence[:30:5] = 0  # not of isolated nodes, which then jump
+        observed = rand(num_nodes, features, heads, device=device)
+        mu = rand(heads, device=device).abs() + 0.5
+    else:
+        free = torch.rand(num_nodes, features, 1, device=device) > 0.3
+        free = free.expand(-1, -1, heads)
+    shape = num_iters, num_steps, heads
     return (
         rand(topology.num_edges, heads, device=device).abs(),
-        rand(topology.num_nodes, features, heads, device=device),
+        rand(num_nodes, features, heads, device=device),
         rand(topology.num_edges, features, heads, device=device),
-        rand(heads, device=device).abs(),
-        rand(heads, device=device).abs() + 0.5,
-        rand(heads, device=device).sigmoid() * 2,
+        confidence,
+        observed,
+        mu,
+        rand(num_iters, heads, device=device).abs() + 0.5,
+        rand(num_iters, heads, device=device).sigmoid() * 2,
+        rand(*shape, device=device) / 2,
+        rand(num_iters, num_steps - 1, heads, device=device) / 2,
+        free,
     )
 
 
-def composed_admm(topology, weight, x, dual, before, rho, relaxation):
-    flow = weight.unsqueeze(1) * ops.gradient(topology, x)
-    p = dual + before * flow
-    scaled = flow + p / rho
-    shrunk = scaled.sign() * (scaled.abs() - 1 / rho).clamp(min=0)
-    target = relaxation * shrunk + (1 - relaxation) * flow
-    b = ops.divergence(topology, weight.unsqueeze(1) * (target - p / rho))
-    return b, p - rho * target
+def run_admm(topology, *operands, checkpoint=False, run=admm_steps):
+    weight, x, dual, confidence, observed, mu, *rest, free = operands
+    problem = TotalVariation(topology, weight, observed, confidence, free, mu)
+    rest = (x, dual, Coefficients(*rest))
+    return run(problem, *rest, *([] if run is admm_iterates else [checkpoint]))
+
+
+def composed_admm(topology, *operands):
+    weight, x, dual, confidence, observed, mu, *rest, free = operands
+    before = 0
+    for rho, relaxation, alpha, beta in zip(*rest, strict=True):
+        flow = weight.unsqueeze(1) * ops.gradient(topology, x)
+        p = dual + before * flow
+        scaled = flow + p / rho
+        shrunk = scaled.sign() * (scaled.abs() - 1 / rho).clamp(min=0)
+        target = relaxation * shrunk + (1 - relaxation) * flow
+        b = ops.divergence(topology, weight.unsqueeze(1) * (target - p / rho))
+        dual, before = p - rho * target, rho
+        diagonal, c = ops.degree(topology, weight**2).unsqueeze(1), None
+        if confidence is not None:
+            c = 2 * confidence / (mu * rho)
+            diagonal, b = diagonal + c, b + c * observed
+        diagonal = torch.where(diagonal > 1e-300, diagonal, float('inf'))
+        if free is not None:
+            diagonal = torch.where(free, diagonal, float('inf'))
+        a = weight**2, diagonal, c, None
+        x = composed(topology, *a, x, b, alpha, beta)
+    return x, dual
 
 
 @pytest.mark.parametrize('shape', SHAPES)
-def test_admm_step_equals_composed_one(shape, device):
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize(('num_iters', 'num_steps'), [(1, 2), (5, 1)])
+def test_admm_steps_equal_composed_ones(
+    shape, soft, num_iters, num_steps, device
+):
     topology = make_graph('random', device)
-    operands = admm_operands(topology, *shape)
-    out, grads = gradients(lambda *v: admm_step(topology, *v), operands)
+    operands = admm_operands(topology, *shape, soft, num_iters, num_steps)
     expected = gradients(lambda *v: composed_admm(topology, *v), operands)
-    assert_same(out, expected[0])
-    assert_all_same(grads, expected[1])
+    for checkpoint in (False, True):
+        out, grads = gradients(
+            lambda *v, c=checkpoint: run_admm(topology, *v, checkpoint=c),
+            operands,
+        )
+        assert_same(out, expected[0])
+        assert_all_same(grads, expected[1])
 
 
-def test_admm_step_derivatives():
+@pytest.mark.parametrize('checkpoint', [False, True])
+@pytest.mark.parametrize('soft', [False, True])
+def test_admm_steps_derivatives(soft, checkpoint):
     topology = make_graph('random')
-    operands = [v.requires_grad_() for v in admm_operands(topology, 2, 2)]
+    operands = admm_operands(topology, 2, 2, soft)
+    used = [v for v in operands if v is not None and v.is_floating_point()]
 
     def function(*values):
-        return admm_step(topology, *values)
+        filled = iter(values)
+        return run_admm(
+            topology,
+            *(next(filled) if is_used(v) else v for v in operands),
+            checkpoint=checkpoint,
+        )
 
-    assert gradcheck(function, operands, fast_mode=True)
-    assert gradgradcheck(function, operands, fast_mode=True)
+    def is_used(v):
+        return any(v is one for one in used)
+
+    used = [v.requires_grad_() for v in used]
+    assert gradcheck(function, used, fast_mode=True)
+    assert gradgradcheck(function, used, fast_mode=True)
 
 
-@pytest.mark.parametrize('operator', ['cg_steps', 'admm_step'])
+@pytest.mark.parametrize('soft', [False, True])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+def test_admm_iterates_are_the_same_bits(soft, dtype):
+    topology = make_graph('grid')
+    operands = [
+        v.to(dtype) if v is not None and v.is_floating_point() else v
+        for v in admm_operands(topology, 3, 2, soft, 4)
+    ]
+    iterates = list(run_admm(topology, *operands, run=admm_iterates))
+    assert len(iterates) == 4
+    for k, pair in enumerate(iterates):
+        rest = (v[: k + 1] for v in operands[6:10])
+        out = run_admm(topology, *operands[:6], *rest, operands[10])
+        assert all(map(torch.equal, out, pair))
+        assert all(v.dtype == dtype for v in pair)
+
+
+@pytest.mark.parametrize('operator', ['cg_steps', 'admm_steps'])
 def test_opcheck(operator):
     topology = make_graph('random')
     if operator == 'cg_steps':
         operands = (*cg_operands(topology, 2, 2, True, order=2), True)
     else:
-        *operands, before, rho, relaxation = admm_operands(topology, 2, 2)
-        operands.append(torch.stack([before, rho, relaxation]))
-    operands = [
-        v.requires_grad_() if torch.is_tensor(v) else v for v in operands
-    ]
+        operands = (*admm_operands(topology, 2, 2, True), 2, True)
+    for v in operands:
+        if torch.is_tensor(v) and v.is_floating_point():
+            v.requires_grad_()
     torch.library.opcheck(
         getattr(torch.ops.pyg_unroll, operator).default,
         (*topology.pack(), *operands),
-        test_utils=('test_schema', 'test_faketensor'),
     )
 
 
@@ -251,12 +333,16 @@ def test_threads_do_not_change_a_bit():
         None if v is None else v.float()
         for v in cg_operands(topology, 3, 4, True, order=2)
     ]
-    admm = [v.float() for v in admm_operands(topology, 3, 4)]
+    admm = [
+        v.float() if v is not None else None
+        for v in admm_operands(topology, 3, 4, True)
+    ]
 
     def run():
         out, grads = gradients(lambda *v: run_steps(topology, *v), operands)
-        pair, others = gradients(lambda *v: admm_step(topology, *v), admm)
-        return *out, *grads, *pair, *others
+        pair, others = gradients(lambda *v: run_admm(topology, *v), admm)
+        results = *out, *grads, *pair, *others
+        return [v for v in results if v is not None]
 
     threads = torch.get_num_threads()
     first = run()

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyg_unroll import Topology, ops
-from pyg_unroll.ops.reference.cg import Adjoint, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix
 from pyg_unroll.testing import TOLERANCES, assert_laplacian
 from tests.backends import needs_numba
 from tests.properties.strategies import FLOATS, HALVES, HEADS, cases, share
@@ -155,7 +155,8 @@ def kernel_calls(case, heads, has_confidence):
         graph = case.topology()
         w, a, b, z = signals(case, heads)
         wide = [case.randn(n, f, heads) for _ in range(7)]
-        scalars = case.rand(3, heads) + 0.1
+        scalars, rows = case.rand(2, 3, heads) + 0.1, case.rand(3, 3, heads)
+        directions = Directions(a, [case.randn(n, f, heads) for _ in '12'])
         diagonal = case.rand(n, 1 if has_confidence else f, heads) + 0.5
         diagonal[case.rand(n) < 0.3] = torch.inf
         c = case.rand(n, f if has_confidence else 1, heads)
@@ -170,10 +171,13 @@ def kernel_calls(case, heads, has_confidence):
             ('operators', 'edge_dot'): (graph, a, b),
             ('operators', 'log_degree'): (graph, w * 300),
             ('operators', 'log_degree_backward'): (graph, w, log, grad),
-            ('cg', 'cg_step'): (matrix, *wide[:3], scalars),
-            ('cg', 'cg_step_backward'): (matrix, adjoint, a, b, scalars),
-            ('admm', 'admm_step'): (graph, w, a, z, scalars),
-            ('admm', 'admm_step_backward'): (graph, w, a, z, scalars, b, -z),
+            ('cg', 'cg_steps'): (matrix, *wide[:2], directions, scalars),
+            ('cg', 'cg_steps_backward'): (matrix, adjoint, directions, rows),
+            ('admm', 'admm_step'): (graph, w, a, z, scalars[0]),
+            ('admm', 'admm_step_backward'): (
+                *(graph, w, a, z, scalars[0]),
+                *(b, -z),
+            ),
         }
 
     return make
@@ -189,9 +193,11 @@ def assert_kernels_agree(name, case, heads, confidence):
             out = getattr(module, function)(*operands)
             out = out if isinstance(out, tuple) else (out,)
             # Some are changed in place.
-            changed = operands[1:]
-            if function == 'cg_step_backward':
-                changed = vars(operands[1]).values()
+            changed = list(operands[1:])
+            if family == 'cg':
+                changed += operands[-2].rest
+            if function == 'cg_steps_backward':
+                changed += vars(operands[1]).values()
             results.append([*out, *changed])
         for actual, expected in zip(*results, strict=True):
             if torch.is_tensor(expected):

@@ -12,12 +12,22 @@ from pyg_unroll.ops.cpu.operators import at, at_edge
 
 
 @simd.inlined
+def _load_scalars(scalars, place, lanes):
+    """Penalty before, penalty, over-relaxation, and the inverse penalty."""
+    heads, head = place[2], place[3]
+    rho = simd.load_heads(scalars, heads + head, lanes)
+    return (
+        simd.load_heads(scalars, head, lanes),
+        rho,
+        simd.load_heads(scalars, 2 * heads + head, lanes),
+        rho / rho / rho,
+    )
+
+
+@simd.inlined
 def _edge_state(here, j, edge, forward, place, lanes, w, x, dual, scalars):
     """The state along one edge: see :func:`.reference.admm.admm_step`."""
-    heads, head = place[2], place[3]
-    rho_previous = simd.load_heads(scalars, head, lanes)
-    inverse = simd.load_heads(scalars, 3 * heads + head, lanes)
-    relaxation = simd.load_heads(scalars, 2 * heads + head, lanes)
+    rho_previous, _, relaxation, inverse = scalars
     weight = simd.load_heads(w, at_edge(edge, place), lanes)
     d = here - simd.load(x, at(j, place), lanes)
     if not forward:
@@ -37,14 +47,15 @@ def _admm_step(
     first, last, base, graph, place, lanes, w, x, dual, scalars, b, new_dual
 ):
     rowptr, col, edge_id = graph[:3]
-    rho = simd.load_heads(scalars, place[2] + place[3], lanes)
+    row = _load_scalars(scalars, place, lanes)
+    rho = row[1]
     for i in range(first, last):
         total = simd.zeros(x, lanes)
         here = simd.load(x, at(i, place), lanes)
         for entry in range(rowptr[i], rowptr[i + 1]):
             j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
             weight, _, _, p, _, _, _, target, u = _edge_state(
-                here, j, edge, j > i, place, lanes, w, x, dual, scalars
+                here, j, edge, j > i, place, lanes, w, x, dual, row
             )
             if j > i:
                 simd.store(new_dual, at(edge, place), simd.fma(-rho, target, p))
@@ -64,10 +75,8 @@ def _admm_step_backward(
     grad_b, grad_new = grads
     grad_x, grad_w, grad_dual = results
     heads, head = place[2], place[3]
-    rho_previous = simd.load_heads(scalars, head, lanes)
-    rho = simd.load_heads(scalars, heads + head, lanes)
-    relaxation = simd.load_heads(scalars, 2 * heads + head, lanes)
-    inverse = simd.load_heads(scalars, 3 * heads + head, lanes)
+    row = _load_scalars(scalars, place, lanes)
+    rho_previous, rho, relaxation, inverse = row
     sum_previous = simd.zeros(x, lanes)
     sum_rho = simd.zeros(x, lanes)
     sum_relaxation = simd.zeros(x, lanes)
@@ -78,7 +87,7 @@ def _admm_step_backward(
         for entry in range(rowptr[i], rowptr[i + 1]):
             j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
             weight, d, flow, p, s, clamped, excess, target, u = _edge_state(
-                here, j, edge, j > i, place, lanes, w, x, dual, scalars
+                here, j, edge, j > i, place, lanes, w, x, dual, row
             )
             slope = grad_here - simd.load(grad_b, at(j, place), lanes)
             if j < i:
@@ -112,17 +121,12 @@ def _admm_step_backward(
     simd.add_heads(dots, 2 * heads + head, sum_relaxation, lanes)
 
 
-def _with_inverse(scalars: Tensor) -> Tensor:
-    """The scalars, and last the inverse of the penalty."""
-    return torch.cat([scalars, 1 / scalars[1:2]])
-
-
 def admm_step(
     topology: Topology, weight: Tensor, x: Tensor, dual: Tensor, scalars: Tensor
 ) -> tuple[Tensor, Tensor]:
     """See :func:`.reference.admm.admm_step`."""
     b, new_dual = torch.empty_like(x), torch.empty_like(dual)
-    arrays = flat(weight, x, dual, _with_inverse(scalars), b, new_dual)
+    arrays = flat(weight, x, dual, scalars, b, new_dual)
     over_rows(_admm_step, topology, *x.shape[1:], *arrays, walk=False)
     return b, new_dual
 
@@ -134,7 +138,7 @@ def admm_step_backward(
     weight, x, dual, scalars, *grads = operands
     grad_x, grad_old = torch.empty_like(x), torch.empty_like(dual)
     grad_weight = torch.zeros_like(weight)
-    inputs = flat(x, dual, _with_inverse(scalars))
+    inputs = flat(x, dual, scalars)
     results = flat(grad_x, grad_weight, grad_old)
     arrays = map(tuple, (inputs, flat(*grads), results))
     grad_scalars = over_rows(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.launch import flat, over_rows
+from pyg_unroll.ops.cpu.launch import addresses, flat, over_rows
 from pyg_unroll.ops.cpu.operators import (
     add_term,
     at,
@@ -17,7 +17,7 @@ from pyg_unroll.ops.cpu.operators import (
     laplacian,
     laplacian_row,
 )
-from pyg_unroll.ops.reference.cg import Adjoint, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix
 
 
 def _diagonals(a: Matrix) -> tuple[Any, int, Any, int]:
@@ -46,43 +46,78 @@ def mean_difference(a: Matrix, x: Tensor) -> Tensor:
     return laplacian(a.topology, a.weight, x, a.degree)
 
 
+def _rounds(a: Matrix, count: int) -> list[range]:
+    """Steps that one launch can do: a mean of differences is another pass."""
+    if a.degree is None:
+        return [range(count)]
+    return [range(k, k + 1) for k in range(count)]
+
+
 @simd.kernel
-def _cg_step(first, last, base, graph, place, lanes, w, signals, d, scalars):
-    mean, v, new_v, x, residual = signals
+def _cg_steps(
+    first, last, base, graph, place, lanes, w, signals, rest, d, scalars, steps
+):
+    x, residual, start, means = signals
     diagonal, diagonal_features, confidence, confidence_features = d
     heads, head = place[2], place[3]
-    alpha = simd.load_heads(scalars, head, lanes)
-    beta = simd.load_heads(scalars, heads + head, lanes)
-    alpha_next = simd.load_heads(scalars, 2 * heads + head, lanes)
-    end = inner = outer = first
-    for i in range(first, last):
-        if i == end:
-            end, inner, outer = enter_line(i, last, base, graph, lanes)
-        is_inner = inner <= i < outer
-        total = laplacian_row(i, is_inner, base, graph, place, lanes, w, mean)
-        here = at(i, place)
-        old = simd.load(v, here, lanes)
-        if confidence_features > 0:
-            c = _load_diagonal(confidence, i, confidence_features, place, lanes)
-            total = simd.fma(c, old, total)
-        r = simd.fma(-alpha, total, simd.load(residual, here, lanes))
-        simd.store(residual, here, r)
-        d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
-        new = simd.fma(beta, old, r / d_i)
-        simd.store(new_v, here, new)
-        estimate = simd.fma(alpha_next, new, simd.load(x, here, lanes))
-        simd.store(x, here, estimate)
+    for k in range(steps[0], steps[1]):
+        alpha = simd.load_heads(scalars, 3 * k * heads + head, lanes)
+        beta = simd.load_heads(scalars, (3 * k + 1) * heads + head, lanes)
+        alpha_next = simd.load_heads(scalars, (3 * k + 2) * heads + head, lanes)
+        new_v = simd.another(start, rest[k % rest.size])
+        v = start
+        if k > 0:
+            v = simd.another(start, rest[(k - 1) % rest.size])
+        mean = v
+        if means.size > 0:
+            mean = means
+        end = inner = outer = first
+        for i in range(first, last):
+            if i == end:
+                end, inner, outer = enter_line(i, last, base, graph, lanes)
+            is_inner = inner <= i < outer
+            total = laplacian_row(
+                i, is_inner, base, graph, place, lanes, w, mean
+            )
+            here = at(i, place)
+            old = simd.load(v, here, lanes)
+            if confidence_features > 0:
+                c = _load_diagonal(
+                    confidence, i, confidence_features, place, lanes
+                )
+                total = simd.fma(c, old, total)
+            r = simd.fma(-alpha, total, simd.load(residual, here, lanes))
+            simd.store(residual, here, r)
+            d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
+            new = simd.fma(beta, old, r / d_i)
+            simd.store(new_v, here, new)
+            estimate = simd.fma(alpha_next, new, simd.load(x, here, lanes))
+            simd.store(x, here, estimate)
 
 
-def cg_step(
-    a: Matrix, x: Tensor, residual: Tensor, v: Tensor, scalars: Tensor
-) -> Tensor:
-    """See :func:`.reference.cg.cg_step`."""
-    out = torch.empty_like(v)
-    signals = tuple(flat(mean_difference(a, v), v, out, x, residual))
-    arrays = (*flat(a.weight), signals, _diagonals(a), *flat(scalars))
-    over_rows(_cg_step, a.topology, *x.shape[1:], *arrays)
-    return out
+def cg_steps(
+    a: Matrix,
+    x: Tensor,
+    residual: Tensor,
+    directions: Directions,
+    scalars: Tensor,
+) -> None:
+    """See :func:`.reference.cg.cg_steps`."""
+    start, rest = directions
+    for steps in _rounds(a, scalars.size(0)):
+        means = x[:0]
+        if a.degree is not None:
+            means = mean_difference(a, directions.of(steps[0] - 1))
+        signals = tuple(flat(x, residual, start, means))
+        arrays = (*flat(a.weight), signals, addresses(rest), _diagonals(a))
+        over_rows(
+            _cg_steps,
+            a.topology,
+            *x.shape[1:],
+            *arrays,
+            *flat(scalars),
+            steps=steps,
+        )
 
 
 @simd.inlined
@@ -91,7 +126,7 @@ def _add_to_edge(node, other, edge, place, lanes, dq, v, second, scale, out):
     here, there = at(node, place), at(other, place)
     change = dq * (simd.load(v, here, lanes) - simd.load(v, there, lanes))
     q, mean_v = second
-    if q.size > 0:
+    if mean_v.size > 0:
         dq = simd.load(q, here, lanes) - simd.load(q, there, lanes)
         dv = simd.load(mean_v, here, lanes) - simd.load(mean_v, there, lanes)
         change = simd.fma(dq, dv, change)
@@ -100,17 +135,17 @@ def _add_to_edge(node, other, edge, place, lanes, dq, v, second, scale, out):
 
 @simd.inlined
 def _row_and_edges(
-    node, is_inner, base, graph, place, lanes, w, q, v, second, scale, out
+    node, is_inner, base, graph, place, lanes, w, mean_q, v, second, scale, out
 ):
     """As `laplacian_row`; changes the edges that start here."""
     rowptr, col, edge_id, _, _, steps = graph
-    total = simd.zeros(q, lanes)
-    here = simd.load(q, at(node, place), lanes)
+    total = simd.zeros(mean_q, lanes)
+    here = simd.load(mean_q, at(node, place), lanes)
     if is_inner:
         size = simd.window_size(lanes)
         for k in range(2 * size):
             j, edge = node + steps[k], base[k] + node * size
-            total, dq = add_term(total, here, j, edge, place, lanes, w, q)
+            total, dq = add_term(total, here, j, edge, place, lanes, w, mean_q)
             if k >= size:
                 _add_to_edge(
                     node, j, edge, place, lanes, dq, v, second, scale, out
@@ -118,7 +153,7 @@ def _row_and_edges(
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
             j, edge = np.int64(col[entry]), np.int64(edge_id[entry])
-            total, dq = add_term(total, here, j, edge, place, lanes, w, q)
+            total, dq = add_term(total, here, j, edge, place, lanes, w, mean_q)
             if j > node:
                 _add_to_edge(
                     node, j, edge, place, lanes, dq, v, second, scale, out
@@ -127,81 +162,119 @@ def _row_and_edges(
 
 
 @simd.kernel
-def _cg_step_backward(
-    first, last, base, graph, place, lanes, w, signals, d, scalars, sums, dots
+def _cg_steps_backward(
+    first,
+    last,
+    base,
+    graph,
+    place,
+    lanes,
+    w,
+    signals,
+    rest,
+    d,
+    scalars,
+    sums,
+    steps,
+    dots,
 ):
-    mean_q, q, new_q, v, u, grad_x, grad_v, second = signals
+    qs, start, grad_x, grad_v, means = signals
+    count = rest.size
     diagonal, diagonal_features, confidence, confidence_features = d
     grad_w, sum_diagonal, sum_confidence, sum_degree = sums
     heads, head = place[2], place[3]
-    alpha = simd.load_heads(scalars, head, lanes)
-    beta = simd.load_heads(scalars, heads + head, lanes)
-    beta_previous = simd.load_heads(scalars, 2 * heads + head, lanes)
-    dot_alpha = simd.zeros(w, lanes)
-    dot_beta = simd.zeros(w, lanes)
-    end = inner = outer = first
-    for i in range(first, last):
-        if i == end:
-            end, inner, outer = enter_line(i, last, base, graph, lanes)
-        is_inner = inner <= i < outer
-        row = i, is_inner, base, graph, place, lanes
-        total = _row_and_edges(*row, w, mean_q, v, second, -alpha, grad_w)
-        here = at(i, place)
-        if sum_degree.size > 0:
-            change = alpha * simd.load(mean_q, here, lanes)
-            change = change * simd.load(second[1], here, lanes)
-            old = simd.load(sum_degree, here, lanes)
-            simd.store(sum_degree, here, old + change)
-        this_q, this_v = simd.load(q, here, lanes), simd.load(v, here, lanes)
-        if confidence_features > 0:
-            c = _load_diagonal(confidence, i, confidence_features, place, lanes)
-            total = simd.fma(c, this_q, total)
-            change = -alpha * (this_q * this_v)
-            old = simd.load(sum_confidence, here, lanes)
-            simd.store(sum_confidence, here, old + change)
-        slope = simd.load(grad_x, here, lanes) - total
-        dot_alpha = simd.fma(slope, this_v, dot_alpha)
-        new = beta * simd.load(grad_v, here, lanes)
-        new = simd.fma(alpha, slope, new)
-        simd.store(grad_v, here, new)
-        previous = simd.load(u, here, lanes)
-        dot_beta = simd.fma(new, previous, dot_beta)
-        change = new * (this_v - beta_previous * previous)
-        old = simd.load(sum_diagonal, here, lanes)
-        simd.store(sum_diagonal, here, old + change)
-        d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
-        simd.store(new_q, here, this_q + new / d_i)
-    simd.add_heads(dots, head, dot_alpha, lanes)
-    simd.add_heads(dots, heads + head, dot_beta, lanes)
+    for step in range(steps[0], steps[1]):
+        k = count - 1 - step  # at last -1, the first residual
+        scalar = 3 * (k if k >= 0 else count) * heads + head
+        alpha = simd.load_heads(scalars, scalar, lanes)
+        beta = simd.load_heads(scalars, scalar + heads, lanes)
+        beta_previous = simd.load_heads(scalars, scalar + 2 * heads, lanes)
+        v = u = start
+        if k >= 0:
+            v = simd.another(start, rest[k])
+            u = simd.another(start, rest[max(k - 1, 0)])
+        q, new_q = qs
+        if step % 2 == 1:
+            new_q, q = qs
+        mean_q = q
+        if means[0].size > 0:
+            mean_q = means[0]
+        second = q, means[1]
+        dot_alpha = simd.zeros(w, lanes)
+        dot_beta = simd.zeros(w, lanes)
+        end = inner = outer = first
+        for i in range(first, last):
+            if i == end:
+                end, inner, outer = enter_line(i, last, base, graph, lanes)
+            row = i, inner <= i < outer, base, graph, place, lanes
+            total = _row_and_edges(*row, w, mean_q, v, second, -alpha, grad_w)
+            here = at(i, place)
+            if sum_degree.size > 0:
+                change = alpha * simd.load(mean_q, here, lanes)
+                change = change * simd.load(means[1], here, lanes)
+                old = simd.load(sum_degree, here, lanes)
+                simd.store(sum_degree, here, old + change)
+            this_q = simd.load(q, here, lanes)
+            this_v = simd.load(v, here, lanes)
+            if confidence_features > 0:
+                c = _load_diagonal(
+                    confidence, i, confidence_features, place, lanes
+                )
+                total = simd.fma(c, this_q, total)
+                change = -alpha * (this_q * this_v)
+                old = simd.load(sum_confidence, here, lanes)
+                simd.store(sum_confidence, here, old + change)
+            slope = simd.load(grad_x, here, lanes) - total
+            dot_alpha = simd.fma(slope, this_v, dot_alpha)
+            new = beta * simd.load(grad_v, here, lanes)
+            new = simd.fma(alpha, slope, new)
+            simd.store(grad_v, here, new)
+            if k < 0:
+                continue
+            previous = simd.load(u, here, lanes)
+            dot_beta = simd.fma(new, previous, dot_beta)
+            change = new * (this_v - beta_previous * previous)
+            old = simd.load(sum_diagonal, here, lanes)
+            simd.store(sum_diagonal, here, old + change)
+            d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
+            simd.store(new_q, here, this_q + new / d_i)
+        simd.add_heads(dots, 2 * step * heads + head, dot_alpha, lanes)
+        simd.add_heads(dots, (2 * step + 1) * heads + head, dot_beta, lanes)
 
 
-def cg_step_backward(
-    a: Matrix, adjoint: Adjoint, v: Tensor, u: Tensor, scalars: Tensor
+def cg_steps_backward(
+    a: Matrix, adjoint: Adjoint, directions: Directions, scalars: Tensor
 ) -> Tensor:
-    """See :func:`.reference.cg.cg_step_backward`."""
-    q, out = adjoint.residual, torch.empty_like(adjoint.residual)
-    nothing = q[:0]
-    mean_q, second = q, (nothing, nothing)
-    if a.degree is not None:
-        mean_q, second = mean_difference(a, q), (q, mean_difference(a, v))
-    signals: list[Any] = flat(
-        mean_q, q, out, v, u, adjoint.x, adjoint.direction
-    )
-    signals.append(tuple(flat(*second)))
+    """See :func:`.reference.cg.cg_steps_backward`."""
+    start, rest = directions
+    count, nothing = len(rest), start[:0]
+    qs = adjoint.residual, torch.empty_like(adjoint.residual)
     optional = (
         nothing if total is None else total
         for total in (adjoint.confidence, adjoint.degree)
     )
-    sums = flat(adjoint.weight, adjoint.diagonal, *optional)
-    adjoint.residual = out
-    return over_rows(
-        _cg_step_backward,
-        a.topology,
-        *q.shape[1:],
-        *flat(a.weight),
-        tuple(signals),
-        _diagonals(a),
-        *flat(scalars),
-        tuple(sums),
-        sums=2,
-    )
+    sums = tuple(flat(adjoint.weight, adjoint.diagonal, *optional))
+    dots: Any = 0
+    for steps in _rounds(a, count + 1):
+        means = [nothing, nothing]
+        if a.degree is not None:
+            k = steps[0]
+            pair = qs[k % 2], directions.of(count - 1 - k)
+            means = [mean_difference(a, v) for v in pair]
+        signals = flat(start, adjoint.x, adjoint.direction)
+        arrays = tuple(flat(*qs)), *signals, tuple(flat(*means))
+        dots = dots + over_rows(
+            _cg_steps_backward,
+            a.topology,
+            *start.shape[1:],
+            *flat(a.weight),
+            arrays,
+            addresses(rest),
+            _diagonals(a),
+            *flat(scalars),
+            sums,
+            steps=steps,
+            sums=2 * (count + 1),
+        )
+    adjoint.residual = qs[count % 2]
+    return dots[:-2].view(count, 2, -1).flip(0)

@@ -10,9 +10,8 @@ numbers of a row, the first of the block, the heads, and the first of these.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
@@ -43,26 +42,43 @@ def _pool(threads: int, process: int) -> ThreadPoolExecutor:
 
 
 def launch(
-    kernel: _Kernel, rows: int, width: int, *arguments: Any, partial: Any = None
+    kernel: _Kernel,
+    rows: int,
+    width: int,
+    *arguments: Any,
+    steps: range | None = None,
+    partial: Any = None,
 ) -> None:
-    """Calls a kernel on chunks of rows, with a row of `partial` for each."""
+    """Calls a kernel on chunks of rows, with a row of `partial` for each.
+
+    Of several steps, each may read what the one before wrote to other rows: a
+    kernel takes the first and the last of those that it does at once.
+    """
     step = max(_CHUNK // width, 1)
     chunks = list(enumerate(pairwise([*range(0, rows, step), rows])))
     count = max(min(torch.get_num_threads(), len(chunks)), 1)
+    spans: list[tuple[Any, ...]] = [()]
+    if steps is not None:
+        size = len(steps) if len(chunks) <= 1 else 1
+        spans = [((k, k + size),) for k in steps[::size]]
 
-    def work(k: int) -> None:
+    def work(k: int, span: tuple[Any, ...]) -> None:
         scratch = np.empty(SCRATCH, np.int64)
         # Neighbouring chunks to one thread, for its caches.
         mine = slice(*(len(chunks) * t // count for t in (k, k + 1)))
         for number, chunk in chunks[mine]:
             last = () if partial is None else (partial[number],)
-            kernel(*chunk, scratch, *arguments, *last)
+            kernel(*chunk, scratch, *arguments, *span, *last)
 
     threads, process = torch.get_num_threads(), os.getpid()
-    futures = [_pool(threads, process).submit(work, k) for k in range(1, count)]
-    work(0)
-    for future in futures:
-        future.result()  # raises what the work raised
+    for span in spans:
+        futures = [
+            _pool(threads, process).submit(work, k, span)
+            for k in range(1, count)
+        ]
+        work(0, span)
+        for future in futures:
+            future.result()  # raises what the work raised
 
 
 def over_rows(
@@ -72,6 +88,7 @@ def over_rows(
     heads: int,
     *arrays: Any,
     walk: bool = True,
+    steps: range | None = None,
     sums: int = 0,
 ) -> Tensor:
     """Runs a kernel on the rows of nodes.
@@ -86,25 +103,25 @@ def over_rows(
     if sums:
         chunks = topology.num_nodes * features * heads // _CHUNK * 2 + 2
         partial = np.zeros((chunks, sums * heads), arrays[0].dtype)
-    for lanes, place in blocks(features, heads):
-        lanes = replace(lanes, window=tables[2].size // 2)
+    for lanes, place in blocks(features, heads, tables[2].size // 2):
         work = topology.num_nodes, lanes.features * lanes.heads
         rest = ((*index, *tables), place, lanes, *arrays)
-        launch(kernel, *work, *rest, partial=partial)
+        launch(kernel, *work, *rest, steps=steps, partial=partial)
     if partial is None:
         return torch.empty(0)
     return torch.from_numpy(partial.sum(0).reshape(sums, heads))
 
 
+@lru_cache(maxsize=256)
 def blocks(
-    features: int, heads: int
+    features: int, heads: int, window: int = 0
 ) -> list[tuple[Lanes, tuple[int, int, int, int]]]:
     """Cuts a row's numbers into blocks and gives their places."""
     columns = [(h, min(_BLOCK, heads - h)) for h in range(0, heads, _BLOCK)]
     step = max(_BLOCK // max(heads, 1), 1)
     return [
         (
-            Lanes(min(step, features - f), size),
+            Lanes(min(step, features - f), size, window),
             (features * heads, f * heads + h, heads, h),
         )
         for f in range(0, features, step)
@@ -147,7 +164,12 @@ def _grid_tables(
 
 def flat(*tensors: Tensor) -> list[Any]:
     """As arrays of one dimension that share their memory."""
-    return [tensor.detach().reshape(-1).numpy() for tensor in tensors]
+    return [tensor.detach().numpy().reshape(-1) for tensor in tensors]
+
+
+def addresses(tensors: Sequence[Tensor]) -> Any:
+    """Where tensors begin, for kernels that take any number of them."""
+    return np.array([tensor.data_ptr() for tensor in tensors])
 
 
 def as_first(*tensors: Tensor) -> list[Tensor]:

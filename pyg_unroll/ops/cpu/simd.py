@@ -8,7 +8,7 @@ vector registers, which it does not do for small arrays.
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 import numba
@@ -64,9 +64,14 @@ class _Vector(types.Type):
         super().__init__(name=f'Vector({dtype}, {size})')
 
 
+@cache
+def _type_of(lanes: Lanes) -> _LanesType:
+    return _LanesType(lanes)
+
+
 @extending.typeof_impl.register(Lanes)
 def _typeof_lanes(value: Lanes, context: Any) -> _LanesType:
-    return _LanesType(value)
+    return _type_of(value)
 
 
 register_model(_LanesType)(models.OpaqueModel)
@@ -102,6 +107,18 @@ def _shuffle(builder: Any, vector: Any, indices: list[int]) -> Any:
     return builder.shuffle_vector(
         vector, undefined, ir.Constant(index, indices)
     )
+
+
+@intrinsic
+def another(typing_context, array, address):
+    """The array of the type and size of another that begins at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        out = context.make_array(signature.args[0])(context, builder, args[0])
+        out.data = builder.inttoptr(args[1], out.data.type)
+        return out._getvalue()
+
+    return array(array, types.int64), codegen
 
 
 @intrinsic

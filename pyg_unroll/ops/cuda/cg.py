@@ -1,6 +1,7 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs
 """Triton kernels of a step of conjugate gradients."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pyg_unroll.ops.cuda import tiles
 from pyg_unroll.ops.cuda.operators import laplacian
+from pyg_unroll.ops.reference import cg as reference
 from pyg_unroll.ops.reference.cg import Adjoint, Matrix
 
 
@@ -66,16 +68,22 @@ def _cg_step(
 
 
 def cg_step(
-    a: Matrix, x: Tensor, residual: Tensor, v: Tensor, scalars: Tensor
-) -> Tensor:
+    a: Matrix,
+    x: Tensor,
+    residual: Tensor,
+    v: Tensor,
+    new: Tensor,
+    scalars: Tensor,
+) -> None:
     """See :func:`.reference.cg.cg_step`."""
-    _check_in_place(x, residual)
+    _check_in_place(x, residual, new)
     v, scalars = tiles.contiguous(v, scalars)
-    out = torch.empty_like(v)
     launch = tiles.Launch(*x.shape, x, a.weight)
-    signals = x, residual, mean_difference(a, v), v, out
+    signals = x, residual, mean_difference(a, v), v, new
     launch(_cg_step, tiles.csr(a.topology), signals, scalars, *_read(a))
-    return out
+
+
+cg_steps = partial(reference.cg_steps, step=cg_step)
 
 
 @triton.jit
@@ -166,6 +174,9 @@ def cg_step_backward(
     arguments = signals, sums, *optional, scalars, *_read(a)
     launch = tiles.Launch(*q.shape, q, a.weight)
     return launch.sums(_cg_step_backward, 2, tiles.csr(a.topology), *arguments)
+
+
+cg_steps_backward = partial(reference.cg_steps_backward, step=cg_step_backward)
 
 
 def _check_in_place(*tensors: Tensor | None) -> None:

@@ -1,5 +1,6 @@
 """A step of conjugate gradients in plain PyTorch."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,6 +21,17 @@ class Matrix(NamedTuple):
     diagonal: Tensor  # D, infinite at held entries, [N, 1, H] or [N, F, H]
     confidence: Tensor | None = None  # of such a shape, or zero
     degree: Tensor | None = None  # D_w of second order, [N, 1, H]
+
+
+class Directions(NamedTuple):
+    """The directions of steps; that before the first is their start."""
+
+    start: Tensor  # [N, F, H]
+    rest: Sequence[Tensor]  # the same: of step k that modulo their number
+
+    def of(self, k: int) -> Tensor:
+        """That of a step, or before the first."""
+        return self.start if k < 0 else self.rest[k % len(self.rest)]
 
 
 @dataclass
@@ -51,8 +63,13 @@ def _product(a: Matrix, x: Tensor, mean: Tensor) -> Tensor:
 
 
 def cg_step(
-    a: Matrix, x: Tensor, residual: Tensor, v: Tensor, scalars: Tensor
-) -> Tensor:
+    a: Matrix,
+    x: Tensor,
+    residual: Tensor,
+    v: Tensor,
+    new: Tensor,
+    scalars: Tensor,
+) -> None:
     r"""One step of conjugate gradients, :obj:`x` and :obj:`residual` in place.
 
     .. math::
@@ -63,13 +80,28 @@ def cg_step(
         x &\leftarrow x + \alpha' v'
 
     The scalars :math:`(3, H)` are :math:`\alpha` of the step that is completed,
-    :math:`\beta` and :math:`\alpha'`. Returns the next direction :math:`v'`.
+    :math:`\beta` and :math:`\alpha'`. The next direction :math:`v'` goes to
+    :obj:`new`.
     """
     alpha, beta, alpha_next = scalars
     residual -= alpha * _product(a, v, mean_difference(a, v))
-    new = residual / a.diagonal + beta * v
+    torch.add(residual / a.diagonal, beta * v, out=new)
     x += alpha_next * new
-    return new
+
+
+def cg_steps(
+    a: Matrix,
+    x: Tensor,
+    residual: Tensor,
+    directions: Directions,
+    scalars: Tensor,
+    step: Callable[..., None] = cg_step,
+) -> None:
+    """Several of them, by a backend's :func:`cg_step`, with scalars
+    :math:`(K, 3, H)`. All directions but the first are written.
+    """
+    for k, row in enumerate(scalars):
+        step(a, x, residual, directions.of(k - 1), directions.of(k), row)
 
 
 def cg_step_backward(
@@ -104,3 +136,31 @@ def cg_step_backward(
     adjoint.diagonal += g * (v - beta_previous * u)
     adjoint.residual = q + g / a.diagonal
     return torch.stack([(slope * v).sum((0, 1)), (g * u).sum((0, 1))])
+
+
+def cg_steps_backward(
+    a: Matrix,
+    adjoint: Adjoint,
+    directions: Directions,
+    scalars: Tensor,
+    step: Callable[..., Tensor] = cg_step_backward,
+) -> Tensor:
+    r"""The adjoint of :func:`cg_steps`, by a backend's
+    :func:`cg_step_backward`, and of the first residual :math:`b - A x`.
+
+    That is what a whole step from zero along the start :math:`x` leaves; its
+    scalars are the last of :math:`(K + 1, 3, H)`. The derivatives by :math:`x`
+    and :math:`b` are the direction and the residual of the adjoint; returns
+    those by the scalars, :math:`(K, 2, H)`.
+    """
+    count = len(directions.rest)
+    dots = scalars.new_empty((count, 2, scalars.size(2)))
+    for k in range(count - 1, -1, -1):
+        v, u = directions.of(k), directions.of(max(k - 1, 0))
+        dots[k] = step(a, adjoint, v, u, scalars[k])
+    b, diagonal, start = adjoint.residual, adjoint.diagonal, directions.start
+    # The start is no unknown divided by the diagonal.
+    adjoint.diagonal = torch.zeros_like(b)
+    step(a, adjoint, start, start, scalars[count])
+    adjoint.residual, adjoint.diagonal = b, diagonal
+    return dots
