@@ -186,12 +186,12 @@ def _operands(
 def _numbers(
     weight: Tensor, x: Tensor, dual: Tensor | None, *rest: Tensor | None
 ) -> tuple[Any, ...]:
-    """They in the types of kernels, contiguous if these read them."""
+    """The same in the types of kernels, contiguous if these read them."""
     values = (v if v is None else v.to(accumulate_type(v.dtype)) for v in rest)
     return *backend.numbers(weight, x, dual), *values
 
 
-def no_dual(topology: Topology, x: Tensor) -> Tensor:
+def _no_dual(topology: Topology, x: Tensor) -> Tensor:
     """A dual variable of zero."""
     return x.new_zeros((topology.num_edges, *x.shape[1:]))
 
@@ -218,7 +218,7 @@ def _follow(
 ) -> tuple[Any, Any]:
     """One iteration, of a part along the edges and steps."""
     if dual is None:
-        dual = no_dual(problem.topology, x)
+        dual = _no_dual(problem.topology, x)
     b, dual = step(problem.topology, problem.weight, x, dual, scalars)
     a = problem.matrix(scalars[1])
     if a.confidence is not None:
@@ -273,7 +273,7 @@ def _fake(
     topology: Topology, *operands: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     _, x, *_, alpha, _, _, every, keep = operands
-    dual = no_dual(topology, x)
+    dual = _no_dual(topology, x)
     (count, num_steps, _), dtype = alpha.shape, accumulate_type(x.dtype)
     states = range(every, count, every)
     kept = [backend.empty_like(v, dtype) for v in (x, dual) for _ in states]
@@ -337,7 +337,7 @@ class _Adjoint:
             self.observed += by_b * a.confidence
         step = backend.kernels('admm', x).admm_step_backward
         if dual is None:
-            dual = no_dual(problem.topology, x)
+            dual = _no_dual(problem.topology, x)
         if self.dual is None:
             self.dual = torch.zeros_like(dual)
         operands = problem.weight, x, dual, scalars, by_b, self.dual

@@ -1,3 +1,5 @@
+from itertools import compress
+
 import pytest
 import torch
 from torch.autograd import gradcheck, gradgradcheck
@@ -206,7 +208,7 @@ def composed_admm(topology, *operands):
     before = 0
     for rho, relaxation, alpha, beta in zip(*rest, strict=True):
         flow = weight.unsqueeze(1) * ops.gradient(topology, x)
-        p = dual + before * flow
+        p = before * flow if dual is None else dual + before * flow
         scaled = flow + p / rho
         shrunk = scaled.sign() * (scaled.abs() - 1 / rho).clamp(min=0)
         target = relaxation * shrunk + (1 - relaxation) * flow
@@ -226,12 +228,16 @@ def composed_admm(topology, *operands):
 
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('soft', [False, True])
-@pytest.mark.parametrize(('num_iters', 'num_steps'), [(1, 2), (5, 1)])
+@pytest.mark.parametrize(
+    ('num_iters', 'num_steps', 'has_dual'), [(1, 2, True), (5, 1, False)]
+)
 def test_admm_steps_equal_composed_ones(
-    shape, soft, num_iters, num_steps, device
+    shape, soft, num_iters, num_steps, has_dual, device
 ):
     topology = make_graph('random', device)
     operands = admm_operands(topology, *shape, soft, num_iters, num_steps)
+    if not has_dual:
+        operands = (*operands[:2], None, *operands[3:])
     expected = gradients(lambda *v: composed_admm(topology, *v), operands)
     for checkpoint in (False, True):
         out, grads = gradients(
@@ -246,23 +252,26 @@ def test_admm_steps_equal_composed_ones(
 @pytest.mark.parametrize('soft', [False, True])
 def test_admm_steps_derivatives(soft, checkpoint):
     topology = make_graph('random')
-    operands = admm_operands(topology, 2, 2, soft)
-    used = [v for v in operands if v is not None and v.is_floating_point()]
+    operands = list(admm_operands(topology, 2, 2, soft))
+    if soft:  # as a layer without a state, which returns none
+        operands[2] = None
+    used = [
+        v is not None and v.is_floating_point() and v.requires_grad_() is v
+        for v in operands
+    ]
 
     def function(*values):
-        filled = iter(values)
-        return run_admm(
-            topology,
-            *(next(filled) if is_used(v) else v for v in operands),
-            checkpoint=checkpoint,
+        rest = iter(values)
+        filled = (
+            next(rest) if is_used else v
+            for v, is_used in zip(operands, used, strict=True)
         )
+        x, dual = run_admm(topology, *filled, checkpoint=checkpoint)
+        return x if soft else (x, dual)
 
-    def is_used(v):
-        return any(v is one for one in used)
-
-    used = [v.requires_grad_() for v in used]
-    assert gradcheck(function, used, fast_mode=True)
-    assert gradgradcheck(function, used, fast_mode=True)
+    leaves = list(compress(operands, used))
+    assert gradcheck(function, leaves, fast_mode=True)
+    assert gradgradcheck(function, leaves, fast_mode=True)
 
 
 @pytest.mark.parametrize('soft', [False, True])
