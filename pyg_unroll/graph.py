@@ -41,11 +41,9 @@ class Topology:
         col (torch.Tensor): Neighbour of each CSR entry, int32 :math:`(2E)`.
         edge_id (torch.Tensor): Undirected edge of each CSR entry, int32
             :math:`(2E)`.
-        sign (torch.Tensor): :math:`+1` where the row is the edge's
-            :attr:`src`, :math:`-1` where it is its :attr:`dst`, float32
-            :math:`(2E)`.
-        entry (torch.Tensor): The two columns of the original
-            :obj:`edge_index` that hold each edge, int64 :math:`(E, 2)`.
+        columns (torch.Tensor, optional): The two columns of the original
+            :obj:`edge_index` that hold each edge, int64 :math:`(E, 2)`;
+            :obj:`None` where its columns are the CSR entries in order.
         grid (tuple[int, ...]): Of a pixel grid: height, width and the
             positive half of the window as (row, column) offsets in ascending
             order; the pixels of several images of this shape may follow each
@@ -58,8 +56,7 @@ class Topology:
     rowptr: Tensor
     col: Tensor
     edge_id: Tensor
-    sign: Tensor
-    entry: Tensor
+    columns: Tensor | None = None
     grid: tuple[int, ...] = ()
 
     @property
@@ -72,26 +69,56 @@ class Topology:
         """Device of the index tensors."""
         return self.src.device
 
+    @property
+    def sign(self) -> Tensor:
+        r""":math:`+1` where the row of a CSR entry is the edge's :attr:`src`,
+        :math:`-1` where it is its :attr:`dst`, float32 :math:`(2E)`.
+        """
+        return 1.0 - 2.0 * self._is_back.float()
+
+    @property
+    def _is_back(self) -> Tensor:
+        return self.dst.index_select(0, self.edge_id) != self.col
+
+    @property
+    def entry(self) -> Tensor:
+        r"""The two columns of the original :obj:`edge_index` that hold each
+        edge, int64 :math:`(E, 2)`.
+        """
+        if self.columns is not None:
+            return self.columns
+        out = self.src.new_empty((self.num_edges, 2), dtype=torch.long)
+        place = 2 * self.edge_id.long() + self._is_back
+        out.view(-1)[place] = torch.arange(place.size(0), device=self.device)
+        return out
+
     def pack(self) -> tuple[list[Tensor], list[int]]:
         """Returns tensors and numbers, as registered operators take them."""
         tensors = [self.src, self.dst, self.rowptr, self.col, self.edge_id]
+        tensors += [] if self.columns is None else [self.columns]
         # PyTorch takes an empty list for one of tensors, hence the zero.
-        return [*tensors, self.sign, self.entry], list(self.grid) or [0]
+        return tensors, list(self.grid) or [0]
 
     @classmethod
     def unpack(cls, tensors: Sequence[Tensor], grid: Sequence[int]) -> Self:
         """The inverse of :meth:`pack`."""
-        src, dst, rowptr, col, edge_id, sign, entry = tensors
+        src, dst, rowptr, col, edge_id, *columns = tensors
         own = tuple(grid) if any(grid) else ()
-        count = rowptr.size(0) - 1
-        return cls(count, src, dst, rowptr, col, edge_id, sign, entry, own)
+        rest = columns[0] if columns else None, own
+        return cls(rowptr.size(0) - 1, src, dst, rowptr, col, edge_id, *rest)
 
     @property
     def edge_index(self) -> Tensor:
         r"""Both directions as int64 :math:`(2, 2E)`, in the original order."""
         out = self.src.new_empty((2, 2 * self.num_edges), dtype=torch.long)
-        out[:, self.entry[:, 0]] = torch.stack([self.src, self.dst]).long()
-        out[:, self.entry[:, 1]] = torch.stack([self.dst, self.src]).long()
+        if self.columns is None:
+            nodes = torch.arange(self.num_nodes, device=self.device)
+            count = self.rowptr.diff()
+            out[0] = nodes.repeat_interleave(count, output_size=out.size(1))
+            out[1] = self.col
+            return out
+        out[:, self.columns[:, 0]] = torch.stack([self.src, self.dst]).long()
+        out[:, self.columns[:, 1]] = torch.stack([self.dst, self.src]).long()
         return out
 
     @classmethod
@@ -118,7 +145,14 @@ class Topology:
             edge_index = edge_index.as_tensor()
         if validate_args:
             checks.check_edge_index(edge_index, num_nodes)
-        row, col = edge_index.long()
+        row, col = edge_index.long().contiguous()
+        key = row * num_nodes + col
+        if checks.can_read_values() and bool((key[1:] > key[:-1]).all()):
+            is_edge = row < col
+            src, dst = row[is_edge], col[is_edge]
+            topology = cls.from_sorted_pairs(src, dst, num_nodes)
+            if topology._has_entries(row, col):
+                return topology
         low, high = torch.minimum(row, col), torch.maximum(row, col)
         # The two directions of an edge follow each other, that from the
         # smaller end first.
@@ -126,10 +160,10 @@ class Topology:
         key, order = torch.sort(key, stable=True)
         if validate_args and key.numel() > 0:
             checks.check_pairs(key, edge_index, order)
-        entry = order.view(-1, 2)
-        first = entry[:, 0]
-        topology = cls.from_pairs(row[first], col[first], num_nodes)
-        return replace(topology, entry=entry)
+        columns = order.view(-1, 2)
+        first = columns[:, 0]
+        topology = cls.from_sorted_pairs(row[first], col[first], num_nodes)
+        return replace(topology, columns=columns)
 
     @classmethod
     def from_pairs(cls, src: Tensor, dst: Tensor, num_nodes: int) -> Self:
@@ -143,25 +177,45 @@ class Topology:
 
         Its :attr:`edge_index` is sorted by row, then column.
         """
-        num_edges, index = src.size(0), index_type(num_nodes, src.size(0))
-        src, dst = src.to(index), dst.to(index)
-        row, col = torch.cat([src, dst]), torch.cat([dst, src])
-        order = torch.argsort(row.long().mul_(num_nodes).add_(col))
-        rank = torch.empty_like(order)
-        rank[order] = torch.arange(2 * num_edges, device=row.device)
-        nodes = torch.arange(num_nodes + 1, device=row.device, dtype=index)
-        # Columns smaller than the row come first, as the row is then `dst`.
-        is_back = order >= num_edges
-        return cls(
-            num_nodes=num_nodes,
-            src=src,
-            dst=dst,
-            rowptr=torch.searchsorted(row[order], nodes).to(index),
-            col=col[order],
-            edge_id=torch.where(is_back, order - num_edges, order).to(index),
-            sign=1.0 - 2.0 * is_back.float(),
-            entry=rank.view(2, -1).T.contiguous(),
+        order = (src.long() * num_nodes + dst).argsort()
+        topology = cls.from_sorted_pairs(src[order], dst[order], num_nodes)
+        index = topology.src.dtype
+        edge_id = order.to(index)[topology.edge_id]
+        return replace(
+            topology, src=src.to(index), dst=dst.to(index), edge_id=edge_id
         )
+
+    @classmethod
+    def from_sorted_pairs(
+        cls, src: Tensor, dst: Tensor, num_nodes: int
+    ) -> Self:
+        """The same of pairs sorted by :obj:`src`, then :obj:`dst`."""
+        index, device = index_type(num_nodes, src.size(0)), src.device
+        src, dst = src.to(index).contiguous(), dst.to(index)
+        ends, order = torch.sort(dst, stable=True)
+        nodes = torch.arange(num_nodes + 1, device=device, dtype=index)
+        starts_before = torch.searchsorted(src, nodes).to(index)
+        ends_before = torch.searchsorted(ends, nodes).to(index)
+        edge = torch.arange(src.size(0), device=device, dtype=index)
+        col, edge_id = (src.new_empty(2 * src.size(0)) for _ in range(2))
+        # The columns of a row: first the edges that end there, smaller ones,
+        # then those that start there.
+        place = (edge + starts_before.index_select(0, ends)).long()
+        col[place], edge_id[place] = src[order], order.to(index)
+        place = (edge + ends_before[1:].index_select(0, src)).long()
+        col[place], edge_id[place] = dst, edge
+        rowptr = starts_before + ends_before
+        return cls(num_nodes, src, dst, rowptr, col, edge_id)
+
+    def _has_entries(self, row: Tensor, col: Tensor) -> bool:
+        """Whether these are its CSR entries, in order."""
+        if col.size(0) != self.col.size(0) or not torch.equal(
+            self.col, col.to(self.col.dtype)
+        ):
+            return False
+        nodes = torch.arange(self.num_nodes + 1, device=row.device)
+        rowptr = torch.searchsorted(row, nodes)
+        return torch.equal(self.rowptr, rowptr.to(self.rowptr.dtype))
 
     def to(
         self, device: torch.device | str, non_blocking: bool = False
@@ -249,8 +303,10 @@ class Topology:
                 f"'weight' must have {self.num_edges} rows, one per undirected "
                 f'edge (got {list(weight.shape)})'
             )
-        edge_of = torch.empty_like(self.entry.view(-1))
-        edge_of[self.entry.view(-1)] = torch.arange(
+        if self.columns is None:
+            return weight.index_select(0, self.edge_id)
+        edge_of = torch.empty_like(self.columns.view(-1))
+        edge_of[self.columns.view(-1)] = torch.arange(
             self.num_edges, device=self.device
         ).repeat_interleave(2)
         return weight.index_select(0, edge_of)

@@ -1,7 +1,6 @@
 """Graphs of pixels."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -154,17 +153,65 @@ def _build(
     device: torch.device,
 ) -> Topology:
     """Connects the pixels of images that follow each other."""
+    # Lines beyond the reach of both borders are alike: of a lower image with
+    # one of them, that is repeated.
+    line = 2 * max(row for row, _ in offsets)
+    lower = min(height, 2 * line + 1)
+    count, line = height - lower + 1, min(line, lower - 1)
+    base = _sorted_pixels(lower, width, offsets, device)
+    nodes = [line * width, (line + 1) * width]
+    bounds = torch.tensor(nodes, device=device, dtype=base.src.dtype)
+    edges = torch.searchsorted(base.src, bounds).tolist()
+    entries = base.rowptr[nodes].tolist()
+    per_line = edges[1] - edges[0]
+    num_edges = base.num_edges + (count - 1) * per_line
+    num_nodes = height * width
+    index = index_type(num_images * num_nodes, num_images * num_edges)
+
+    def repeat(values: Tensor, span: list[int], step: int, more: int) -> Tensor:
+        """Repeats what belongs to the line, each time `step` larger, then all
+        of the image, each time `more` larger.
+        """
+        values = values.to(index)
+        first, middle, last = values.tensor_split(span)
+        size = values.size(0) + (count - 1) * middle.size(0)
+        times = torch.arange(max(count, num_images), device=device, dtype=index)
+        times = times.view(-1, 1)
+        out = values.new_empty((num_images, size))
+        parts = out[0].tensor_split([span[0], size - last.size(0)])
+        parts[0].copy_(first)
+        torch.add(middle, step * times[:count], out=parts[1].view(count, -1))
+        torch.add(last, step * (count - 1), out=parts[2])
+        torch.add(out[0], more * times[1:num_images], out=out[1:])
+        return out.view(-1)
+
+    ends = entries[1] - entries[0], 2 * num_edges
+    rowptr = repeat(base.rowptr[:-1], nodes, *ends)
+    return Topology(
+        num_images * num_nodes,
+        repeat(base.src, edges, width, num_nodes),
+        repeat(base.dst, edges, width, num_nodes),
+        torch.cat([rowptr, rowptr.new_tensor([num_images * ends[1]])]),
+        repeat(base.col, entries, width, num_nodes),
+        repeat(base.edge_id, entries, per_line, num_edges),
+        grid=(height, width, *(k for offset in offsets for k in offset)),
+    )
+
+
+def _sorted_pixels(
+    height: int,
+    width: int,
+    offsets: tuple[tuple[int, int], ...],
+    device: torch.device,
+) -> Topology:
+    """Connects the pixels of one image by sorting its edges."""
     down, right = torch.tensor(offsets, device=device).T
     line = torch.arange(height, device=device).view(-1, 1, 1) + down
     column = torch.arange(width, device=device).view(-1, 1) + right
     exists = (line < height) & (column >= 0) & (column < width)
-    exists = exists.expand(num_images, -1, -1, -1).reshape(-1, len(offsets))
-    index = index_type(exists.size(0), exists.numel())
-    src, slot = exists.nonzero().to(index).unbind(1)
-    dst = src + (down * width + right).to(index)[slot]
-    topology = Topology.from_pairs(src, dst, exists.size(0))
-    grid = height, width, *(k for offset in offsets for k in offset)
-    return replace(topology, grid=grid)
+    src, slot = exists.flatten(0, 1).nonzero().unbind(1)
+    dst = src + (down * width + right)[slot]
+    return Topology.from_sorted_pairs(src, dst, height * width)
 
 
 _remembered = lru_cache(maxsize=4)(_build)
@@ -191,6 +238,5 @@ def _(shape: Any, window: Any, device: torch.device) -> list[Tensor]:
     )
     nodes = num_images * height * width
     node = torch.empty(0, dtype=index_type(nodes, edges), device=device)
-    shapes = edges, edges, nodes + 1, 2 * edges, 2 * edges, 2 * edges
-    *found, sign = (node.new_empty(size) for size in shapes)
-    return [*found, sign.float(), node.new_empty((edges, 2)).long()]
+    shapes = edges, edges, nodes + 1, 2 * edges, 2 * edges
+    return [node.new_empty(size) for size in shapes]

@@ -70,4 +70,4 @@ def join_graphs(ends: list[Tensor], sizes: list[int]) -> Topology:
     start = [0, *accumulate(sizes)]
     pairs = zip(ends, start[:-1], strict=True)
     src, dst = torch.cat([part.long() + first for part, first in pairs], 1)
-    return Topology.from_pairs(src, dst, start[-1])
+    return Topology.from_sorted_pairs(src, dst, start[-1])

@@ -58,7 +58,9 @@ def test_grid_graph(window, size):
 
 
 @pytest.mark.parametrize('window', [4, 8, 24, LIST, [(0, 3)], [(4, 0)]])
-@pytest.mark.parametrize('size', [(6, 5), (1, 9), (9, 1), (2, 3), (1, 1)])
+@pytest.mark.parametrize(
+    'size', [(6, 5), (13, 4), (1, 9), (9, 1), (2, 3), (1, 1)]
+)
 @pytest.mark.parametrize('count', [1, 3])
 def test_topology_is_what_sorting_gives(window, size, count, device):
     graph = GridGraph(window)

@@ -88,16 +88,17 @@ def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
 
 @triton.jit
 def _to_nodes(graph, size, z, out, SIGNED: tl.constexpr, TILE: tl.constexpr):
-    rowptr, edge_id, sign = graph
+    rowptr, col, edge_id = graph
     first, width = tl.program_id(1) * TILE.BF, size[1] * TILE.HEADS
     tile = tiles.tile_of(rowptr, size, first, TILE)
-    _start, count, _node, _head, _lanes, place, at, here = tile
+    _start, count, node, _head, _lanes, place, at, here = tile
     total = tiles.zeros(z, TILE)
     for k in range(tl.max(count)):
         where, on, e, mask = tiles.entry(edge_id, tile, k, TILE)
         value = tiles.load(z, e * width + place, mask)
         if SIGNED:
-            value *= tiles.load(sign, where, on)
+            other = tiles.load_index(col, where, on, TILE)
+            value = tl.where(other < node, -value, value)
         total += value
     tl.store(out + at, total, mask=here)
 
@@ -108,8 +109,7 @@ def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     width = z.shape[1:].numel()
     out = z.new_empty((topology.num_nodes, *z.shape[1:]))
     launch = tiles.Launch(topology.num_nodes, width, 1, z, out)
-    graph = topology.rowptr, topology.edge_id, topology.sign
-    launch(_to_nodes, graph, z, out, signed)
+    launch(_to_nodes, tiles.csr(topology), z, out, signed)
     return out
 
 

@@ -43,11 +43,11 @@ def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     if z.numel() == 0:
         return z.new_zeros((num_nodes, *z.shape[1:]))
     _silence_beta_warning()
-    value = topology.sign.to(dtype)
+    one = torch.ones_like(topology.col, dtype=dtype)
     incidence = torch.sparse_csr_tensor(
         topology.rowptr,
         topology.edge_id,
-        value if signed else torch.ones_like(value),
+        topology.sign.to(dtype) if signed else one,
         size=(num_nodes, num_edges),
         check_invariants=False,
     )
