@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
+from threading import Lock
 from typing import Any
 
 import torch
@@ -92,8 +93,10 @@ class GridGraph(BaseTransform):
             found = torch.ops.pyg_unroll.pixels(shape, window, device)
             return Topology.unpack(found, [height, width, *window])
         num_edges = num_images * height * width * len(self.offsets)
-        build = _remembered if num_edges <= _LARGE else _build
-        return build(*shape, self.offsets, device)
+        if num_edges > _LARGE:
+            return _build(*shape, self.offsets, device)
+        with _REMEMBERING:  # threads that ask at once build it once
+            return _remembered(*shape, self.offsets, device)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(window={self.window})'
@@ -215,6 +218,7 @@ def _sorted_pixels(
 
 
 _remembered = lru_cache(maxsize=4)(_build)
+_REMEMBERING = Lock()
 
 
 @torch.library.custom_op(
