@@ -1,20 +1,16 @@
 """Conjugate gradients to a tolerance, with implicit derivatives."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from pyg_unroll.ops.backend import differentiate
+from pyg_unroll.ops.backend import differentiate, kernels, numbers
+from pyg_unroll.ops.reference.cg import Matrix
+from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.problem import check_convergence
-
-# Approximate inverse of the operator, symmetric positive definite.
-Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
-
-# Steps between looks at the residual: each look synchronises a device.
-_CHECK_EVERY = 8
 
 
 def conjugate_gradient(
@@ -24,62 +20,18 @@ def conjugate_gradient(
     max_steps: int,
     preconditioner: Preconditioner | None = None,
 ) -> tuple[Tensor, float, int]:
-    r"""Solves :math:`A x = r`; returns also the largest relative residual and
-    the number of steps.
-
-    All columns of the right-hand side :math:`(N, F, H)` run together; one is
-    frozen when its residual in the norm :math:`\|r\|_{D^{-1}}` has reached
-    the tolerance, relative to the first.
+    """See :func:`.reference.solve.conjugate_gradient`, for a residual that
+    vanishes at held entries.
     """
-    x = torch.zeros_like(residual)
-    residual = residual.clone()  # changed in place, as all below
-    z = torch.empty_like(residual)
-
-    def update() -> tuple[Tensor, Tensor]:
-        # Energy of the preconditioned residual, and its squared norm.
-        torch.div(residual, system.diagonal, out=z)
-        norm = _dot(residual, z)
-        if preconditioner is None:
-            return norm, norm
-        z.copy_(preconditioner(residual))
-        return _dot(residual, z), norm
-
-    energy, norm = update()
-    reference = norm.clamp(min=0).sqrt()
-    direction = z.clone()
-    num_steps = 0
-    # A look costs little beside another preconditioner.
-    check_every = _CHECK_EVERY if preconditioner is None else 1
-
-    def error() -> Tensor:
-        tiny = torch.finfo(norm.dtype).tiny
-        return norm.clamp(min=0).sqrt() / reference.clamp(min=tiny**0.5)
-
-    while num_steps < max_steps:
-        active = error() > tol
-        if num_steps % check_every == 0 and not bool(active.any()):
-            break
-        image = system(direction)
-        curvature = _dot(direction, image)
-        active = active & (curvature > 0)
-        curvature = torch.where(active, curvature, 1)
-        step = torch.where(active, energy / curvature, 0)
-        x.addcmul_(direction, step)
-        residual.addcmul_(image, step, value=-1)
-        previous = torch.where(energy > 0, energy, 1)
-        updated, latest = update()
-        direction.mul_(updated / previous).add_(z)
-        energy = torch.where(active, updated, energy)
-        norm = torch.where(active, latest, norm)
-        num_steps += 1
-    return x, float(error().max()) if norm.numel() else 0.0, num_steps
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Products of columns, `[1, F, H]`."""
-    if a[:1].numel() == 1:
-        return torch.dot(a.flatten(), b.flatten()).view(1, 1, 1)
-    return (a * b).sum(0, keepdim=True)
+    if residual.numel() == 0:
+        return residual.clone(), 0.0, 0
+    (residual,) = numbers(residual)
+    topology, *parts = system.matrix()
+    matrix = Matrix(topology, *numbers(*parts))
+    run = kernels('solve', residual).conjugate_gradient
+    out: tuple[Tensor, float, int]
+    out = run(matrix, residual, tol, max_steps, preconditioner)
+    return out
 
 
 class Settings(NamedTuple):

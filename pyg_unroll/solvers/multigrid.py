@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyg_unroll.ops.reference.order import adjacency
+from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.system import LaplacianSystem
-from pyg_unroll.solvers.conjugate_gradient import Preconditioner
-from pyg_unroll.solvers.problem import adjacency
 
 
 def multigrid(system: LaplacianSystem) -> Preconditioner:

@@ -6,14 +6,13 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple, Self, get_args
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
 
 from pyg_unroll.checks import check_between, check_choice, check_positive
 from pyg_unroll.graph import Topology, resolve_graph
 from pyg_unroll.inputs import Fidelity, Observations, read_signal
+from pyg_unroll.ops.order import components, local_order
 
 
 class SolverResult(NamedTuple):
@@ -128,19 +127,27 @@ class SmoothnessProblem:
 
     def _reorder(self) -> Self:
         """The same problem, its neighbours near each other in memory."""
-        found = _local_order(self.topology)
+        found = local_order(self.topology)
         if found is None:
             return self
-        topology, node, edge = found
+        topology, node, edge, _ = found
+        signal = self.signal
         free, confidence = (
-            None if value is None else value[node]
-            for value in (self.signal.free, self.signal.confidence)
+            None if value is None else value.index_select(0, node)
+            for value in (signal.free, signal.confidence)
         )
-        x, layout = self.signal.x[node], self.signal.layout
-        signal = Observations(x, free, confidence, layout)
-        weight, start = self.weight[edge], self.start[node]
+        x, start = (
+            value.index_select(0, node) for value in (signal.x, self.start)
+        )
         return type(self)(
-            signal, topology, weight, self.mu, start, self.dtype, node
+            Observations(x, free, confidence, signal.layout),
+            topology,
+            # Of one dimension it is several times faster.
+            self.weight.squeeze(1).index_select(0, edge).unsqueeze(1),
+            self.mu,
+            start,
+            self.dtype,
+            node,
         )
 
     def result(
@@ -156,76 +163,20 @@ class SmoothnessProblem:
             x = torch.where(self.signal.free, x, self.signal.x)
         x = x.squeeze(-1)
         if self.order is not None:
-            x = torch.empty_like(x).index_copy(0, self.order, x)
+            x = torch.empty_like(x).index_copy(0, self.order.long(), x)
         converged = check_convergence(solver, residual, num_steps, tol)
         return SolverResult(x.to(self.dtype), residual, num_steps, converged)
-
-
-def adjacency(topology: Topology, value: Any) -> Any:
-    """SciPy's matrix of one value per CSR entry of a graph."""
-    # Late, as parts of SciPy take longer to load than all of the package.
-    from scipy.sparse import csr_matrix
-
-    col, rowptr = topology.col.cpu().numpy(), topology.rowptr.cpu().numpy()
-    shape = topology.num_nodes, topology.num_nodes
-    return csr_matrix((value, col, rowptr), shape=shape)
 
 
 def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
     """True at entries `[N, F]` that no path of positive weight `[E]` joins to
     a known one `[N, F]`.
     """
-    from scipy.sparse.csgraph import connected_components
-
-    joined = (weight > 0)[topology.edge_id].cpu().numpy()
-    graph = adjacency(topology, joined)
-    if not joined.all():
-        graph = graph.copy()  # shares the topology's memory
-        graph.eliminate_zeros()
-    count, label = connected_components(graph, directed=False)
-    component = torch.from_numpy(label).long().to(known.device)
+    component = components(topology, weight).long()
+    count = int(component.max()) + 1 if component.numel() else 0
     reached = known.new_zeros((count, known.size(1)), dtype=torch.long)
     reached.index_add_(0, component, known.long())
     return reached[component] == 0
-
-
-# Signals of fewer nodes fit into the processor's cache as they are.
-_LEAST_NODES = 2**15
-
-# Orders by topology, which never changes; an entry dies with it.
-_ORDERS: Any = WeakIdKeyDictionary()
-
-
-# Tensors made in inference mode could not be used for training later.
-@torch.inference_mode(False)
-def _local_order(topology: Topology) -> tuple[Topology, Tensor, Tensor] | None:
-    """A large graph of far neighbours in reverse Cuthill-McKee order, and the
-    old numbers of its nodes and edges; None for other graphs.
-
-    Of 100 000 points with 8 neighbours in random order, 1 % of them known,
-    `glr` takes 2.0 s of CPU time as they are, 0.9 s renumbered.
-    """
-    if topology in _ORDERS:
-        return _ORDERS[topology]
-    size = topology.num_nodes
-    if size < _LEAST_NODES or topology.grid or topology.device.type != 'cpu':
-        return None
-    # The mean distance is a third of the size in random order.
-    distance = topology.dst - topology.src
-    if not distance.numel() or float(distance.double().mean()) < size / 30:
-        return None
-    from scipy.sparse.csgraph import reverse_cuthill_mckee
-
-    graph = adjacency(topology, np.ones(len(topology.col), np.int8))
-    order = reverse_cuthill_mckee(graph, symmetric_mode=True)
-    node = torch.from_numpy(order.astype(np.int64))
-    number = node.argsort()
-    src, dst = number[topology.src.long()], number[topology.dst.long()]
-    src, dst = torch.minimum(src, dst), torch.maximum(src, dst)
-    edge = (src * size + dst).argsort()
-    local = Topology.from_pairs(src[edge], dst[edge], size)
-    _ORDERS[topology] = local, node, edge
-    return _ORDERS[topology]
 
 
 def _fill_value(

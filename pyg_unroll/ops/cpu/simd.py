@@ -17,6 +17,7 @@ from numba import extending, types
 from numba.core import cgutils
 from numba.core.typing.templates import (
     AbstractTemplate,
+    infer,
     infer_global,
     signature,
 )
@@ -52,10 +53,34 @@ class Lanes:
     window: int = 0
 
 
-class _LanesType(types.Type):
-    def __init__(self, lanes: Lanes) -> None:
-        self.lanes = lanes
-        super().__init__(name=repr(lanes))
+@dataclass(frozen=True)
+class WholeRow:
+    """The place of a block that is a whole row: constants, where tuples hold
+    the numbers of a row, the first of the block, the heads, and the first of
+    these.
+    """
+
+    features: int
+    heads: int
+
+    def __getitem__(self, index: int) -> int:
+        return (self.features * self.heads, 0, self.heads, 0)[index]
+
+
+class _Constant(types.Type):
+    """The type of one value of :class:`Lanes` or :class:`WholeRow`."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        super().__init__(name=repr(value))
+
+
+class _LanesType(_Constant):
+    pass
+
+
+class _WholeRowType(_Constant):
+    pass
 
 
 class _Vector(types.Type):
@@ -65,21 +90,38 @@ class _Vector(types.Type):
 
 
 @cache
-def _type_of(lanes: Lanes) -> _LanesType:
-    return _LanesType(lanes)
+def _type_of(value: Any) -> _Constant:
+    kind = _LanesType if isinstance(value, Lanes) else _WholeRowType
+    return kind(value)
 
 
-@extending.typeof_impl.register(Lanes)
-def _typeof_lanes(value: Lanes, context: Any) -> _LanesType:
-    return _type_of(value)
+for _kind in (Lanes, WholeRow):
+    extending.typeof_impl.register(_kind)(lambda value, _: _type_of(value))
 
-
-register_model(_LanesType)(models.OpaqueModel)
+for _type in (_LanesType, _WholeRowType):
+    register_model(_type)(models.OpaqueModel)
 
 
 @extending.unbox(_LanesType)
-def _unbox_lanes(typ: Any, value: Any, c: Any) -> NativeValue:
+@extending.unbox(_WholeRowType)
+def _unbox(typ: Any, value: Any, c: Any) -> NativeValue:
     return NativeValue(c.context.get_dummy_value())
+
+
+@infer
+class _RowItem(AbstractTemplate):  # type: ignore[misc]
+    key = 'static_getitem'
+
+    def generic(self, args: Any, kws: Any) -> Any:
+        if isinstance(args[0], _WholeRowType):
+            return signature(types.int64, *args)
+        return None
+
+
+@lower_builtin('static_getitem', _WholeRowType, types.IntegerLiteral)
+def _row_item(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    row, index = signature.args[0].value, args[1]
+    return context.get_constant(types.int64, row[index])
 
 
 @register_model(_Vector)
@@ -124,7 +166,7 @@ def another(typing_context, array, address):
 @intrinsic
 def window_size(typing_context, lanes):
     """Number of neighbours in a pixel's half window, a constant."""
-    number = lanes.lanes.window
+    number = lanes.value.window
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         return context.get_constant(types.int64, number)
@@ -135,7 +177,7 @@ def window_size(typing_context, lanes):
 @intrinsic
 def zeros(typing_context, array, lanes):
     """A block of zeros of an array's type."""
-    vector = _Vector(array.dtype, lanes.lanes.features * lanes.lanes.heads)
+    vector = _Vector(array.dtype, lanes.value.features * lanes.value.heads)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         llvm_type = context.get_value_type(vector)
@@ -146,7 +188,7 @@ def zeros(typing_context, array, lanes):
 
 def _loader(size: Callable[[Lanes], int]) -> Any:
     def load(typing_context, array, offset, lanes):
-        vector = _Vector(array.dtype, size(lanes.lanes))
+        vector = _Vector(array.dtype, size(lanes.value))
 
         def codegen(
             context: Any, builder: Any, signature: Any, args: Any
@@ -168,7 +210,7 @@ _load_row = _loader(lambda lanes: lanes.heads)
 
 @intrinsic
 def _repeat(typing_context, row, lanes):
-    heads, features = lanes.lanes.heads, lanes.lanes.features
+    heads, features = lanes.value.heads, lanes.value.features
     vector = _Vector(row.dtype, heads * features)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -197,8 +239,26 @@ def store(typing_context, array, offset, block):
 
 
 @intrinsic
+def prefetch(typing_context, array, offset):
+    """Asks for the cache line of a number to come, which need not exist."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _pointer(context, builder, signature.args[0], *args)
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, *[number] * 3])
+        name = 'llvm.prefetch.p0i8'
+        function = cgutils.get_or_insert_function(builder.module, kind, name)
+        # To read, to be kept near, of data.
+        how = [ir.Constant(number, value) for value in (0, 3, 1)]
+        builder.call(function, [builder.bitcast(pointer, byte), *how])
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64), codegen
+
+
+@intrinsic
 def _sum_features(typing_context, block, lanes):
-    heads, features = lanes.lanes.heads, lanes.lanes.features
+    heads, features = lanes.value.heads, lanes.value.features
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows = (
