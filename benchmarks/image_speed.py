@@ -6,8 +6,8 @@
 All methods in turn in one process, with one thread and with two: medians of the
 wall time and of the CPU time of the process, and the ratio of the wall time to
 demosaicnet's, if it is installed. Peaks of memory are those of processes that
-run one method only, with libraries. Shares of time: convolutions, graph
-operators, and the rest, which moves memory.
+run one method only, with libraries. Shares of time, of one thread:
+convolutions, graph operators, and the rest, which moves memory.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def child(config: Row) -> Iterator[Row]:
             statistics.median(t) for t in zip(*times[name], strict=True)
         )
         row = {'wall': wall / megapixels, 'CPU': cpu / megapixels}
-        yield {'method': name} | row | shares(run)
+        # Tiles on threads of their own are out of the profiler's sight.
+        parts = shares(run) if config['threads'] == 1 else {}
+        yield {'method': name} | row | parts
 
 
 def main() -> None:
@@ -138,8 +140,8 @@ def main() -> None:
                     'CPU seconds per megapixel': row['CPU'],
                     'ratio to demosaicnet': row['wall'] / peer,
                     'peak (GiB)': peaks[name],
-                    'convolution': row['convolution'],
-                    'graph': row['graph'],
+                    'convolution': row.get('convolution'),
+                    'graph': row.get('graph'),
                 }
             )
             print(rows[-1], flush=True)
