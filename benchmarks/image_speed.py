@@ -51,9 +51,7 @@ def make(name: str) -> Method:
     weights, prior = name.split()[:2]
     model = Demosaic.from_pretrained(weights, prior.lower())
     if name.endswith('compiled'):
-        # The rest reads values of the mask, hence stays outside.
-        model.run = lambda *images: compiled(*images)[-1]
-        compiled = torch.compile(model.estimates, dynamic=True)
+        model.compile()
     return ours(model)
 
 

@@ -63,7 +63,7 @@ class BlockRestorer(Restorer):
         neighbors: int,
     ) -> None:
         # The margin lets the layers forget that convolutions see zeros
-        # outside; so many pixels at once take about 1.3 GB.
+        # outside; so many pixels at once take 0.3 to 0.4 GB.
         super().__init__(margin=18, max_pixels=450_000)
         checks.check_choice('neighbors', neighbors, tuple(WINDOWS))
         if blocks is None:

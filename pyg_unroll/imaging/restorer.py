@@ -89,7 +89,8 @@ class Restorer(torch.nn.Module):
 
         Images are mirrored at the border and worked on in tiles, with the same
         result to rounding: large ones, and where derivatives are not recorded
-        also smaller ones, a tile for each of up to four threads.
+        on the CPU also smaller ones, two tiles at once, in threads of their
+        own, which modes and profilers of the calling thread do not see.
 
         Args:
             image (torch.Tensor): Images :math:`(B, C, H, W)`, measured
@@ -143,6 +144,12 @@ class Restorer(torch.nn.Module):
         options = {'fullgraph': True, 'dynamic': True, **options}
         run: Any = torch.compile(self.run, **options)
         self.run = run  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy must not run the weights of the original.
+        state: dict[str, Any] = super().__getstate__()
+        state.pop('run', None)
+        return state
 
     @property
     @abstractmethod

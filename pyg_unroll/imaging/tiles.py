@@ -10,8 +10,8 @@ import torch
 # for, and the place of that part in the tile.
 Window: TypeAlias = tuple[slice, slice, slice]
 
-# More tiles at once would take more memory, and smaller ones more work.
-_MAX_WORKERS = 4
+# Tiles at once: more would have to be smaller, and compute more pixels twice.
+_MAX_WORKERS = 2
 
 
 def tiles_of(
@@ -26,8 +26,9 @@ def tiles_of(
     :func:`mirrored_frame`, of images of some size.
 
     Frames up to `max_pixels` are cut for several workers only. All tiles have
-    one shape, so that what depends on it is made once, of at most three
-    quarters of that size, if that is larger than their halo.
+    one shape, so that what depends on it is made once. Those of larger frames
+    have at most three quarters of `max_pixels`, and all workers' together no
+    more than that, if they are larger than their halo.
     """
     tile = _tile_size(frame, max_pixels, halo, workers)
     rows, cols = (
@@ -49,9 +50,11 @@ def mirrored_frame(
 
 def tile_workers(device: torch.device) -> int:
     """Number of tiles to work on at once, each with its share of the threads:
-    one where autograd records, whose backward pass runs on all threads.
+    one where autograd records, whose backward pass runs on all threads, and
+    under autocast, which belongs to a thread.
     """
-    if device.type != 'cpu' or torch.is_grad_enabled():
+    belongs = torch.is_grad_enabled() or torch.is_autocast_enabled('cpu')
+    if device.type != 'cpu' or belongs:
         return 1
     return min(torch.get_num_threads(), _MAX_WORKERS)
 
@@ -67,7 +70,7 @@ def _tile_size(
             return frame
         return (strip, width) if height > width else (height, strip)
     # Beside a tile, there are the whole image and its result to be held.
-    max_pixels = 3 * max_pixels // 4
+    max_pixels = min(3 * max_pixels // 4, max_pixels // workers)
     smallest = 4 * halo + 2
     sizes: list[tuple[int, int, int, int]] = []
     for rows in range(1, height // 2 + 1):

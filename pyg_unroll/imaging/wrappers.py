@@ -65,8 +65,9 @@ class Tiled(Wrapper):
             :class:`~pyg_unroll.imaging.Inpaint` or
             :class:`~pyg_unroll.imaging.GraphDemosaic`.
         max_pixels (int, optional): Images up to this size, their mirrored
-            margin included, are not cut; tiles have at most three quarters of
-            it, if that is larger than their halo.
+            margin included, are cut for two threads only; tiles of larger
+            ones have at most three quarters of it, or half each if there are
+            two at once, if that is larger than their halo.
             (default: :obj:`450_000`)
 
     Shapes:

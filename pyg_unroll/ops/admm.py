@@ -63,22 +63,26 @@ class TotalVariation:
 
     def system(self, rho: Tensor) -> LaplacianSystem:
         r"""The system :math:`2 c / (\mu \rho) + L_{w^2}` of the signal."""
-        (square, degree), confidence = self._squares, self.confidence
-        if confidence is not None:
-            confidence = confidence * (2 / (self.mu * rho))
-        return LaplacianSystem.build(
-            self.topology, square, confidence, self.free, degrees=degree
-        )
+        if self.confidence is None:
+            return self._build(None)
+        return self._build(self.confidence * (2 / (self.mu * rho)))
 
     def matrix(self, rho: Tensor) -> Matrix:
         """That of the system, as kernels take it."""
-        if self.confidence is None:  # then it is the same for all
+        if self.confidence is None:
             return self._held
         return self.system(rho).matrix()
 
     @cached_property
     def _held(self) -> Matrix:
-        return self.system(self.weight).matrix()
+        """The matrix without a confidence, the same for all penalties."""
+        return self._build(None).matrix()
+
+    def _build(self, confidence: Tensor | None) -> LaplacianSystem:
+        square, degree = self._squares
+        return LaplacianSystem.build(
+            self.topology, square, confidence, self.free, degrees=degree
+        )
 
     def iterate(
         self,

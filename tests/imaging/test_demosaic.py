@@ -1,5 +1,6 @@
 """Demosaicing of Bayer mosaics by trained layers."""
 
+import copy
 import math
 
 import pytest
@@ -242,3 +243,16 @@ def test_restore_compiles_once_for_all_sizes():
             assert_same(ensemble.restore(*image), result)
             counts.add(counter.frame_count)
     assert len(counts) == 1, counts
+
+
+def test_a_copy_of_a_compiled_model_runs_its_own_weights():
+    image, mask = mosaics(torch.rand(1, 3, 20, 24))
+    model = make(block=DifferenceBlock)
+    model.compile(backend='eager')
+    copied = copy.deepcopy(model)
+    with torch.no_grad():
+        expected = model.restore(image, mask)
+        for parameter in copied.parameters():
+            parameter.add_(0.1)
+        assert not torch.allclose(copied.restore(image, mask), expected)
+        assert torch.equal(model.restore(image, mask), expected)

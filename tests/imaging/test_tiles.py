@@ -46,12 +46,12 @@ class Blur(Watcher):
 
 
 class Threads(Blur):
-    """Four tiles at once."""
+    """Two tiles at once."""
 
     def __init__(self):
         super().__init__()
         self.seen = []
-        self.barrier = threading.Barrier(4)
+        self.barrier = threading.Barrier(2)
 
     def run(self, image, mask):
         self.barrier.wait(60)
@@ -126,10 +126,10 @@ def test_threads_take_a_tile_each(four_threads, mode, size):
     with mode():
         out = restorer.restore(image, image)
     torch.testing.assert_close(out, expected)
-    assert len(restorer.windows) == len(restorer.seen) == 4
-    # Tiles wait for each other to begin: they run at once, in one thread each.
-    assert len({thread for thread, *_ in restorer.seen}) == 4
-    modes = False, mode is torch.inference_mode, 1
+    assert len(restorer.windows) == len(restorer.seen) == 2
+    # Tiles wait for each other to begin: they run at once, and share threads.
+    assert len({thread for thread, *_ in restorer.seen}) == 2
+    modes = False, mode is torch.inference_mode, 2
     assert all(tuple(rest) == modes for _, *rest in restorer.seen)
 
 
@@ -146,6 +146,13 @@ def test_derivatives_are_recorded_in_one_thread(four_threads):
     blur.restore(image, image.detach()).sum().backward()
     assert len(blur.windows) == 1
     assert image.grad.sum() == pytest.approx(image.numel(), rel=1e-4)
+
+
+def test_autocast_holds_in_tiles(four_threads):
+    blur, images = Blur(), [torch.rand(1, 3, 400, 90)] * 2
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        blur.restore(*images)
+    assert len(blur.windows) == 1
 
 
 def test_small_images_of_a_batch_share_a_tile():
