@@ -168,6 +168,16 @@ class BlockRestorer(Restorer):
         with torch.autocast(image.device.type, enabled=False):
             # Nothing to learn here, and half precision would spoil it.
             first = self.first_estimate(image, mask)
+        return self._improved(image, mask, noise_std, first)
+
+    def _improved(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        noise_std: Tensor | None,
+        first: tuple[Tensor, Tensor, Tensor],
+    ) -> list[Tensor]:
+        """The estimates from the first, its context and reference."""
         height, width = image.shape[2:]
         topology = self.graph.pixels(height, width, image.device)
         scene = Scene(image, mask, *first, noise_std, topology)
@@ -177,6 +187,23 @@ class BlockRestorer(Restorer):
             estimate, state = block(scene, estimate, state)
             results.append(estimate)
         return results
+
+    def compile(self, **options: Any) -> None:
+        """Compiles the blocks, in place: once for images of all sizes. The
+        first estimate, without parameters, and checks stay outside.
+
+        Args:
+            **options: Those of :func:`torch.compile`.
+        """
+        options = {'fullgraph': True, 'dynamic': True, **options}
+        improved: Any = torch.compile(self._improved, **options)
+        self._improved = improved  # type: ignore[method-assign]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy must not run the weights of the original.
+        state: dict[str, Any] = super().__getstate__()
+        state.pop('_improved', None)
+        return state
 
     def noise_level(
         self, image: Tensor, mask: Tensor, noise_std: NoiseStd

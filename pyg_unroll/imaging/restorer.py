@@ -134,23 +134,6 @@ class Restorer(torch.nn.Module):
         run_all(work, product(starts, tiles), workers)
         return out
 
-    def compile(self, **options: Any) -> None:
-        """Compiles what the model does with the windows of images, in place:
-        once for all sizes, while values of the mask are read outside.
-
-        Args:
-            **options: Those of :func:`torch.compile`.
-        """
-        options = {'fullgraph': True, 'dynamic': True, **options}
-        run: Any = torch.compile(self.run, **options)
-        self.run = run  # type: ignore[method-assign]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy must not run the weights of the original.
-        state: dict[str, Any] = super().__getstate__()
-        state.pop('run', None)
-        return state
-
     @property
     @abstractmethod
     def receptive_field(self) -> int:

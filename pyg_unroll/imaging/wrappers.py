@@ -24,7 +24,7 @@ class Wrapper(Restorer):
         self.restorer = restorer
 
     def compile(self, **options: Any) -> None:
-        """See :class:`Restorer`."""
+        """Compiles the restorer, see :meth:`BlockRestorer.compile`."""
         self.restorer.compile(**options)
 
     @property

@@ -92,11 +92,7 @@ class GridGraph(BaseTransform):
             window = [k for offset in self.offsets for k in offset]
             found = torch.ops.pyg_unroll.pixels(shape, window, device)
             return Topology.unpack(found, [height, width, *window])
-        num_edges = num_images * height * width * len(self.offsets)
-        if num_edges > _LARGE:
-            return _build(*shape, self.offsets, device)
-        with _REMEMBERING:  # threads that ask at once build it once
-            return _remembered(*shape, self.offsets, device)
+        return _pixel_graph(*shape, self.offsets, device)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(window={self.window})'
@@ -221,6 +217,21 @@ _remembered = lru_cache(maxsize=4)(_build)
 _REMEMBERING = Lock()
 
 
+def _pixel_graph(
+    num_images: int,
+    height: int,
+    width: int,
+    offsets: tuple[tuple[int, int], ...],
+    device: torch.device,
+) -> Topology:
+    """Builds a graph, or finds a small one again."""
+    arguments = num_images, height, width, offsets, device
+    if num_images * height * width * len(offsets) > _LARGE:
+        return _build(*arguments)
+    with _REMEMBERING:  # threads that ask at once build it once
+        return _remembered(*arguments)
+
+
 @torch.library.custom_op(
     'pyg_unroll::pixels',
     mutates_args=(),
@@ -228,9 +239,11 @@ _REMEMBERING = Lock()
 )
 def _pixels(shape: Any, window: Any, device: torch.device) -> list[Tensor]:
     """The tensors of a topology, for compilers, which compute their sizes."""
-    count, h, w = shape
-    grid = GridGraph(zip(window[::2], window[1::2], strict=True))
-    return [x.clone() for x in grid.pixels(h, w, device, count).pack()[0]]
+    # While another thread compiles, PyTorch says that this one does.
+    offsets = tuple(zip(window[::2], window[1::2], strict=True))
+    count, height, width = shape
+    topology = _pixel_graph(count, height, width, offsets, device)
+    return [x.clone() for x in topology.pack()[0]]
 
 
 @_pixels.register_fake

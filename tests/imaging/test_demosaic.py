@@ -245,6 +245,22 @@ def test_restore_compiles_once_for_all_sizes():
     assert len(counts) == 1, counts
 
 
+def test_compiled_tiles_in_threads():
+    torch.compiler.reset()
+    image, mask = mosaics(torch.rand(1, 3, 400, 90))
+    model = make(block=DifferenceBlock)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            expected = model.restore(image, mask)
+            # One thread compiles while the other is at work.
+            model.compile(backend='aot_eager')
+            assert_same(model.restore(image, mask), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
 def test_a_copy_of_a_compiled_model_runs_its_own_weights():
     image, mask = mosaics(torch.rand(1, 3, 20, 24))
     model = make(block=DifferenceBlock)
