@@ -16,6 +16,7 @@ from it, and the result is written as TIFF of 16 bits.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
 from collections.abc import Callable
@@ -26,16 +27,21 @@ import numpy as np
 import skimage.data
 import torch
 from outputs import check_out
-from photos import SUFFIXES, load_image, worst_region
+from photos import SUFFIXES, load_image, strips, worst_region
 from raw import SUFFIXES as RAW
 from raw import read_raw, write_tiff
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch_geometric.data import Data
 from tqdm import tqdm
 
 from pyg_unroll import Demosaic, GraphDemosaic, data_to_image, mosaic
-from pyg_unroll.imaging import CFA_PATTERNS, SelfEnsemble, local_interpolation
+from pyg_unroll.imaging import (
+    CFA_PATTERNS,
+    SelfEnsemble,
+    local_interpolation,
+    to_unit_range,
+)
 
 ZOOM = 96
 
@@ -44,8 +50,13 @@ Method = Callable[[Data], Tensor]
 
 def bilinear(data: Data) -> Tensor:
     """Interpolates each colour on its own, `[3, H, W]`."""
-    mask = data_to_image(data, data.mask)
-    return local_interpolation(data_to_image(data)[None], mask[None])[0]
+    image = data_to_image(data)[None]
+    mask = data_to_image(data, data.mask)[None]
+    out = torch.empty_like(image)
+    for rows, inner in strips(image.size(2), halo=6):
+        strip = local_interpolation(image[:, :, rows], mask[:, :, rows])
+        out[:, :, rows][:, :, inner] = strip[:, :, inner]
+    return out[0]
 
 
 def menon(data: Data) -> Tensor:
@@ -109,28 +120,45 @@ def read_colour(path: Path) -> Tensor:
     return image
 
 
+def compact(image: Tensor) -> Tensor:
+    """The image in 8 bits if it has no more."""
+    rounded = torch.empty_like(image, dtype=torch.uint8)
+    for rows, _ in strips(image.size(1)):
+        part = image[:, rows] * 255
+        if not torch.allclose(part, part.round(), atol=3e-4):
+            return image
+        rounded[:, rows] = part.round()
+    return rounded
+
+
 def quantize(out: Tensor, image: Tensor) -> Tensor:
-    """Clips, and rounds to 8 bits if the original has 8 bits."""
-    out = out.clamp(0, 1)
-    is_8_bit = torch.allclose((image * 255).round() / 255, image, atol=1e-6)
-    return (out * 255).round() / 255 if is_8_bit else out
+    """Clips in place, and rounds to 8 bits if the original has 8 bits."""
+    out = out.clamp_(0, 1)
+    return out.mul_(255).round_().byte() if image.dtype == torch.uint8 else out
 
 
 def score(out: Tensor, image: Tensor) -> tuple[float, float]:
     """Returns PSNR (dB) and SSIM."""
-    truth = image.permute(1, 2, 0).double().numpy()
-    test = out.permute(1, 2, 0).double().numpy()
-    if np.array_equal(truth, test):
-        return float('inf'), 1.0
-    psnr = peak_signal_noise_ratio(truth, test, data_range=1)
-    size = min(7, *truth.shape[:2])
+    height, width = image.shape[1:]
+    size = min(7, height, width)
     size -= 1 - size % 2
-    if size < 3:
-        return psnr, float('nan')
-    ssim = structural_similarity(
-        truth, test, win_size=size, channel_axis=2, data_range=1
-    )
-    return psnr, ssim
+    halo = size // 2
+    squares = similar = count = 0.0
+    for rows, inner in strips(height, halo):
+        test, truth = (
+            to_unit_range(v[:, rows]).permute(1, 2, 0).double().numpy()
+            for v in (out, image)
+        )
+        squares += np.square(test - truth)[inner].sum()
+        if size >= 3:
+            options = {'win_size': size, 'channel_axis': 2, 'data_range': 1}
+            _, local = structural_similarity(truth, test, **options, full=True)
+            # Of whole windows, as scikit-image has it.
+            local = local[halo : len(local) - halo, halo : width - halo]
+            similar, count = similar + local.sum(), count + local.size
+    mean = squares / image.numel()
+    psnr = -10 * math.log10(mean) if mean > 0 else float('inf')
+    return psnr, similar / count if count else float('nan')
 
 
 def evaluate(
@@ -167,35 +195,43 @@ def plot(
     }
     figure, axes = plt.subplots(2, 4, figsize=(13, 7.2), layout='constrained')
     for axis, (name, picture) in zip(axes[0], crops.items(), strict=True):
-        crop = picture[:, rows, cols].clamp(0, 1).permute(1, 2, 0).numpy()
+        crop = to_unit_range(picture[:, rows, cols]).clamp(0, 1)
+        crop = crop.permute(1, 2, 0).numpy()
         axis.imshow(crop, interpolation='nearest', vmin=0, vmax=1)
         title = name
         if name in results:
             title += '\nPSNR {1:.2f} dB, SSIM {2:.4f}'.format(*results[name])
         axis.set_title(title)
     whole = axes[1, 0]
-    whole.imshow(image.permute(1, 2, 0).numpy())
+    height, width = image.shape[1:]
+    step = max(max(height, width) // 2000, 1)
+    whole.imshow(
+        image[:, ::step, ::step].permute(1, 2, 0).numpy(),
+        extent=(-0.5, width - 0.5, height - 0.5, -0.5),
+    )
     whole.set_title('whole original, with the crop')
     corner = (cols.start - 0.5, rows.start - 0.5)
     size = rows.stop - rows.start
     whole.add_patch(
         plt.Rectangle(corner, size, size, fill=False, color='red', lw=1.5)
     )
-    sampled = data_to_image(data, data.mask).any(0)
-    share = float(data.mask.float().mean())
+    share = int(data.mask.sum()) / data.mask.numel()
     axes[1, 1].axis('off')
     axes[1, 1].text(
         0,
         0.5,
-        f'{sampled.numel():,} pixels, one colour each:\n'
+        f'{height * width:,} pixels, one colour each:\n'
         f'{share:.0%} of the values are known.\n\n'
         f'Error maps: mean absolute error\nof the three colours.',
         va='center',
         transform=axes[1, 1].transAxes,
     )
     for axis, name in zip(axes[1, 2:], ('bilinear', ours), strict=True):
-        error = (results[name][0] - image).abs().mean(0)[rows, cols]
-        shown = axis.imshow(error.numpy(), cmap='magma', vmin=0, vmax=0.15)
+        test, truth = (
+            to_unit_range(v[:, rows, cols]) for v in (results[name][0], image)
+        )
+        error = (test - truth).abs().mean(0).numpy()
+        shown = axis.imshow(error, cmap='magma', vmin=0, vmax=0.15)
         axis.set_title(f'error of {name}')
     figure.colorbar(shown, ax=axes[1, 2:], shrink=0.8)
     for axis in axes.flat:
@@ -332,8 +368,10 @@ def main() -> None:
     progress = tqdm(images, disable=len(images) == 1, unit='image')
     for k, (name, read) in enumerate(progress):
         try:
-            image = read()
-            data = add_noise(mosaic(image, args.pattern), noise, k)
+            image = compact(read())
+            data = mosaic(image, args.pattern)
+            del data.pos  # two thirds of the size of the image, not needed
+            data = add_noise(data, noise, k) if noise else data
             if not bool(data.mask.any(0).all()):
                 size = ' x '.join(map(str, image.shape[1:]))
                 raise ValueError(f"'{name}' is too small ({size} pixels)")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -60,13 +62,27 @@ def psnr(out: Tensor, truth: Tensor) -> float:
     return float(peak_signal_noise_ratio(true, test, data_range=1))
 
 
+def strips(height: int, halo: int = 0) -> Iterator[tuple[slice, slice]]:
+    """Rows of strips of an image, with as many more on both sides as there
+    are, and the place of the strip in them.
+    """
+    count = max(height // 128, 1)
+    bounds = [height * k // count for k in range(count + 1)]
+    for start, stop in pairwise(bounds):
+        first = max(start - halo, 0)
+        rows = slice(first, min(stop + halo, height))
+        yield rows, slice(start - first, stop - first)
+
+
 def worst_region(out: Tensor, truth: Tensor, size: int) -> tuple[slice, slice]:
     """The square, at most `size` pixels wide, where an image is farthest from
     the original.
     """
     size = min(size, *truth.shape[1:])
-    error = (out - truth).square().mean(0)[None, None]
-    local = F.avg_pool2d(error, size, stride=4)[0, 0]
+    error = torch.zeros(truth.shape[1:])
+    for test, true in zip(out, truth, strict=True):
+        error += (to_unit_range(test) - to_unit_range(true)).square()
+    local = F.avg_pool2d(error[None, None], size, stride=4)[0, 0]
     row, col = (4 * k for k in divmod(int(local.argmax()), local.size(1)))
     return slice(row, row + size), slice(col, col + size)
 

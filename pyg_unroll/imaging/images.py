@@ -124,7 +124,11 @@ def white_level(image: Tensor, mask: Tensor) -> Tensor:
     """The value of each image `[B, 1, 1, 1]` that one in a thousand of its
     pixels exceeds, by which images of any unit and exposure become alike.
     """
-    level = torch.where(mask, image, 0).abs().amax(1).flatten(1)
+    level = torch.zeros_like(image[:, 0])
+    for k in range(image.size(1)):  # large images are not copied as a whole
+        known = torch.where(mask[:, k], image[:, k], 0)
+        level = torch.maximum(level, known.abs())
+    level = level.flatten(1)
     rank = level.size(1) - level.size(1) // 1000
     white = level.kthvalue(rank, 1).values
     # Black images stay as they are.

@@ -75,12 +75,12 @@ class Restorer(torch.nn.Module):
         outs: dict[int, Tensor] = {}
         for members in groups.values():
             restored = self.restore(
-                torch.cat([images[k] for k in members]),
-                torch.cat([masks[k] for k in members]),
+                _join([images[k] for k in members]),
+                _join([masks[k] for k in members]),
                 None if noise is None else noise[members],
             )
             outs |= dict(zip(members, to_signals(restored), strict=True))
-        return torch.cat([outs[k] for k in range(count)])
+        return _join([outs[k] for k in range(count)])
 
     def restore(
         self, image: Tensor, mask: Tensor, noise_std: NoiseStd = None
@@ -172,6 +172,11 @@ class Restorer(torch.nn.Module):
         """Restores windows, of even height and width, of the images of
         :meth:`prepare`.
         """
+
+
+def _join(parts: list[Tensor]) -> Tensor:
+    """Concatenates, without a copy of an only part."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def read_images(
