@@ -22,12 +22,15 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cpu.simd import Lanes, WholeRow
+from pyg_unroll.ops.order import is_scattered
 from pyg_unroll.ops.reference.operators import accumulate_type
 
 # Numbers of a block: as many as the vector registers hold.
 BLOCK = 64
 # Numbers that one call of a kernel works on: enough to outweigh the call.
 CHUNK = 2**17
+# Entries of far neighbours that are on their way from memory at a time.
+_AHEAD = 32
 # Numbers that a kernel keeps of a pixel's window.
 SCRATCH = 256
 
@@ -117,22 +120,24 @@ def parts_of(
     """The graph as kernels take it; the blocks of a row and their places."""
     index = flat(topology.rowptr, topology.col, topology.edge_id)
     tables = _tables_of(topology) if walk else NO_GRID
-    return (*index, *tables), blocks(features, heads, tables[2].size // 2)
+    ahead = _AHEAD if is_scattered(topology) else 0
+    window = tables[2].size // 2
+    return (*index, *tables), blocks(features, heads, window, ahead)
 
 
 @lru_cache(maxsize=256)
 def blocks(
-    features: int, heads: int, window: int = 0
+    features: int, heads: int, window: int = 0, ahead: int = 0
 ) -> list[tuple[Lanes, Place]]:
     """Cuts a row's numbers into blocks and gives their places."""
     if 0 < features * heads <= BLOCK:
-        lanes = Lanes(features, heads, window)
+        lanes = Lanes(features, heads, window, ahead)
         return [(lanes, WholeRow(features, heads))]
     columns = [(h, min(BLOCK, heads - h)) for h in range(0, heads, BLOCK)]
     step = max(BLOCK // max(heads, 1), 1)
     return [
         (
-            Lanes(min(step, features - f), size, window),
+            Lanes(min(step, features - f), size, window, ahead),
             (features * heads, f * heads + h, heads, h),
         )
         for f in range(0, features, step)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.launch import as_first, blocks, flat, launch, over_rows
+from pyg_unroll.ops.cpu.launch import as_first, blocks, empty, flat, launch, over_rows
 from pyg_unroll.ops.reference import operators as reference
 
 
@@ -72,6 +72,20 @@ def add_term(total, here, other, edge, place, lanes, w, x):
 
 
 @simd.inlined
+def look_ahead(entry, graph, place, lanes, edges, nodes):
+    """Asks for the numbers of an entry to come, if they are far away."""
+    ahead, size = simd.entries_ahead(lanes), simd.block_size(lanes)
+    if ahead > 0:
+        _, col, edge_id = graph[:3]
+        later = min(entry + ahead, len(col) - 1)
+        simd.prefetch(edges, at_edge(np.int64(edge_id[later]), place))
+        first = at(np.int64(col[later]), place)
+        simd.prefetch(nodes, first)
+        if size > 4:
+            simd.prefetch(nodes, first + size - 1)
+
+
+@simd.inlined
 def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
     """The product with the graph Laplacian at a node."""
     rowptr, col, edge_id, _, _, steps = graph
@@ -88,6 +102,7 @@ def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
             total, _ = add_term(total, here, other, edge, place, lanes, w, x)
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
+            look_ahead(entry, graph, place, lanes, w, x)
             other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
             total, _ = add_term(total, here, other, edge, place, lanes, w, x)
     return total
@@ -116,7 +131,7 @@ def laplacian(
 ) -> Tensor:
     """See :func:`.reference.operators.laplacian`; divided, as by degrees."""
     values, weights = as_first(x, weight)
-    out = torch.empty_like(values)
+    out = empty(values.shape, values.dtype)
     (divisors,) = as_first(x[:0] if divisor is None else divisor)
     arrays = flat(weights, values, divisors, out)
     over_rows(laplacian_kernel, topology, *x.shape[1:], *arrays)
@@ -158,7 +173,7 @@ def _edge_dot(first, last, base, graph, place, lanes, a, b, same, out):
 def edge_dot(topology: Topology, a: Tensor, b: Tensor) -> Tensor:
     """See :func:`.reference.operators.edge_dot`."""
     one, other = as_first(a, b)
-    out = one.new_empty((topology.num_edges, a.size(2)))
+    out = empty((topology.num_edges, a.size(2)), one.dtype)
     if a.size(1) == 0:
         return out.zero_().to(a.dtype)
     arrays = (*flat(one, other), a is b, *flat(out))
@@ -179,7 +194,7 @@ def to_edges_kernel(first, last, base, ends, place, lanes, sign, x, out):
 def to_edges(topology: Topology, x: Tensor, signed: bool) -> Tensor:
     """See :func:`.reference.operators.to_edges`."""
     (values,) = as_first(x)
-    out = values.new_empty((topology.num_edges, *x.shape[1:]))
+    out = empty((topology.num_edges, *x.shape[1:]), values.dtype)
     ends = tuple(flat(topology.src, topology.dst))
     arrays = (-1 if signed else 1, *flat(values, out))
     for lanes, place in blocks(1, x.shape[1:].numel()):
@@ -206,7 +221,7 @@ def _to_nodes(first, last, base, graph, place, lanes, sign, z, out):
 def to_nodes(topology: Topology, z: Tensor, signed: bool) -> Tensor:
     """See :func:`.reference.operators.to_nodes`."""
     (values,) = as_first(z)
-    out = values.new_empty((topology.num_nodes, *z.shape[1:]))
+    out = empty((topology.num_nodes, *z.shape[1:]), values.dtype)
     arrays = (-1 if signed else 1, *flat(values, out))
     width = z.shape[1:].numel()
     over_rows(_to_nodes, topology, 1, width, *arrays, walk=False)

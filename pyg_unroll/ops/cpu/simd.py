@@ -46,11 +46,20 @@ def inlined(function: Any) -> Any:
 
 @dataclass(frozen=True)
 class Lanes:
-    """Size of a block; and of a pixel's half window, zero if not a grid."""
+    """Size of a block; of a pixel's half window, zero if not a grid; and the
+    number of entries that are asked for ahead of their use, zero if their
+    numbers are near.
+    """
 
     features: int
     heads: int
     window: int = 0
+    ahead: int = 0
+
+    @property
+    def size(self) -> int:
+        """Numbers of a block."""
+        return self.features * self.heads
 
 
 @dataclass(frozen=True)
@@ -163,15 +172,24 @@ def another(typing_context, array, address):
     return array(array, types.int64), codegen
 
 
-@intrinsic
-def window_size(typing_context, lanes):
-    """Number of neighbours in a pixel's half window, a constant."""
-    number = lanes.value.window
+def _constant(name: str) -> Any:
+    def constant(typing_context, lanes):
+        number = getattr(lanes.value, name)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return context.get_constant(types.int64, number)
+        def codegen(
+            context: Any, builder: Any, signature: Any, args: Any
+        ) -> Any:
+            return context.get_constant(types.int64, number)
 
-    return types.int64(lanes), codegen
+        return types.int64(lanes), codegen
+
+    return intrinsic(constant)
+
+
+# Numbers of :class:`Lanes`, as constants.
+block_size = _constant('size')
+window_size = _constant('window')
+entries_ahead = _constant('ahead')
 
 
 @intrinsic
