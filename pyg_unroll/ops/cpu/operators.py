@@ -72,17 +72,25 @@ def add_term(total, here, other, edge, place, lanes, w, x):
 
 
 @simd.inlined
-def look_ahead(entry, graph, place, lanes, edges, nodes):
-    """Asks for the numbers of an entry to come, if they are far away."""
+def later_block(entry, index, place, lanes, array):
+    """Asks for the block of an entry to come, if blocks are far apart."""
     ahead, size = simd.entries_ahead(lanes), simd.block_size(lanes)
     if ahead > 0:
-        _, col, edge_id = graph[:3]
-        later = min(entry + ahead, len(col) - 1)
-        simd.prefetch(edges, at_edge(np.int64(edge_id[later]), place))
-        first = at(np.int64(col[later]), place)
-        simd.prefetch(nodes, first)
+        later = np.int64(index[min(entry + ahead, len(index) - 1)])
+        simd.prefetch(array, at(later, place))
         if size > 4:
-            simd.prefetch(nodes, first + size - 1)
+            simd.prefetch(array, at(later, place) + size - 1)
+
+
+@simd.inlined
+def later_term(entry, graph, place, lanes, w, x):
+    """The same of a term of the Laplacian."""
+    _, col, edge_id = graph[:3]
+    ahead = simd.entries_ahead(lanes)
+    if ahead > 0:
+        later = edge_id[min(entry + ahead, len(col) - 1)]
+        simd.prefetch(w, at_edge(np.int64(later), place))
+    later_block(entry, col, place, lanes, x)
 
 
 @simd.inlined
@@ -102,7 +110,7 @@ def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
             total, _ = add_term(total, here, other, edge, place, lanes, w, x)
     else:
         for entry in range(rowptr[node], rowptr[node + 1]):
-            look_ahead(entry, graph, place, lanes, w, x)
+            later_term(entry, graph, place, lanes, w, x)
             other, edge = np.int64(col[entry]), np.int64(edge_id[entry])
             total, _ = add_term(total, here, other, edge, place, lanes, w, x)
     return total
@@ -210,6 +218,7 @@ def _to_nodes(first, last, base, graph, place, lanes, sign, z, out):
     for i in range(first, last):
         total = simd.zeros(z, lanes)
         for entry in range(rowptr[i], rowptr[i + 1]):
+            later_block(entry, edge_id, place, lanes, z)
             block = simd.load(z, at(np.int64(edge_id[entry]), place), lanes)
             if sign < 0 and col[entry] < i:
                 total = total - block
