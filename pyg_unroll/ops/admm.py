@@ -24,6 +24,7 @@ from pyg_unroll.ops.cg import (
     step_scalars,
     step_scalars_backward,
 )
+from pyg_unroll.ops.order import LocalOrder, local_order, take
 from pyg_unroll.ops.reference import admm as reference
 from pyg_unroll.ops.reference.admm import shrink
 from pyg_unroll.ops.reference.cg import Matrix
@@ -163,10 +164,12 @@ def admm_iterates(
     """
     dtype = x.dtype
     operands = _numbers(*_operands(problem, x, dual, coefficients))
-    problem, x, dual, scalars, *steps = _read(problem.topology, *operands)
+    order, topology, *values = _in_local_order(problem.topology, *operands)
+    problem, x, dual, scalars, *steps = _read(topology, *values)
     for rows in zip(scalars, step_scalars(*steps), strict=True):
         x, dual, _ = _iterate(problem, x, dual, rows, False)
-        yield x.to(dtype), dual.to(dtype)
+        found = _in_old_order(order, x, dual)
+        yield found[0].to(dtype), found[1].to(dtype)
 
 
 def _operands(
@@ -193,6 +196,30 @@ def _numbers(
     """The same in the types of kernels, contiguous if these read them."""
     values = (v if v is None else v.to(accumulate_type(v.dtype)) for v in rest)
     return *backend.numbers(weight, x, dual), *values
+
+
+def _in_local_order(topology: Topology, *operands: Any) -> tuple[Any, ...]:
+    """The order of a scattered graph, if it is one, and graph and operands in
+    that order.
+    """
+    order = local_order(topology)
+    if order is None:
+        return order, topology, *operands
+    weight, x, dual, confidence, observed, *rest, free = operands
+    weight, dual = take(order.edge, weight, dual)
+    dual = None if dual is None else order.turn(dual)
+    x, *others, free = take(order.node, x, confidence, observed, free)
+    return order, order.topology, weight, x, dual, *others, *rest, free
+
+
+def _in_old_order(
+    order: LocalOrder | None, x: Tensor, dual: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Signal and dual variable for the user."""
+    if order is None:
+        return x, dual
+    (x,) = take(order.number, x)
+    return x, *take(order.edge_number, order.turn(dual))
 
 
 def _no_dual(topology: Topology, x: Tensor) -> Tensor:
@@ -260,8 +287,8 @@ def _run(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     *given, every, keep = operands
     dtype = given[1].dtype
-    values = _numbers(*given)
-    problem, x, dual, scalars, *steps = _read(topology, *values)
+    order, *values = _in_local_order(topology, *_numbers(*given))
+    problem, x, dual, scalars, *steps = _read(*values)
     xs, duals, paths = [], [], []
     rows = zip(scalars, step_scalars(*steps), strict=True)
     for t, row in enumerate(rows):
@@ -270,6 +297,8 @@ def _run(
             duals.append(dual)
         x, dual, path = _iterate(problem, x, dual, row, keep)
         paths += path
+    x, dual = _in_old_order(order, x, dual)
+    # What is kept stays in the order of the steps.
     return x.to(dtype), dual.to(dtype), [*xs, *duals, *paths]
 
 
@@ -356,13 +385,18 @@ class _Adjoint:
 def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     """Derivatives by all operands but the free entries."""
     *given, free, every, kept, grad, grad_dual = operands
-    values = _numbers(*given, free)
+    order, topology, *values = _in_local_order(
+        topology, *_numbers(*given, free)
+    )
     problem, x, dual, scalars, alpha, beta = _read(topology, *values)
     forward = list(zip(scalars, step_scalars(alpha, beta), strict=True))
     back = list(zip(scalars, step_scalars_backward(alpha, beta), strict=True))
     nothing = torch.zeros_like(x)
     is_soft = problem.confidence is not None
     by_x, by_dual = backend.numbers(grad, grad_dual)
+    if order is not None:
+        (by_x,), (by_dual,) = take(order.node, by_x), take(order.edge, by_dual)
+        by_dual = None if by_dual is None else order.turn(by_dual)
     adjoint = _Adjoint(
         by_x,
         by_dual,
@@ -393,12 +427,17 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     by_rho[:-1] += by_scalars[1:, 0]
     to_edges = backend.kernels('operators', x).to_edges
     adjoint.square += to_edges(topology, adjoint.diagonal.sum(1), False)
+    by_weight = adjoint.weight.addcmul_(problem.weight, adjoint.square, value=2)
+    by_x, by_dual = _in_old_order(order, adjoint.x, adjoint.dual)
+    by_signals = [adjoint.confidence, adjoint.observed]
+    if order is not None:
+        (by_weight,) = take(order.edge_number, by_weight)
+        by_signals = take(order.number, *by_signals)
     found = (
-        adjoint.weight.addcmul_(problem.weight, adjoint.square, value=2),
-        adjoint.x,
-        adjoint.dual,
-        adjoint.confidence,
-        adjoint.observed,
+        by_weight,
+        by_x,
+        by_dual,
+        *by_signals,
         -by_scale.sum(0) / problem.mu if is_soft else None,
         by_rho,
         by_scalars[:, 2].clone(),  # results of an operator share no memory

@@ -16,6 +16,7 @@ from torch import Tensor
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops import backend
 from pyg_unroll.ops.operators import laplacian
+from pyg_unroll.ops.order import local_order, take
 from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix
 from pyg_unroll.ops.reference.operators import accumulate_type
 
@@ -45,12 +46,26 @@ def cg_iterates(
     Derivatives are not recorded.
     """
     run = backend.kernels('cg', x).cg_steps
+    order, a, x, b = _in_local_order(a, x, b)
     a, out, residual, direction = _begin(a, x, b)
     for row in step_scalars(alpha, beta).split(1):
         new = torch.empty_like(direction)
         run(a, out, residual, Directions(direction, [new]), row)
         direction = new
-        yield out.to(x.dtype, copy=True)
+        (found,) = (out,) if order is None else take(order.number, out)
+        yield found.to(x.dtype, copy=True)
+
+
+def _in_local_order(a: Matrix, *values: Any) -> tuple[Any, ...]:
+    """The order of a scattered graph, if it is one, and the matrix and signals
+    of its nodes in that order.
+    """
+    order = local_order(a.topology)
+    if order is None:
+        return order, a, *values
+    weight, parts = take(order.edge, a.weight), take(order.node, *a[2:])
+    matrix = Matrix(order.topology, *weight, *parts)
+    return order, matrix, *take(order.node, *values)
 
 
 def _begin(
@@ -104,7 +119,11 @@ def run_steps(
 def _run(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     *parts, x, b, alpha, beta, keep = operands
     scalars = step_scalars(alpha, beta)
-    return run_steps(Matrix(topology, *parts), x, b, scalars, keep)
+    order, a, x, b = _in_local_order(Matrix(topology, *parts), x, b)
+    out, directions = run_steps(a, x, b, scalars, keep)
+    if order is not None:  # directions stay as they are
+        (out,) = take(order.number, out)
+    return out, directions
 
 
 def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
@@ -168,10 +187,18 @@ def run_steps_backward(
 
 def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     *parts, x, directions, alpha, beta, grad = operands
-    a = Matrix(topology, *parts)
     scalars = step_scalars_backward(alpha, beta)
-    found = run_steps_backward(a, x, directions, scalars, grad)
     likes = *parts, x, grad, alpha, beta
+    order, a, x, own = _in_local_order(Matrix(topology, *parts), x, grad)
+    found = run_steps_backward(a, x, directions, scalars, own)
+    if order is not None:
+        weight, *nodes, by_alpha, by_beta = found
+        found = (
+            *take(order.edge_number, weight),
+            *take(order.number, *nodes),
+            by_alpha,
+            by_beta,
+        )
     return backend.like_operands(found, likes, grad)
 
 

@@ -14,12 +14,26 @@ _LEAST_NODES = 2**15
 
 
 class LocalOrder(NamedTuple):
-    """A graph in another order, and the old numbers of its parts."""
+    """A graph in another order."""
 
     topology: Topology
-    node: Tensor  # [N]
-    edge: Tensor  # [E]
+    node: Tensor  # old number of each new node, [N]
+    number: Tensor  # new number of each old node, [N]
+    edge: Tensor  # old number of each new edge, [E]
+    edge_number: Tensor  # new number of each old edge, [E]
+    turned: Tensor  # True where the larger end of a new edge was smaller, [E]
     component: Tensor  # number of each old node's connected component, [N]
+
+    def turn(self, z: Tensor) -> Tensor:
+        """Signals along new edges, their signs those of old ones, or back."""
+        turned = self.turned.view(-1, *(1,) * (z.dim() - 1))
+        return torch.where(turned, -z, z)
+
+
+def take(index: Tensor, *values: Tensor | None) -> list[Any]:
+    """Rows of tensors; their derivatives are not recorded."""
+    run = kernels('order', index).take
+    return [None if value is None else run(value, index) for value in values]
 
 
 # By row pointer, as registered operators make topologies of the same tensors;
@@ -66,8 +80,12 @@ def _renumbered(topology: Topology) -> LocalOrder:
     place = torch.arange(len(node), dtype=node.dtype)
     group = place.bitwise_and(~15).add_(degree.clamp_(max=15))
     node = node.index_select(0, group.argsort(stable=True))
-    local, edge = backend.renumber(topology, node)
-    return LocalOrder(local, node, edge, component)
+    number = torch.empty_like(node)
+    number[node.long()] = torch.arange(len(node), dtype=node.dtype)
+    local, edge, *rest = backend.renumber(topology, node, number)
+    edge_number, turned = rest
+    edges = edge, edge_number, turned
+    return LocalOrder(local, node, number, *edges, component)
 
 
 def components(topology: Topology, weight: Tensor) -> Tensor:

@@ -130,8 +130,7 @@ class SmoothnessProblem:
         found = local_order(self.topology)
         if found is None:
             return self
-        topology, node, edge, _ = found
-        signal = self.signal
+        node, signal = found.node, self.signal
         free, confidence = (
             None if value is None else value.index_select(0, node)
             for value in (signal.free, signal.confidence)
@@ -141,9 +140,9 @@ class SmoothnessProblem:
         )
         return type(self)(
             Observations(x, free, confidence, signal.layout),
-            topology,
+            found.topology,
             # Of one dimension it is several times faster.
-            self.weight.squeeze(1).index_select(0, edge).unsqueeze(1),
+            self.weight.squeeze(1).index_select(0, found.edge).unsqueeze(1),
             self.mu,
             start,
             self.dtype,

@@ -1,10 +1,12 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from pyg_unroll import GridGraph, Topology, ops
+from pyg_unroll import GLRConv, GridGraph, GTVConv, Topology, ops
 from pyg_unroll.ops import order
 from pyg_unroll.testing import assert_same
 from tests.oracles import random_graph
@@ -17,37 +19,85 @@ def scattered_path(num_nodes):
     return Topology.from_pairs(ends.amin(0), ends.amax(0), num_nodes), node
 
 
+def scattered_graph(num_nodes=300):
+    """A path and random edges, its nodes in random order."""
+    graph = random_graph(num_nodes, num_nodes // 2)
+    node = torch.randperm(num_nodes)
+    src, dst = node[graph.edge_index[:, graph.edge_index[0].argsort()]]
+    keep = src < dst
+    return Topology.from_pairs(src[keep], dst[keep], num_nodes)
+
+
 @pytest.mark.usefixtures('each_backend')
 def test_local_order_is_the_same_graph(monkeypatch):
     monkeypatch.setattr(order, '_LEAST_NODES', 0)
-    graph = random_graph(300, 200)
-    topology = Topology.from_edge_index(graph.edge_index, 300)
-    node = torch.randperm(300)
-    ends = node[torch.stack([topology.src, topology.dst]).long()]
-    topology = Topology.from_pairs(ends.amin(0), ends.amax(0), 300)
+    topology = scattered_graph()
     found = order.local_order(topology)
-    local = found.topology
-    assert found.node.sort()[0].tolist() == list(range(300))
-    assert found.edge.sort()[0].tolist() == list(range(topology.num_edges))
+    local, edge = found.topology, found.edge.long()
+    numbers = torch.arange(300), torch.arange(topology.num_edges)
+    assert torch.equal(found.node[found.number.long()].long(), numbers[0])
+    assert torch.equal(found.edge_number[edge].long(), numbers[1])
     assert bool((local.src < local.dst).all())
     ends = torch.stack([found.node[local.src], found.node[local.dst]])
-    edge = found.edge.long()
     assert torch.equal(ends.amin(0), topology.src[edge])
     assert torch.equal(ends.amax(0), topology.dst[edge])
+    assert torch.equal(ends[0] > ends[1], found.turned)
     weight = torch.rand(topology.num_edges, 2, dtype=torch.float64)
     x = torch.randn(300, 3, 2, dtype=torch.float64)
     rows = found.node.long()
-    for kind in (ops.laplacian, lambda t, w, x: ops.divergence(t, w[:, None])):
-        one = kind(local, weight[edge] * _sign(found, topology, kind), x[rows])
-        assert_same(one, kind(topology, weight, x)[rows])
+    out = ops.laplacian(local, weight[edge], x[rows])
+    assert_same(out, ops.laplacian(topology, weight, x)[rows])
+    flow = ops.gradient(local, x[rows])
+    assert_same(found.turn(flow), ops.gradient(topology, x)[edge])
+    out = ops.divergence(local, found.turn(weight[edge].unsqueeze(1)))
+    expected = ops.divergence(topology, weight.unsqueeze(1))
+    assert_same(out, expected[rows])
 
 
-def _sign(found, topology, kind):
-    """A divergence depends on which end of an edge has the smaller number."""
-    if kind is ops.laplacian:
-        return 1
-    is_same = found.node[found.topology.src] == topology.src[found.edge.long()]
-    return 2.0 * is_same.double().unsqueeze(1) - 1
+@pytest.mark.usefixtures('each_backend')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('columns', [1, 3, 130])
+def test_take(dtype, columns):
+    x = torch.randn(50, columns).to(dtype)
+    index = torch.randint(50, (70,), dtype=torch.int32)
+    some, none, mask = order.take(index, x, None, x > 0)
+    assert torch.equal(some, x[index]) and none is None
+    assert torch.equal(mask, x[index] > 0)
+
+
+@pytest.mark.usefixtures('each_backend')
+@pytest.mark.parametrize('fidelity', ['hard', 'soft'])
+@pytest.mark.parametrize(
+    'conv', [GLRConv(4, heads=2), GLRConv(3, order=2), GTVConv(3, 2, heads=2)]
+)
+def test_layers_do_not_depend_on_the_order(monkeypatch, conv, fidelity):
+    conv = copy.deepcopy(conv).double()
+    conv.fidelity = fidelity
+    topology = scattered_graph()
+    x = torch.randn(300, 3, dtype=torch.float64)
+    mask = torch.rand(300, 1) < 0.4
+    heads = conv.heads
+    weight = torch.rand(topology.num_edges, heads, dtype=torch.float64)
+    x.requires_grad_()
+    weight.requires_grad_()
+    found = []
+    for least in (10**9, 0):
+        monkeypatch.setattr(order, '_LEAST_NODES', least)
+        graph = Topology(**vars(topology) | {'rowptr': topology.rowptr.clone()})
+        assert (order.local_order(graph) is None) == (least > 0)
+        arguments, state = (graph, weight, mask), []
+        out = conv(x, *arguments)
+        *_, last = conv.iterates(x, *arguments)
+        assert torch.equal(last.x, out)
+        if isinstance(conv, GTVConv):
+            out, dual = conv(x, *arguments, return_state=True)
+            out, dual = conv(out, *arguments, state=dual, return_state=True)
+            state.append(dual)
+        total = sum(v.sin().sum() for v in (out, *state))
+        operands = [x, weight, *conv.parameters()]
+        grads = torch.autograd.grad(total, operands, allow_unused=True)
+        found.append([out, *state, *(v for v in grads if v is not None)])
+    assert_same(*found)
 
 
 @pytest.mark.usefixtures('each_backend')

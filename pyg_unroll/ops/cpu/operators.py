@@ -12,12 +12,18 @@ order of its columns, hence the results are the same bit for bit.
 import math
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.launch import as_first, blocks, empty, flat, launch, over_rows
+from pyg_unroll.ops.cpu.launch import (
+    as_first,
+    blocks,
+    empty,
+    flat,
+    launch,
+    over_rows,
+)
 from pyg_unroll.ops.reference import operators as reference
 
 

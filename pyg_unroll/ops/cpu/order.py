@@ -11,7 +11,8 @@ from torch import Tensor
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.launch import empty, flat
+from pyg_unroll.ops.cpu.launch import as_first, blocks, empty, flat, launch
+from pyg_unroll.ops.cpu.operators import at
 
 
 @simd.inlined
@@ -92,31 +93,57 @@ def _move_rows(node, number, rowptr, col, edge_id, out):
 
 
 @simd.kernel
-def _number_edges(rowptr, col, edge_id, src, dst, edge, new):
+def _number_edges(node, rowptr, col, edge_id, src, dst, edge, new, turned):
     """In the order of rows."""
     count = 0
-    for i in range(len(rowptr) - 1):
+    for i in range(len(node)):
         entry, end = rowptr[i], rowptr[i + 1]
         while entry < end and col[entry] < i:
             edge_id[entry] = new[edge_id[entry]]
             entry += 1
         while entry < end:
             src[count], dst[count] = i, col[entry]
+            turned[count] = node[col[entry]] < node[i]
             edge[count] = edge_id[entry]
             new[edge_id[entry]] = edge_id[entry] = count
             count += 1
             entry += 1
 
 
-def renumber(topology: Topology, node: Tensor) -> tuple[Topology, Tensor]:
+def renumber(
+    topology: Topology, node: Tensor, number: Tensor
+) -> tuple[Topology, Tensor, Tensor, Tensor]:
     """See :func:`.reference.order.renumber`; here rows are not sorted."""
-    number = torch.empty_like(node)
-    number[node.long()] = torch.arange(len(node), dtype=node.dtype)
     index = topology.rowptr, topology.col, topology.edge_id
     rowptr, col, edge_id = (empty(v.shape, v.dtype) for v in index)
     _move_rows(*flat(node, number, *index), tuple(flat(rowptr, col, edge_id)))
     ends = topology.src
     src, dst, edge, new = (empty(ends.shape, ends.dtype) for _ in range(4))
-    _number_edges(*flat(rowptr, col, edge_id, src, dst, edge, new))
+    turned = empty(ends.shape, torch.bool)
+    edges = src, dst, edge, new, turned
+    _number_edges(*flat(node, rowptr, col, edge_id, *edges))
     local = Topology(topology.num_nodes, src, dst, rowptr, col, edge_id)
-    return local, edge
+    return local, edge, new, turned
+
+
+@simd.kernel
+def _take(first, last, base, index, place, lanes, x, out):
+    for i in range(first, last):
+        later = np.int64(index[min(i + 16, len(index) - 1)])
+        simd.prefetch(x, at(later, place))
+        simd.prefetch(x, at(later, place) + simd.block_size(lanes) - 1)
+        block = simd.load(x, at(np.int64(index[i]), place), lanes)
+        simd.store(out, at(i, place), block)
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """See :func:`.reference.order.take`; rows are asked for ahead."""
+    if not x.is_floating_point():
+        return x.index_select(0, index)
+    (values,) = as_first(x)
+    out = empty((len(index), *x.shape[1:]), values.dtype)
+    arrays = flat(values, out)
+    for lanes, place in blocks(1, x.shape[1:].numel()):
+        rest = (*flat(index), place, lanes, *arrays)
+        launch(_take, len(index), lanes.heads, *rest)
+    return out.to(x.dtype)

@@ -46,14 +46,23 @@ def walk(topology: Topology) -> tuple[Tensor, Tensor]:
     return node, components(topology, torch.ones(topology.num_edges))
 
 
-def renumber(topology: Topology, node: Tensor) -> tuple[Topology, Tensor]:
-    """The same graph, its nodes in an order of the old ones, and the old
-    numbers of its edges.
+def renumber(
+    topology: Topology, node: Tensor, number: Tensor
+) -> tuple[Topology, Tensor, Tensor, Tensor]:
+    """The same graph, its nodes in an order of the old ones, to which the new
+    number of each is the inverse; of its edges the same two, and whether the
+    old numbers of their ends are the other way round.
     """
-    number = node.long().argsort()
-    ends = number[torch.stack([topology.src, topology.dst]).long()]
-    src, dst = ends.sort(0)[0]
+    ends = torch.stack([topology.src, topology.dst]).long()
+    (src, dst), end = number.long()[ends].sort(0)
     edge = (src * topology.num_nodes + dst).argsort()
     src, dst = src[edge], dst[edge]
     local = Topology.from_sorted_pairs(src, dst, topology.num_nodes)
-    return local, edge.to(topology.src.dtype)
+    index = topology.src.dtype
+    turned = end[0].bool()[edge]
+    return local, edge.to(index), edge.argsort().to(index), turned
+
+
+def take(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of a tensor."""
+    return x.index_select(0, index)
