@@ -143,17 +143,17 @@ def _solve(
     """All steps of a block of columns; returns their number."""
     x, residual, v, image, mean, degree, sums = signals
     step, momentum, energy, reference = state
-    tol, max_steps, check_every = limits
+    tol, max_steps = limits
     work = 0, rows, base, graph, place, lanes
     num_steps = 0
     while num_steps < max_steps:
-        if num_steps % check_every == 0:
-            is_done = True
-            for c in range(columns[0], columns[1]):
-                error = math.sqrt(energy[c]) / reference[c]
-                is_done = is_done and not error > tol
-            if is_done:
-                break
+        is_done = True
+        for c in range(columns[0], columns[1]):
+            error = math.sqrt(energy[c]) / reference[c]
+            is_done = is_done and not error > tol
+        if is_done:
+            break
+        _turn(*work, momentum, (v, residual), d)
         if degree.size > 0:
             laplacian_kernel(*work, weights[1], v, degree, mean)
         _product(*work, weights[0], (mean, v, image), d, sums)
@@ -169,7 +169,6 @@ def _solve(
                 momentum[c] /= energy[c]
             if step[c] != 0:
                 energy[c] = sums[c]
-        _turn(*work, momentum, (v, residual), d)
         num_steps += 1
     return num_steps
 
@@ -186,7 +185,6 @@ def _solve_by_blocks(
     degree = residual[:0] if a.degree is None else a.degree
     nothing = residual.new_zeros((1, *residual.shape[1:]))
     energy = advance(a, x, residual, v, v, nothing)
-    turn(a, v, residual, nothing)
     tiny = torch.finfo(energy.dtype).tiny
     first = energy.sqrt().clamp(min=tiny**0.5)
     weights = tuple(flat(weight, a.weight))
@@ -200,7 +198,7 @@ def _solve_by_blocks(
         for k in range(begin, end):
             lanes, place = places[k]
             columns = place[1], place[1] + lanes.features * lanes.heads
-            limits = columns, (tol, max_steps, reference.CHECK_EVERY)
+            limits = columns, (tol, max_steps)
             head = len(x), scratch, graph, place, lanes
             counts[k] = _solve(*head, *rest, *limits)
 

@@ -12,8 +12,8 @@ from pyg_unroll.ops.reference.operators import laplacian
 # Approximate inverse of a matrix, symmetric positive definite.
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
 
-# Steps between looks at the residual: each look synchronises a device.
-CHECK_EVERY = 8
+# Steps between looks at the residual, each of which synchronises a device.
+_CHECK_EVERY = 8
 
 
 def product(a: Matrix, v: Tensor, apply: Any = laplacian) -> Tensor:
@@ -93,36 +93,30 @@ def conjugate_gradient(
     norm = steps.advance(a, x, residual, direction, direction, nothing)
     reference = norm.clamp(min=0).sqrt()
 
-    def turn(latest: Tensor, energy: Tensor) -> Tensor:
-        """Turns to the preconditioned residual; returns its energy."""
-        previous = torch.where(energy > 0, energy, 1)
-        if preconditioner is None:
-            steps.turn(a, direction, residual, latest / previous)
-            return latest
-        z = preconditioner(residual)
-        updated = _dot(residual, z)
-        direction.mul_(updated / previous).add_(z)
-        return updated
-
     def error() -> Tensor:
         tiny = torch.finfo(norm.dtype).tiny
         return norm.clamp(min=0).sqrt() / reference.clamp(min=tiny**0.5)
 
-    energy = turn(norm, nothing)
-    # A look costs little beside another preconditioner.
-    check_every = CHECK_EVERY if preconditioner is None else 1
-    num_steps = 0
+    # A look costs little on the CPU and beside another preconditioner.
+    is_cheap = preconditioner is not None or x.device.type == 'cpu'
+    check_every = 1 if is_cheap else _CHECK_EVERY
+    energy, num_steps = nothing, 0
     while num_steps < max_steps:
         active = error() > tol
         if num_steps % check_every == 0 and not bool(active.any()):
             break
+        previous, energy = torch.where(energy > 0, energy, 1), norm
+        if preconditioner is None:
+            steps.turn(a, direction, residual, energy / previous)
+        else:
+            z = preconditioner(residual)
+            energy = _dot(residual, z)
+            direction.mul_(energy / previous).add_(z)
         image, curvature = steps.product(a, direction)
         active = active & (curvature > 0)
         curvature = torch.where(active, curvature, 1)
         step = torch.where(active, energy / curvature, 0)
         latest = steps.advance(a, x, residual, direction, image, step)
-        updated = turn(latest, energy)
-        energy = torch.where(active, updated, energy)
         norm = torch.where(active, latest, norm)
         num_steps += 1
     return x, float(error().max()), num_steps
