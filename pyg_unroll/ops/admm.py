@@ -199,27 +199,19 @@ def _numbers(
 
 
 def _in_local_order(topology: Topology, *operands: Any) -> tuple[Any, ...]:
-    """The order of a scattered graph, if it is one, and graph and operands in
-    that order.
-    """
+    """A local order of nodes, and graph and operands in that order."""
     order = local_order(topology)
-    if order is None:
-        return order, topology, *operands
     weight, x, dual, confidence, observed, *rest, free = operands
     weight, dual = take(order.edge, weight, dual)
-    dual = None if dual is None else order.turn(dual)
     x, *others, free = take(order.node, x, confidence, observed, free)
-    return order, order.topology, weight, x, dual, *others, *rest, free
+    start = order.topology, weight, x, order.turn(dual)
+    return order, *start, *others, *rest, free
 
 
-def _in_old_order(
-    order: LocalOrder | None, x: Tensor, dual: Tensor
-) -> tuple[Tensor, Tensor]:
+def _in_old_order(order: LocalOrder, x: Tensor, dual: Tensor) -> Any:
     """Signal and dual variable for the user."""
-    if order is None:
-        return x, dual
-    (x,) = take(order.number, x)
-    return x, *take(order.edge_number, order.turn(dual))
+    edges = take(order.edge_number, order.turn(dual))
+    return *take(order.number, x), *edges
 
 
 def _no_dual(topology: Topology, x: Tensor) -> Tensor:
@@ -394,12 +386,10 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     nothing = torch.zeros_like(x)
     is_soft = problem.confidence is not None
     by_x, by_dual = backend.numbers(grad, grad_dual)
-    if order is not None:
-        (by_x,), (by_dual,) = take(order.node, by_x), take(order.edge, by_dual)
-        by_dual = None if by_dual is None else order.turn(by_dual)
+    (by_x,), (by_dual,) = take(order.node, by_x), take(order.edge, by_dual)
     adjoint = _Adjoint(
         by_x,
-        by_dual,
+        order.turn(by_dual),
         weight=torch.zeros_like(problem.weight),
         square=torch.zeros_like(problem.weight),
         diagonal=nothing,
@@ -428,16 +418,10 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     to_edges = backend.kernels('operators', x).to_edges
     adjoint.square += to_edges(topology, adjoint.diagonal.sum(1), False)
     by_weight = adjoint.weight.addcmul_(problem.weight, adjoint.square, value=2)
-    by_x, by_dual = _in_old_order(order, adjoint.x, adjoint.dual)
-    by_signals = [adjoint.confidence, adjoint.observed]
-    if order is not None:
-        (by_weight,) = take(order.edge_number, by_weight)
-        by_signals = take(order.number, *by_signals)
     found = (
-        by_weight,
-        by_x,
-        by_dual,
-        *by_signals,
+        *take(order.edge_number, by_weight),
+        *_in_old_order(order, adjoint.x, adjoint.dual),
+        *take(order.number, adjoint.confidence, adjoint.observed),
         -by_scale.sum(0) / problem.mu if is_soft else None,
         by_rho,
         by_scalars[:, 2].clone(),  # results of an operator share no memory

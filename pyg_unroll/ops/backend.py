@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -21,9 +22,9 @@ chosen: dict[str, str] = {}
 def kernels(family: str, operand: Tensor) -> Any:
     """Returns the kernels for the device of an operand.
 
-    Those of :mod:`.cpu` (numba), :mod:`.cuda` (Triton) or, where there is
-    neither, :mod:`.reference`: packages of the same modules, one for each
-    family of operators, with the same functions.
+    Those of :mod:`.cpu` (numba) or :mod:`.cuda` (Triton), and of
+    :mod:`.reference` where they are missing: packages of the same modules, one
+    for each family of operators, with the same functions.
     """
     device = operand.device.type
     if device not in chosen:
@@ -33,7 +34,10 @@ def kernels(family: str, operand: Tensor) -> Any:
 
 @cache
 def _module(name: str, family: str) -> Any:
-    return import_module(f'pyg_unroll.ops.{name}.{family}')
+    path = f'pyg_unroll.ops.{name}.{family}'
+    if find_spec(path) is None:
+        return _module('reference', family)
+    return import_module(path)
 
 
 def _choose(device: str) -> str:

@@ -52,17 +52,13 @@ def cg_iterates(
         new = torch.empty_like(direction)
         run(a, out, residual, Directions(direction, [new]), row)
         direction = new
-        (found,) = (out,) if order is None else take(order.number, out)
+        (found,) = take(order.number, out)
         yield found.to(x.dtype, copy=True)
 
 
 def _in_local_order(a: Matrix, *values: Any) -> tuple[Any, ...]:
-    """The order of a scattered graph, if it is one, and the matrix and signals
-    of its nodes in that order.
-    """
+    """A local order of nodes, and matrix and signals in that order."""
     order = local_order(a.topology)
-    if order is None:
-        return order, a, *values
     weight, parts = take(order.edge, a.weight), take(order.node, *a[2:])
     matrix = Matrix(order.topology, *weight, *parts)
     return order, matrix, *take(order.node, *values)
@@ -121,9 +117,8 @@ def _run(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     scalars = step_scalars(alpha, beta)
     order, a, x, b = _in_local_order(Matrix(topology, *parts), x, b)
     out, directions = run_steps(a, x, b, scalars, keep)
-    if order is not None:  # directions stay as they are
-        (out,) = take(order.number, out)
-    return out, directions
+    # Directions stay in the order of the steps.
+    return *take(order.number, out), directions
 
 
 def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
@@ -190,16 +185,11 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
     scalars = step_scalars_backward(alpha, beta)
     likes = *parts, x, grad, alpha, beta
     order, a, x, own = _in_local_order(Matrix(topology, *parts), x, grad)
-    found = run_steps_backward(a, x, directions, scalars, own)
-    if order is not None:
-        weight, *nodes, by_alpha, by_beta = found
-        found = (
-            *take(order.edge_number, weight),
-            *take(order.number, *nodes),
-            by_alpha,
-            by_beta,
-        )
-    return backend.like_operands(found, likes, grad)
+    weight, *nodes, by_alpha, by_beta = run_steps_backward(
+        a, x, directions, scalars, own
+    )
+    found = *take(order.edge_number, weight), *take(order.number, *nodes)
+    return backend.like_operands((*found, by_alpha, by_beta), likes, grad)
 
 
 def _fake_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:

@@ -127,10 +127,10 @@ class SmoothnessProblem:
 
     def _reorder(self) -> Self:
         """The same problem, its neighbours near each other in memory."""
-        found = local_order(self.topology)
-        if found is None:
+        found, signal = local_order(self.topology), self.signal
+        node, edge = found.node, found.edge
+        if node is None or edge is None:
             return self
-        node, signal = found.node, self.signal
         free, confidence = (
             None if value is None else value.index_select(0, node)
             for value in (signal.free, signal.confidence)
@@ -142,7 +142,7 @@ class SmoothnessProblem:
             Observations(x, free, confidence, signal.layout),
             found.topology,
             # Of one dimension it is several times faster.
-            self.weight.squeeze(1).index_select(0, found.edge).unsqueeze(1),
+            self.weight.squeeze(1).index_select(0, edge).unsqueeze(1),
             self.mu,
             start,
             self.dtype,

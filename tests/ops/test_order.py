@@ -84,7 +84,7 @@ def test_layers_do_not_depend_on_the_order(monkeypatch, conv, fidelity):
     for least in (10**9, 0):
         monkeypatch.setattr(order, '_LEAST_NODES', least)
         graph = Topology(**vars(topology) | {'rowptr': topology.rowptr.clone()})
-        assert (order.local_order(graph) is None) == (least > 0)
+        assert (order.local_order(graph).node is None) == (least > 0)
         arguments, state = (graph, weight, mask), []
         out = conv(x, *arguments)
         *_, last = conv.iterates(x, *arguments)
@@ -106,7 +106,7 @@ def test_neighbours_are_near_each_other(monkeypatch):
     topology, _ = scattered_path(1000)
     local = order.local_order(topology).topology
     assert (topology.dst - topology.src).double().mean() > 200
-    # Rows of one length are put together in groups of 64 nodes.
+    # Rows of one length are put together in groups of 16 nodes.
     assert (local.dst - local.src).double().mean() < 64
 
 
@@ -125,14 +125,14 @@ def test_is_remembered_with_the_graph(monkeypatch):
 
 def test_others_stay_as_they_are(monkeypatch):
     monkeypatch.setattr(order, '_LEAST_NODES', 100)
-    assert order.local_order(scattered_path(99)[0]) is None
+    assert order.local_order(scattered_path(99)[0]).node is None
     line = torch.arange(200)
     path = Topology.from_pairs(line[:-1], line[1:], 200)
-    assert order.local_order(path) is None
+    assert order.local_order(path).node is None
     grid = GridGraph(4).pixels(2, 100, torch.device('cpu'))
-    assert order.local_order(grid) is None
+    assert order.local_order(grid).node is None
     empty = Topology.from_pairs(line[:0], line[:0], 200)
-    assert order.local_order(empty) is None
+    assert order.local_order(empty).node is None
 
 
 @pytest.mark.usefixtures('each_backend')

@@ -1,13 +1,13 @@
 """Conjugate gradients to a tolerance in plain PyTorch."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from pyg_unroll.ops.backend import kernels
 from pyg_unroll.ops.reference.cg import Matrix
-from pyg_unroll.ops.reference.operators import laplacian
 
 # Approximate inverse of a matrix, symmetric positive definite.
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
@@ -16,9 +16,9 @@ Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
 _CHECK_EVERY = 8
 
 
-def product(a: Matrix, v: Tensor, apply: Any = laplacian) -> Tensor:
-    """:math:`A v`, by a backend's :func:`laplacian`."""
-    image = v
+def product(a: Matrix, v: Tensor) -> Tensor:
+    """:math:`A v`, by the :func:`laplacian` of the backend in use."""
+    apply, image = kernels('operators', v).laplacian, v
     if a.degree is not None:
         image = apply(a.topology, a.weight, v) / a.degree
     image = apply(a.topology, a.weight, image)
@@ -36,14 +36,9 @@ class Steps(NamedTuple):
     turn: Callable[..., None]
 
 
-def steps_by(apply: Any) -> Steps:
-    """The passes by a backend's :func:`laplacian`."""
-
-    def measured(a: Matrix, v: Tensor) -> tuple[Tensor, Tensor]:
-        image = product(a, v, apply)
-        return image, _dot(v, image)
-
-    return Steps(measured, advance, turn)
+def _measured(a: Matrix, v: Tensor) -> tuple[Tensor, Tensor]:
+    image = product(a, v)
+    return image, _dot(v, image)
 
 
 def advance(
@@ -70,13 +65,16 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(0, keepdim=True)
 
 
+_STEPS = Steps(_measured, advance, turn)
+
+
 def conjugate_gradient(
     a: Matrix,
     residual: Tensor,
     tol: float,
     max_steps: int,
     preconditioner: Preconditioner | None = None,
-    steps: Steps | None = None,
+    steps: Steps = _STEPS,
 ) -> tuple[Tensor, float, int]:
     r"""Solves :math:`A x = r`; returns also the largest relative residual and
     the number of steps.
@@ -86,7 +84,6 @@ def conjugate_gradient(
     :math:`\|r\|_{D^{-1}}` has reached the tolerance, relative to the first.
     Of held entries, where :math:`D` is infinite, the residual means nothing.
     """
-    steps = steps_by(laplacian) if steps is None else steps
     x, direction = torch.zeros_like(residual), torch.zeros_like(residual)
     residual = residual.clone()  # changed in place, as all
     nothing = residual.new_zeros((1, *residual.shape[1:]))
