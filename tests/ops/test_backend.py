@@ -58,5 +58,6 @@ def test_chosen_for_cuda_without_a_gpu(monkeypatch):
     pytest.importorskip('triton')
     monkeypatch.delitem(backend.chosen, 'cuda', raising=False)
     operand = SimpleNamespace(device=torch.device('cuda'))
-    module = backend.kernels('cg', operand)
-    assert module.__name__ == 'pyg_unroll.ops.cuda.cg'
+    for family, name in (('cg', 'cuda'), ('order', 'reference')):
+        module = backend.kernels(family, operand)
+        assert module.__name__ == f'pyg_unroll.ops.{name}.{family}'

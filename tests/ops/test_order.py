@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from pyg_unroll import GLRConv, GridGraph, GTVConv, Topology, ops
 from pyg_unroll.ops import order
@@ -67,23 +68,32 @@ def test_take(dtype, columns):
 
 @pytest.mark.usefixtures('each_backend')
 @pytest.mark.parametrize('fidelity', ['hard', 'soft'])
+@pytest.mark.parametrize('samples', [(), (2,)])
 @pytest.mark.parametrize(
-    'conv', [GLRConv(4, heads=2), GLRConv(3, order=2), GTVConv(3, 2, heads=2)]
+    'conv',
+    [
+        GLRConv(4, heads=2),
+        GLRConv(3, order=2, checkpoint=True),
+        GTVConv(3, 2, heads=2),
+        GTVConv(4, 2, checkpoint=True),
+    ],
 )
-def test_layers_do_not_depend_on_the_order(monkeypatch, conv, fidelity):
+def test_layers_do_not_depend_on_the_order(
+    monkeypatch, conv, samples, fidelity
+):
     conv = copy.deepcopy(conv).double()
     conv.fidelity = fidelity
     topology = scattered_graph()
-    x = torch.randn(300, 3, dtype=torch.float64)
+    x = torch.randn(*samples, 300, 3, dtype=torch.float64)
     mask = torch.rand(300, 1) < 0.4
-    heads = conv.heads
-    weight = torch.rand(topology.num_edges, heads, dtype=torch.float64)
+    shape = *samples, topology.num_edges, conv.heads
+    weight = torch.rand(shape, dtype=torch.float64)
     x.requires_grad_()
     weight.requires_grad_()
     found = []
     for least in (10**9, 0):
         monkeypatch.setattr(order, '_LEAST_NODES', least)
-        graph = Topology(**vars(topology) | {'rowptr': topology.rowptr.clone()})
+        graph = copy.deepcopy(topology)
         assert (order.local_order(graph).node is None) == (least > 0)
         arguments, state = (graph, weight, mask), []
         out = conv(x, *arguments)
@@ -98,6 +108,37 @@ def test_layers_do_not_depend_on_the_order(monkeypatch, conv, fidelity):
         grads = torch.autograd.grad(total, operands, allow_unused=True)
         found.append([out, *state, *(v for v in grads if v is not None)])
     assert_same(*found)
+
+
+@pytest.mark.parametrize('conv', [GLRConv(3, heads=2), GTVConv(2, 2)])
+def test_layers_compile_once(monkeypatch, conv):
+    monkeypatch.setattr(order, '_LEAST_NODES', 0)
+    counter = CompileCounterWithBackend('aot_eager')
+    torch.compiler.reset()
+    compiled = torch.compile(
+        conv, fullgraph=True, dynamic=True, backend=counter
+    )
+    for size in (300, 77, 180):
+        topology, x = scattered_graph(size), torch.randn(size, 2)
+        mask, results = torch.rand(size) < 0.5, []
+        for layer in (conv, compiled):
+            conv.zero_grad()
+            out = layer(x, topology, None, mask)
+            out.sin().sum().backward()
+            results.append((out, *(v.grad.clone() for v in conv.parameters())))
+        assert_same(*results)
+    assert counter.frame_count == 1
+
+
+def test_orders_made_in_inference_mode_can_be_trained_on(monkeypatch):
+    monkeypatch.setattr(order, '_LEAST_NODES', 0)
+    topology, x, conv = scattered_graph(), torch.randn(300, 1), GLRConv(3)
+    mask = torch.rand(300) < 0.5
+    with torch.inference_mode():
+        out = conv(x, topology, None, mask)
+    again = conv(x, topology, None, mask)
+    again.sum().backward()
+    assert torch.equal(out, again)
 
 
 @pytest.mark.usefixtures('each_backend')
@@ -120,6 +161,18 @@ def test_is_remembered_with_the_graph(monkeypatch):
     assert order.local_order(other) is not first
     count = len(order._ORDERS)
     del topology, again
+    assert len(order._ORDERS) == count - 1
+
+
+def test_random_edges_have_no_local_order(monkeypatch):
+    monkeypatch.setattr(order, '_LEAST_NODES', 100)
+    key = torch.randint(500**2, (3000,)).unique()
+    src, dst = key // 500, key % 500
+    topology = Topology.from_pairs(src[src < dst], dst[src < dst], 500)
+    assert order.is_scattered(topology)
+    assert order.local_order(topology).node is None
+    count = len(order._ORDERS)
+    del topology
     assert len(order._ORDERS) == count - 1
 
 

@@ -122,6 +122,18 @@ def test_columns_stop_by_themselves(preconditioned):
 
 
 @pytest.mark.usefixtures('each_backend')
+@pytest.mark.parametrize('inverse', [None, lambda residual: residual * 2])
+def test_stops_at_the_first_step_that_suffices(inverse):
+    system, _ = make(1, True)
+    right = torch.randn(60, 3, 2, dtype=torch.float64)
+    for tol in (1e-2, 1e-5, 1e-9):
+        *_, steps = conjugate_gradient(system, right, tol, 500, inverse)
+        arguments = steps - 1, inverse
+        _, residual, _ = conjugate_gradient(system, right, 0, *arguments)
+        assert residual > tol
+
+
+@pytest.mark.usefixtures('each_backend')
 def test_says_what_is_left():
     system, _ = make(1, True)
     right = torch.randn(60, 3, 2, dtype=torch.float64)
