@@ -3,13 +3,13 @@
     python benchmarks/graph_growth.py [--max-points 1e6] [--write]
 
 Random points in the plane in random order, 8 nearest neighbours, few known;
-each number of points in a fresh process, on the CPU. `solvers.glr` and
-SciPy's conjugate gradients run to a relative residual of 1e-4, by turns, of
-which the median of three is shown; FeaturePropagation 200 iterations, once.
-Setup is that of SciPy's matrices and of pyamg's hierarchy; `solvers.glr` does
-all it needs in its own seconds, less of it "again" on a graph that it has
-solved on before. "SciPy / ours" counts the setup. CPU seconds are those of all
-threads, which others on the machine change less; the error is that of unknown
+each number of points in a fresh process, on the CPU. `solvers.glr` and SciPy's
+conjugate gradients run to a relative residual of 1e-4, by turns, of which the
+median of three is shown; FeaturePropagation 200 iterations, once. Setup is that
+of SciPy's matrices and of pyamg's hierarchy; `solvers.glr` does all it needs in
+its own seconds, less of it "again" on a graph that it has solved on before. CPU
+seconds are those of all threads, which others on the machine change less;
+"SciPy / ours" is their ratio, with the setup. The error is that of unknown
 entries, relative to the spread of the exact solution; memory is the peak of the
 process in that stage, half a GiB of it the libraries.
 """
@@ -177,9 +177,9 @@ def copy_of(topology: Topology) -> Topology:
 
 
 def total(out: Row) -> float:
-    """Seconds with the setup."""
+    """CPU seconds with the setup."""
     setup = out.get('setup')
-    return float(out['seconds'].seconds + (setup.seconds if setup else 0))
+    return float(out['seconds'].cpu + (setup.cpu if setup else 0))
 
 
 def jacobi(matrix: Any) -> Callable[[Any], Any]:

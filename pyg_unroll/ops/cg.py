@@ -17,7 +17,7 @@ from pyg_unroll.graph import Topology
 from pyg_unroll.ops import backend
 from pyg_unroll.ops.operators import laplacian
 from pyg_unroll.ops.order import local_order, take
-from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix, State
 from pyg_unroll.ops.reference.operators import accumulate_type
 
 
@@ -47,12 +47,12 @@ def cg_iterates(
     """
     run = backend.kernels('cg', x).cg_steps
     order, a, x, b = _in_local_order(a, x, b)
-    a, out, residual, direction = _begin(a, x, b)
+    a, state, direction = _begin(a, x, b)
     for row in step_scalars(alpha, beta).split(1):
         new = torch.empty_like(direction)
-        run(a, out, residual, Directions(direction, [new]), row)
+        run(a, state, Directions(direction, [new]), row)
         direction = new
-        (found,) = take(order.number, out)
+        (found,) = take(order.number, state.x)
         yield found.to(x.dtype, copy=True)
 
 
@@ -66,15 +66,15 @@ def _in_local_order(a: Matrix, *values: Any) -> tuple[Any, ...]:
 
 def _begin(
     a: Matrix, x: Tensor, b: Tensor | None
-) -> tuple[Matrix, Tensor, Tensor, Tensor]:
-    """The matrix, signal and residual, which the steps change, and start."""
+) -> tuple[Matrix, State, Tensor]:
+    """The matrix, what the steps change, and the start."""
     topology, *parts = a
     a = Matrix(topology, *backend.numbers(*parts))
     (start,) = backend.numbers(x)
     residual = torch.zeros_like(start)
     if b is not None:
         residual.copy_(b)
-    return a, start.clone(), residual, start
+    return a, State(start.clone(), residual), start
 
 
 def step_scalars(alpha: Tensor, beta: Tensor) -> Tensor:
@@ -102,14 +102,14 @@ def run_steps(
     """The signal after the steps, and their directions if they are to be kept,
     by the kernels themselves.
     """
-    a, out, residual, start = _begin(a, x, b)
+    a, state, start = _begin(a, x, b)
     count = scalars.size(0) if keep else 2
     rest = [torch.empty_like(start) for _ in range(count)]
     if not keep and start is not x:  # a copy, not read after the first step
         rest[1] = start
     run = backend.kernels('cg', x).cg_steps
-    run(a, out, residual, Directions(start, rest), scalars)
-    return out.to(x.dtype), rest if keep else []
+    run(a, state, Directions(start, rest), scalars)
+    return state.x.to(x.dtype), rest if keep else []
 
 
 def _run(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:

@@ -12,7 +12,7 @@ import torch
 
 from pyg_unroll import GLRConv, GTVConv, MahalanobisGraph, Topology
 from pyg_unroll.ops import backend
-from pyg_unroll.ops.reference.cg import Adjoint, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Matrix, State
 from pyg_unroll.testing import TOLERANCES, assert_same
 from tests.oracles import random_graph
 
@@ -99,7 +99,7 @@ def test_cg_step(kind, shape, case):
     for module in both('cg'):
         x, residual, direction = (v.clone() for v in p.nodes[:3])
         new = torch.empty_like(direction)
-        module.cg_step(a, x, residual, direction, new, p.h)
+        module.cg_step(a, State(x, residual), direction, new, p.h)
         results.append((new, x, residual))
     assert_same(*results)
 
@@ -178,7 +178,7 @@ from triton.compiler import ASTSource
 from pyg_unroll import Topology
 from pyg_unroll.ops.cuda import admm, cg, operators
 from pyg_unroll.ops.cuda.tiles import Launch
-from pyg_unroll.ops.reference.cg import Adjoint, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Matrix, State
 
 TYPES = {torch.bfloat16: '*bf16', torch.float32: '*fp32', torch.int32: '*i32'}
 compiled = set()
@@ -225,7 +225,7 @@ for signed in (True, False):
 shared = x[:, :1]
 for rest in ((x,), (shared, x, shared)):
     a = Matrix(graph, w, *rest)
-    cg.cg_step(a, x, x, x, x, w)
+    cg.cg_step(a, State(x, x), x, x, w)
     adjoint = Adjoint(x, x, x, w, x, x, None if a.degree is None else x)
     cg.cg_step_backward(a, adjoint, x, x, w)
 admm.admm_step(graph, w, x, z, w)

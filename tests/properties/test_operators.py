@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pyg_unroll import Topology, ops
-from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix, State
 from pyg_unroll.testing import TOLERANCES, assert_laplacian
 from tests.backends import needs_numba
 from tests.properties.strategies import FLOATS, HALVES, HEADS, cases, share
@@ -171,7 +171,7 @@ def kernel_calls(case, heads, has_confidence):
             ('operators', 'edge_dot'): (graph, a, b),
             ('operators', 'log_degree'): (graph, w * 300),
             ('operators', 'log_degree_backward'): (graph, w, log, grad),
-            ('cg', 'cg_steps'): (matrix, *wide[:2], directions, scalars),
+            ('cg', 'cg_steps'): (matrix, State(*wide[:2]), directions, scalars),
             ('cg', 'cg_steps_backward'): (matrix, adjoint, directions, rows),
             ('admm', 'admm_step'): (graph, w, a, z, scalars[0]),
             ('admm', 'admm_step_backward'): (
@@ -196,6 +196,8 @@ def assert_kernels_agree(name, case, heads, confidence):
             changed = list(operands[1:])
             if family == 'cg':
                 changed += operands[-2].rest
+            if function == 'cg_steps':
+                changed += operands[1]
             if function == 'cg_steps_backward':
                 changed += vars(operands[1]).values()
             results.append([*out, *changed])

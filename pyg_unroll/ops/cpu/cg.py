@@ -17,7 +17,7 @@ from pyg_unroll.ops.cpu.operators import (
     laplacian,
     laplacian_row,
 )
-from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix, State
 
 
 def _diagonals(a: Matrix) -> tuple[Any, int, Any, int]:
@@ -96,24 +96,20 @@ def _cg_steps(
 
 
 def cg_steps(
-    a: Matrix,
-    x: Tensor,
-    residual: Tensor,
-    directions: Directions,
-    scalars: Tensor,
+    a: Matrix, state: State, directions: Directions, scalars: Tensor
 ) -> None:
     """See :func:`.reference.cg.cg_steps`."""
     start, rest = directions
     for steps in _rounds(a, scalars.size(0)):
-        means = x[:0]
+        means = start[:0]
         if a.degree is not None:
             means = mean_difference(a, directions.of(steps[0] - 1))
-        signals = tuple(flat(x, residual, start, means))
+        signals = tuple(flat(*state, start, means))
         arrays = (*flat(a.weight), signals, addresses(rest), _diagonals(a))
         over_rows(
             _cg_steps,
             a.topology,
-            *x.shape[1:],
+            *start.shape[1:],
             *arrays,
             *flat(scalars),
             steps=steps,

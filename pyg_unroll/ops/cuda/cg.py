@@ -12,7 +12,7 @@ from torch import Tensor
 from pyg_unroll.ops.cuda import tiles
 from pyg_unroll.ops.cuda.operators import laplacian
 from pyg_unroll.ops.reference import cg as reference
-from pyg_unroll.ops.reference.cg import Adjoint, Matrix
+from pyg_unroll.ops.reference.cg import Adjoint, Matrix, State
 
 
 @triton.jit
@@ -68,18 +68,13 @@ def _cg_step(
 
 
 def cg_step(
-    a: Matrix,
-    x: Tensor,
-    residual: Tensor,
-    v: Tensor,
-    new: Tensor,
-    scalars: Tensor,
+    a: Matrix, state: State, v: Tensor, new: Tensor, scalars: Tensor
 ) -> None:
     """See :func:`.reference.cg.cg_step`."""
-    _check_in_place(x, residual, new)
+    _check_in_place(*state, new)
     v, scalars = tiles.contiguous(v, scalars)
-    launch = tiles.Launch(*x.shape, x, a.weight)
-    signals = x, residual, mean_difference(a, v), v, new
+    launch = tiles.Launch(*v.shape, v, a.weight)
+    signals = *state, mean_difference(a, v), v, new
     launch(_cg_step, tiles.csr(a.topology), signals, scalars, *_read(a))
 
 

@@ -23,6 +23,13 @@ class Matrix(NamedTuple):
     degree: Tensor | None = None  # D_w of second order, [N, 1, H]
 
 
+class State(NamedTuple):
+    """What steps change in place, [N, F, H]."""
+
+    x: Tensor
+    residual: Tensor
+
+
 class Directions(NamedTuple):
     """The directions of steps; that before the first is their start."""
 
@@ -63,14 +70,9 @@ def _product(a: Matrix, x: Tensor, mean: Tensor) -> Tensor:
 
 
 def cg_step(
-    a: Matrix,
-    x: Tensor,
-    residual: Tensor,
-    v: Tensor,
-    new: Tensor,
-    scalars: Tensor,
+    a: Matrix, state: State, v: Tensor, new: Tensor, scalars: Tensor
 ) -> None:
-    r"""One step of conjugate gradients, :obj:`x` and :obj:`residual` in place.
+    r"""One step of conjugate gradients.
 
     .. math::
         r &\leftarrow r - \alpha A v
@@ -83,7 +85,7 @@ def cg_step(
     :math:`\beta` and :math:`\alpha'`. The next direction :math:`v'` goes to
     :obj:`new`.
     """
-    alpha, beta, alpha_next = scalars
+    (x, residual), (alpha, beta, alpha_next) = state, scalars
     residual -= alpha * _product(a, v, mean_difference(a, v))
     torch.add(residual / a.diagonal, beta * v, out=new)
     x += alpha_next * new
@@ -91,8 +93,7 @@ def cg_step(
 
 def cg_steps(
     a: Matrix,
-    x: Tensor,
-    residual: Tensor,
+    state: State,
     directions: Directions,
     scalars: Tensor,
     step: Callable[..., None] = cg_step,
@@ -101,7 +102,7 @@ def cg_steps(
     :math:`(K, 3, H)`. All directions but the first are written.
     """
     for k, row in enumerate(scalars):
-        step(a, x, residual, directions.of(k - 1), directions.of(k), row)
+        step(a, state, directions.of(k - 1), directions.of(k), row)
 
 
 def cg_step_backward(
