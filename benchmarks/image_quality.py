@@ -83,15 +83,17 @@ Method = Callable[[HiddenImage], Tensor]
 BAYER_PATTERNS = 'RGGB', 'GRBG', 'GBRG', 'BGGR'
 
 
-def ours(model: torch.nn.Module) -> Method:
-    """A model as a method."""
+def ours(model: torch.nn.Module, told: bool = False) -> Method:
+    """A model as a method, told the noise if it was trained with noise, or if
+    that is wanted.
+    """
     restorer = getattr(model, 'restorer', model)
-    soft = getattr(restorer, 'fidelity', 'hard') == 'soft'
+    told = told or getattr(restorer, 'fidelity', 'hard') == 'soft'
 
     def run(problem: HiddenImage) -> Tensor:
         data = image_to_data(problem.image)
         data.mask = image_to_data(problem.mask).x
-        if soft:
+        if told:
             data.noise_std = problem.noise
         with torch.no_grad():
             return data_to_image(data, model(data))
@@ -224,7 +226,7 @@ def demosaicing_methods(
     if importlib.util.find_spec('demosaicnet'):
         methods['demosaicnet'] = demosaicnet()
     names = ['bayer', 'bayer-noisy'] if noise else ['bayer']
-    return methods | trained(Demosaic, names, num_views)
+    return methods | trained(Demosaic, names, num_views, noise)
 
 
 def inpainting_methods(
@@ -245,7 +247,10 @@ def inpainting_methods(
 
 
 def trained(
-    cls: type[Demosaic] | type[Inpaint], names: list[str], num_views: int
+    cls: type[Demosaic] | type[Inpaint],
+    names: list[str],
+    num_views: int,
+    noise: float = 0.0,
 ) -> dict[str, tuple[Method, int]]:
     """Our models of these names, with their numbers of parameters; in a
     self-ensemble, too.
@@ -259,6 +264,8 @@ def trained(
             count = sum(p.numel() for p in model.parameters())
             label = f'{cls.__name__} {name} {prior.upper()}'
             methods[label] = (ours(model), count)
+            if noise and model.fidelity == 'hard':
+                methods[f'{label}, told the noise'] = (ours(model, True), count)
             if num_views > 1:
                 ensemble = SelfEnsemble(model, num_views)
                 methods[f'{label}, {num_views} views'] = (ours(ensemble), count)

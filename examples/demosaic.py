@@ -78,7 +78,8 @@ def make_model(
         name = 'bayer-noisy' if noisy else 'bayer'
         if name not in Demosaic.pretrained_names(args.prior):
             print(
-                f'note: no weights of {prior} for noise; using those without',
+                f'note: no weights of {prior} for noise; those without are '
+                f'told of it',
                 file=sys.stderr,
             )
             name = 'bayer'
@@ -100,10 +101,10 @@ def make_model(
 def graph_method(model: torch.nn.Module, noise: float | None) -> Method:
     """Wraps the model as a function of a mosaic; tells it the noise."""
     restorer = getattr(model, 'restorer', model)
-    is_soft = getattr(restorer, 'fidelity', 'hard') == 'soft'
+    is_told = isinstance(restorer, Demosaic) and noise
 
     def run(data: Data) -> Tensor:
-        if is_soft and noise is not None:
+        if is_told:
             data.noise_std = noise
         with torch.no_grad():
             return data_to_image(data, model(data))

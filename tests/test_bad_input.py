@@ -441,12 +441,12 @@ RESTORERS = [
         "'image' has no known entry in feature 0",
     ),
     (
-        lambda: demosaic().restore(IMAGES, MASKS, 0.1),
+        lambda: demosaic().estimates(IMAGES, MASKS, 0.1),
         "'noise_std' was given.*fidelity='soft'",
     ),
     (
-        lambda: SelfEnsemble(demosaic()).restore(IMAGES, MASKS, 0.1),
-        "'noise_std' was given.*fidelity='soft'",
+        lambda: SelfEnsemble(demosaic()).restore(IMAGES, MASKS, -0.1),
+        r"'noise_std' must be finite and non-negative.*got -0\.1",
     ),
     *(
         (

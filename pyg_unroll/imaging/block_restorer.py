@@ -14,6 +14,7 @@ from torch import Tensor
 from pyg_unroll import checks
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock, GuidedBlock, Scene
 from pyg_unroll.imaging.images import white_level
+from pyg_unroll.imaging.noise import REACH, smooth_noise
 from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
 from pyg_unroll.transforms.grid_graph import WINDOWS
@@ -44,6 +45,12 @@ class FirstEstimate(Protocol):
     def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
         """Estimates the standard deviation of the noise, :math:`(B)`."""
         raise ValueError("'noise_std' must be given for this model")
+
+    def smooth(self, image: Tensor, mask: Tensor, noise_std: Tensor) -> Tensor:
+        """Smooths filled images for nets that never saw noise, where that can
+        be done before the first estimate.
+        """
+        return image
 
     def __call__(
         self, image: Tensor, mask: Tensor
@@ -113,6 +120,12 @@ class BlockRestorer(Restorer):
             ValueError: As :meth:`restore`, and if a size is odd or a mosaic
                 does not begin with red.
         """
+        if noise_std is not None and self.fidelity == 'hard':
+            raise ValueError(
+                f"'noise_std' was given (got {noise_std}), but the blocks hold "
+                f"known entries; train some with fidelity='soft', or use "
+                f"'restore'"
+            )
         with torch.autocast(image.device.type, enabled=False):
             images = self._read(image, mask, noise_std)
         phase = self.phase(mask) if checks.can_read_values() else (0, 0)
@@ -130,6 +143,13 @@ class BlockRestorer(Restorer):
         size = self.first_estimate.receptive_field
         size += sum(block.receptive_field for block in self.blocks)
         return size + size % 2
+
+    def halo(self, images: Sequence[Tensor]) -> int:
+        """See :class:`Restorer`."""
+        is_loose = self.fidelity == 'hard' and len(images) == 4
+        # Mosaics are smoothed at half resolution before.
+        smoothing = 3 * REACH + 1 if is_loose else 0
+        return self.receptive_field + smoothing
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """See :class:`Restorer`."""
@@ -158,8 +178,14 @@ class BlockRestorer(Restorer):
         """See :class:`Restorer`."""
         image, mask, unit, *noise = images
         shown = image / unit, mask, *(std / unit for std in noise)
-        out = unit * self._estimates(*shown)[-1]
-        return torch.where(mask, image, out) if self.fidelity == 'hard' else out
+        if not noise:
+            out = unit * self._estimates(*shown)[-1]
+            return torch.where(mask, image, out)
+        if self.fidelity == 'soft':
+            return unit * self._estimates(*shown)[-1]
+        smoothed = self.first_estimate.smooth(*shown)
+        out = self._estimates(smoothed, mask)[-1]
+        return unit * smooth_noise(out, shown[-1])
 
     def _estimates(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | None = None
@@ -209,14 +235,9 @@ class BlockRestorer(Restorer):
         self, image: Tensor, mask: Tensor, noise_std: NoiseStd
     ) -> Tensor | None:
         """See :class:`Restorer`."""
-        if self.fidelity == 'hard':
-            if noise_std is not None:
-                raise ValueError(
-                    f"'noise_std' was given (got {noise_std}), but the model "
-                    f"holds known entries; use one with fidelity='soft'"
-                )
-            return None
         if noise_std is None:
+            if self.fidelity == 'hard':
+                return None
             noise = self.first_estimate.noise_std(image, mask)
             return noise.view(-1, 1, 1, 1)
         noise = torch.as_tensor(

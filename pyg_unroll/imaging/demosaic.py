@@ -10,6 +10,7 @@ from pyg_unroll.imaging import filters
 from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock
 from pyg_unroll.imaging.cfa import bayer_phase, sensor_values
+from pyg_unroll.imaging.noise import smooth_noise
 
 
 class Demosaic(BlockRestorer):
@@ -24,8 +25,11 @@ class Demosaic(BlockRestorer):
 
     Images have any size and any unit: they are divided by the value that one
     in a thousand of their pixels exceeds, and multiplied by it again. Samples
-    come out as they were measured, bit for bit, unless the blocks take them as
-    noisy.
+    come out as they were measured, bit for bit, unless they are noisy.
+
+    Blocks that were trained without noise hold the samples. Where the noise is
+    given, they are smoothed before, and images after, on graphs of patches
+    whose distances are corrected for it.
 
     Args:
         blocks (sequence of torch.nn.Module, optional): The blocks, all
@@ -41,7 +45,8 @@ class Demosaic(BlockRestorer):
           :func:`~pyg_unroll.imaging.mosaic`: :obj:`x` and boolean :obj:`mask`
           :math:`(|\mathcal{V}|, 3)`, :obj:`height`, :obj:`width`, and for
           noisy samples :obj:`noise_std`, the standard deviation of the noise
-          in the unit of :obj:`x`, which is estimated if absent
+          in the unit of :obj:`x`, which blocks with :obj:`fidelity='soft'`
+          estimate if it is absent
         - **output:** colours :math:`(|\mathcal{V}|, 3)`
 
     Raises:
@@ -116,6 +121,12 @@ class MosaicEstimate(FirstEstimate):
             quartile = size.kthvalue((size.size(1) + 3) // 4, 1).values
             found.append(quartile / 0.31864)
         return torch.stack(found).amin(0)
+
+    def smooth(self, image: Tensor, mask: Tensor, noise_std: Tensor) -> Tensor:
+        """See :class:`FirstEstimate`: cells of 2 x 2 samples are smoothed."""
+        cells = F.pixel_unshuffle(sensor_values(image, mask), 2)
+        cells = smooth_noise(cells, F.avg_pool2d(noise_std, 2))
+        return torch.where(mask, F.pixel_shuffle(cells, 2), 0)
 
 
 def _second(x: Tensor, sign: int, dim: int) -> Tensor:

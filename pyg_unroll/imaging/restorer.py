@@ -3,6 +3,7 @@
 import copy
 import math
 from abc import abstractmethod
+from collections.abc import Sequence
 from itertools import product
 from typing import Any, TypeAlias
 
@@ -99,9 +100,9 @@ class Restorer(torch.nn.Module):
                 :math:`(B, C, H, W)` or :math:`(1, C, H, W)`.
             noise_std (torch.Tensor or float, optional): Standard deviation of
                 the noise, in the unit of the image: a number, one for each
-                image :math:`(B)`, or a map :math:`(B, 1, H, W)`; for models
-                that take samples as noisy, and estimated if :obj:`None`.
-                (default: :obj:`None`)
+                image :math:`(B)`, or a map :math:`(B, 1, H, W)`. If
+                :obj:`None`, it is estimated by models trained with noise, and
+                zero for others. (default: :obj:`None`)
 
         Returns:
             Images :math:`(B, C, H, W)`; known samples are unchanged, unless
@@ -117,7 +118,7 @@ class Restorer(torch.nn.Module):
         first, frame = mirrored_frame(size, self.margin, self.phase(mask))
         workers = tile_workers(image.device)
         tiles = tiles_of(
-            size, first, frame, self.receptive_field, self.max_pixels, workers
+            size, first, frame, self.halo(images), self.max_pixels, workers
         )
         out = torch.empty_like(image, memory_format=torch.channels_last)
         # Small images share a tile.
@@ -140,6 +141,12 @@ class Restorer(torch.nn.Module):
         """Number of pixels from which a sample can matter, even; of
         :class:`~pyg_unroll.imaging.Inpaint` after the first fill.
         """
+
+    def halo(self, images: Sequence[Tensor]) -> int:
+        """Number of pixels by which windows of the images of :meth:`prepare`
+        must overlap.
+        """
+        return self.receptive_field
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """Rows and columns to add at the top and left for 2 x 2 cells to be

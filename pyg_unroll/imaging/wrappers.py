@@ -1,5 +1,6 @@
 """Wrappers of any restorer: tiles of another size, and the self-ensemble."""
 
+from collections.abc import Sequence
 from functools import reduce
 from itertools import islice
 from typing import Any
@@ -31,6 +32,10 @@ class Wrapper(Restorer):
     def receptive_field(self) -> int:
         """See :class:`Restorer`."""
         return self.restorer.receptive_field
+
+    def halo(self, images: Sequence[Tensor]) -> int:
+        """See :class:`Restorer`."""
+        return self.restorer.halo(images)
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """See :class:`Restorer`."""
