@@ -30,6 +30,7 @@ from torch.profiler import ProfilerActivity, profile
 from utils import Row, parse_args, report
 
 from pyg_unroll import Demosaic, GraphDemosaic
+from pyg_unroll.imaging import DifferenceBlock
 
 METHODS = (
     'Menon 2007',
@@ -37,6 +38,7 @@ METHODS = (
     'GraphDemosaic',
     'bayer GLR',
     'bayer GTV',
+    '16 channels GLR',
 )
 
 
@@ -48,6 +50,8 @@ def make(name: str) -> Method:
         return demosaicnet()[0]
     if name == 'GraphDemosaic':
         return ours(GraphDemosaic())
+    if name == '16 channels GLR':  # untrained
+        return ours(Demosaic([DifferenceBlock(16) for _ in range(2)]))
     weights, prior = name.split()[:2]
     model = Demosaic.from_pretrained(weights, prior.lower())
     if name.endswith('compiled'):

@@ -369,9 +369,10 @@ def main() -> None:
     progress = tqdm(images, disable=len(images) == 1, unit='image')
     for k, (name, read) in enumerate(progress):
         try:
-            image = compact(read())
+            image = read()
             data = mosaic(image, args.pattern)
             del data.pos  # two thirds of the size of the image, not needed
+            image = compact(image)
             data = add_noise(data, noise, k) if noise else data
             if not bool(data.mask.any(0).all()):
                 size = ' x '.join(map(str, image.shape[1:]))

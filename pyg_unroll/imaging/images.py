@@ -111,9 +111,9 @@ def to_unit_range(image: Tensor) -> Tensor:
     if image.is_floating_point():
         return image
     if image.dtype == torch.uint8:
-        return image.float() / 255
+        return image.float().div_(255)
     if image.dtype == torch.uint16:
-        return image.float() / 65535
+        return image.float().div_(65535)
     raise ValueError(
         f"'image' must be floating point, uint8 or uint16 (got "
         f'{image.dtype}); divide it by its largest possible value'
