@@ -12,15 +12,26 @@ from torch.nn.functional import pad
 from torch_geometric.data import Batch, Data
 
 
-def can_read_values() -> bool:
-    """Whether values can be looked at: not while a function is compiled by
-    :meth:`torch.compile` or captured in a CUDA graph.
+def can_read_values(*values: Any) -> bool:
+    """Whether the values of tensors, if any are given, can be looked at: not
+    while a function is compiled by :meth:`torch.compile` or captured in a CUDA
+    graph, nor where they stand for all samples of :func:`torch.vmap`.
     """
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or any(map(is_batched, values)):
         return False
     # Without CUDA there is no such function.
     is_capturing = torch.cuda.is_current_stream_capturing
     return not (torch.cuda.is_initialized() and is_capturing())
+
+
+def is_batched(value: Any) -> bool:
+    """Whether a tensor stands for all samples of :func:`torch.vmap`."""
+    functorch: Any = torch._C._functorch
+    if not isinstance(value, Tensor):
+        return False
+    while functorch.is_gradtrackingtensor(value):
+        value = functorch.get_unwrapped(value)
+    return bool(functorch.is_batchedtensor(value))
 
 
 def check_tensor(name: str, value: Any, shape: str) -> None:

@@ -343,6 +343,11 @@ def _topology_of(
     """Builds the topology of a tensor with these edges, or finds it again."""
     if torch.compiler.is_compiling():
         return Topology.from_edge_index(edge_index, num_nodes, False)
+    if checks.is_batched(edge_index):
+        raise ValueError(
+            "'edge_index' must be one graph for all samples of 'torch.vmap'; "
+            'give it as it is, not along a mapped dimension'
+        )
     known = None if key.is_inference() else _REMEMBERED.get(key)
     if (
         known is not None
@@ -418,7 +423,8 @@ def resolve_graph(
 
     Raises a `ValueError` if the graph is not undirected, its size does not fit,
     or weights are asymmetric, negative or not finite. Values are not checked
-    under :meth:`torch.compile` and in a CUDA graph.
+    under :meth:`torch.compile` and in a CUDA graph, and those of weights not
+    where :func:`torch.vmap` maps over them.
     """
     validate_args = validate_args and checks.can_read_values()
     if isinstance(edge_index, Topology):
@@ -442,6 +448,7 @@ def resolve_graph(
             key = edge_index if is_own else key
         topology = _topology_of(key, edge_index, num_nodes, validate_args)
     num_edges = topology.num_edges
+    validate_args = validate_args and checks.can_read_values(edge_weight)
     if edge_weight is None:
         weight = torch.ones((num_edges, 1), dtype=dtype, device=topology.device)
         return topology, weight

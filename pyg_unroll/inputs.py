@@ -66,7 +66,7 @@ def read_signal(
     known = None if mask is None else read_mask(mask_name, mask, x)
     if confidence is not None:
         confidence = _per_entry('confidence', confidence, x).to(x.dtype)
-    if validate_args and checks.can_read_values():
+    if validate_args and checks.can_read_values(x, known, confidence):
         check_known(name, x, known, f"mark it as False in '{mask_name}'")
         if known is not None and not allow_unknown:
             _check_some_known(name, known, x)
@@ -110,7 +110,7 @@ def check_start(x: Tensor) -> None:
     """Raises a `ValueError` unless the entries not observed, from which an
     iteration starts, are finite.
     """
-    if checks.can_read_values() and not bool(x.isfinite().all()):
+    if checks.can_read_values(x) and not bool(x.isfinite().all()):
         raise ValueError(
             f"'x' must be finite (got {_first_entry(x, ~x.isfinite())}): its "
             f'unknown entries are the start of the iteration; fill them, for '
@@ -123,7 +123,7 @@ def _first_entry(x: Tensor, bad: Tensor) -> str:
     index = bad.nonzero()[0].tolist()
     axes = ('sample', 'node', 'feature')[-x.dim() :]
     places = (f'{a} {k}' for a, k in zip(axes, index, strict=True))
-    return f'{float(x[tuple(index)])} at {", ".join(places)}'
+    return f'{float(x.detach()[tuple(index)])} at {", ".join(places)}'
 
 
 def _check_some_known(name: str, known: Tensor, x: Tensor) -> None:

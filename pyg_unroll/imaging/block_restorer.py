@@ -128,7 +128,8 @@ class BlockRestorer(Restorer):
             )
         with torch.autocast(image.device.type, enabled=False):
             images = self._read(image, mask, noise_std)
-        phase = self.phase(mask) if checks.can_read_values() else (0, 0)
+        can_read = checks.can_read_values(mask)
+        phase = self.phase(mask) if can_read else (0, 0)
         if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
             raise ValueError(
                 f"'image' must have an even size, and a mosaic red at the top "
@@ -246,7 +247,7 @@ class BlockRestorer(Restorer):
         size = image.size(0)
         is_map = noise.shape == (size, 1, *image.shape[2:])
         fits = is_map or noise.numel() in (1, size)
-        can_read = checks.can_read_values()
+        can_read = checks.can_read_values(image, mask, noise)
         if fits and can_read:
             fits = bool((noise.isfinite() & (noise >= 0)).all())
         if not fits:

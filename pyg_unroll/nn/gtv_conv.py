@@ -126,7 +126,7 @@ class GTVConv(SmoothnessConv):
             self.relaxation_logit.zero_()  # an over-relaxation of one
 
     def _run(self, problem: Problem) -> Run:
-        if self.validate_args and can_read_values():
+        if self.validate_args and can_read_values(problem.weight):
             _check_squares(problem.topology, problem.weight)
         return _ADMM(self, problem)
 

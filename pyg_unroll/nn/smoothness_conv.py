@@ -287,7 +287,7 @@ class SmoothnessConv(MessagePassing):
         if warm_start is not None:
             shape = layout.unfold(layout.first_heads(x)).shape
             checks.check_shape('warm_start', warm_start, shape, note=", as 'x'")
-            if self.validate_args and checks.can_read_values():
+            if self.validate_args and checks.can_read_values(warm_start):
                 checks.check_finite('warm_start', warm_start)
             start = layout.fold(warm_start.to(x.dtype))
             free = signal.free

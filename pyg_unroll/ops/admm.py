@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import backend, operators
+from pyg_unroll.ops import backend, func, operators
 from pyg_unroll.ops.cg import (
-    cg_steps,
+    composed_steps,
     run_steps,
     run_steps_backward,
     step_scalars,
@@ -263,14 +263,22 @@ def _iterate(
     return x, dual, path
 
 
-def _composed(topology: Topology, *operands: Any) -> tuple[Tensor, Tensor]:
+def composed_iterations(
+    topology: Topology, *operands: Any
+) -> tuple[Tensor, Tensor]:
     """All iterations, of operators that have derivatives."""
     problem, x, dual, *rows = _read(topology, *operands)
     to_edges, to_nodes = operators.to_edges, operators.to_nodes
     step = partial(reference.admm_step, to_edges=to_edges, to_nodes=to_nodes)
-    for scalars, alpha, beta in zip(*rows, strict=True):
-        solve = partial(cg_steps, alpha=alpha, beta=beta, checkpoint=False)
-        x, dual = _follow(problem, x, dual, scalars, step, solve)
+    for scalars, *steps in zip(*rows, strict=True):
+        (x,), dual = _follow(
+            problem,
+            x,
+            dual,
+            scalars,
+            step,
+            lambda a, *start, steps=steps: composed_steps(*a, *start, *steps),
+        )
     return x, dual
 
 
@@ -446,6 +454,21 @@ def _keep(ctx: Any, *inputs: Any) -> list[Tensor | None]:
     return [*operands, *kept]
 
 
+def _to_differentiate(
+    topology: Topology,
+    operands: Sequence[Tensor | None],
+    grad: Tensor,
+    grad_dual: Tensor | None,
+) -> tuple[Any, ...]:
+    """Arguments of :func:`.backend.differentiate`."""
+    grads = (grad,) if grad_dual is None else (grad, grad_dual)
+
+    def composed(*values: Any) -> tuple[Tensor, ...]:
+        return composed_iterations(topology, *values)[: len(grads)]
+
+    return composed, operands, grads
+
+
 def _derivative(
     ctx: Any,
     topology: Topology,
@@ -457,15 +480,32 @@ def _derivative(
     operands, kept = saved[:11], saved[11:]
     if grad is None:
         grad = torch.zeros_like(operands[1])
-    if torch.is_grad_enabled():
-        grads = (grad,) if grad_dual is None else (grad, grad_dual)
-        by_operands = backend.differentiate(
-            lambda *v: _composed(topology, *v)[: len(grads)], operands, grads
-        )
-        return [*by_operands, None, None]
+    # As of conjugate gradients.
+    if torch.is_grad_enabled() and not func.is_transformed():
+        given = topology, operands, grad, grad_dual
+        return [*backend.differentiate(*_to_differentiate(*given)), None, None]
     rest = ctx.every, kept, grad, grad_dual
     found = _admm_steps_backward(topology, *operands, *rest)
     return [*backend.of_operands(found, operands[:10]), None, None, None]
 
 
 _admm_steps.set_derivative(_keep, _derivative)
+
+
+def _keep_operands(ctx: Any, *inputs: Any) -> list[Tensor | None]:
+    *operands, _, kept, grad, grad_dual, _ = inputs
+    ctx.count = len(kept)
+    return [*operands, grad, grad_dual]
+
+
+def _second_derivative(
+    ctx: Any, topology: Topology, saved: Any, *weights: Tensor
+) -> list[Any]:
+    *operands, grad, grad_dual = saved
+    composed = *_to_differentiate(topology, operands, grad, grad_dual), weights
+    found = backend.differentiate_again(*composed)
+    found += [None] * (13 - len(found))
+    return [*found[:11], None, [None] * ctx.count, *found[11:]]
+
+
+_admm_steps_backward.set_derivative(_keep_operands, _second_derivative)

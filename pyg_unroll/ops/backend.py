@@ -2,15 +2,18 @@
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import compress
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from pyg_unroll.graph import Topology
+from pyg_unroll.ops import func
 from pyg_unroll.ops.reference.operators import accumulate_type
 
 # By type of device: our package of kernels, and the package that it needs.
@@ -70,7 +73,8 @@ class Operator:
     Operands and results are written in PyTorch's schema language; `fake` gives
     results of the same shape and type, of any values; results share no memory.
     (:func:`torch.library.custom_op` wraps it in more work than a small graph
-    takes.)
+    takes.) Heads are the last axis of each and do not mix: samples of
+    :func:`torch.vmap` become further heads.
     """
 
     def __init__(
@@ -93,12 +97,30 @@ class Operator:
         _LIBRARY.impl(name, unpacked(run), 'CompositeExplicitAutograd')
         qualified = f'pyg_unroll::{name}'
         torch.library.register_fake(qualified, unpacked(fake), lib=_LIBRARY)
+        on_samples = self._on_samples
+        torch.library.register_vmap(qualified, on_samples, lib=_LIBRARY)
+        # The `vmap` of `torch.autograd`, an older one.
+        on_batch = unpacked(partial(func.apply, func.on_batch, self))
+        _LIBRARY.impl(name, on_batch, 'Batched')
         self._name = name
+        self.keep: Any = lambda *_: ()
+        self.derivative: Any = None
         self._call = getattr(torch.ops.pyg_unroll, name).default
 
     def __call__(self, topology: Topology, *operands: Any) -> Any:
         """Applies the operator."""
+        if func.is_transformed() and not torch.compiler.is_compiling():
+            how = func.Transformed.apply
+            return func.apply(how, self, topology, *operands)
         return self._call(*topology.pack(), *operands)
+
+    def _on_samples(
+        self, info: Any, in_dims: Any, graph: Any, grid: Any, *operands: Any
+    ) -> tuple[Any, int]:
+        """Adds samples of :func:`torch.vmap` to the heads."""
+        topology = Topology.unpack(graph, grid)
+        how = func.on_heads(tree_leaves(in_dims[2:]), info.batch_size)
+        return func.apply(how, self, topology, *operands), -2
 
     def set_derivative(
         self,
@@ -111,6 +133,7 @@ class Operator:
         saved; of the context, the topology, what was saved and the derivatives
         by the results, `derivative` returns those by the operands.
         """
+        self.keep, self.derivative = keep, derivative
         operator = self._call
 
         def run(keys: Any, *inputs: Any) -> Any:
@@ -152,19 +175,59 @@ def differentiate(
     operands: Sequence[Tensor | None],
     grads: tuple[Tensor, ...],
 ) -> list[Tensor | None]:
-    """Differentiable derivatives by those operands that need them."""
+    """Derivatives by those operands that need them, themselves differentiable
+    if derivatives are recorded.
+    """
+    # One operand may depend on another: only what is direct counts here.
+    wanted = [
+        v is not None
+        and v.is_floating_point()
+        and (v.requires_grad or func.is_past(v))
+        for v in operands
+    ]
 
-    def alias(v: Tensor | None) -> Tensor | None:
-        # One operand may depend on another: only what is direct counts here.
-        return v.view_as(v) if v is not None and v.requires_grad else v
+    def of_wanted(*values: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(values)
+        pairs = zip(operands, wanted, strict=True)
+        return function(*(next(rest) if w else v for v, w in pairs))
 
-    inputs = [alias(v) for v in operands]
-    wanted = [v for v in inputs if v is not None and v.requires_grad]
-    values = torch.autograd.grad(
-        function(*inputs), wanted, grads, create_graph=True, allow_unused=True
-    )
-    found = dict(zip(map(id, wanted), values, strict=True))
-    return [found.get(id(v)) for v in inputs]
+    again = torch.is_grad_enabled()
+    chosen: list[Any] = list(compress(operands, wanted))
+    with torch.enable_grad():
+        if any(map(func.is_past, chosen)):
+            values = torch.func.vjp(of_wanted, *chosen)[1](grads)
+        else:
+            chosen = [v.view_as(v) for v in chosen]
+            values = torch.autograd.grad(
+                of_wanted(*chosen),
+                chosen,
+                grads,
+                create_graph=again,
+                allow_unused=True,
+            )
+    found = iter(values)
+    return [next(found) if w else None for w in wanted]
+
+
+def differentiate_again(
+    function: Callable[..., tuple[Tensor, ...]],
+    operands: Sequence[Tensor | None],
+    grads: tuple[Tensor, ...],
+    weights: Sequence[Tensor],
+) -> list[Tensor | None]:
+    """Derivatives, by operands and gradients, of a weighted sum of what
+    :func:`differentiate` returns.
+    """
+    first, last = len(operands), len(operands) + len(grads)
+
+    def weighted(*values: Any) -> tuple[Tensor]:
+        found = differentiate(function, values[:first], values[first:last])
+        pairs = zip(found, values[last:], strict=False)  # some are not floats
+        products = [(v * w).sum() for v, w in pairs if v is not None]
+        return (torch.stack(products).sum(),)
+
+    one = grads[0].new_ones(())
+    return differentiate(weighted, (*operands, *grads, *weights), (one,))[:last]
 
 
 def empty_like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:

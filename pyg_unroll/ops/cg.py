@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import backend
+from pyg_unroll.ops import backend, func
 from pyg_unroll.ops.operators import laplacian
 from pyg_unroll.ops.order import local_order, take
 from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix, State
@@ -130,14 +130,12 @@ def _fake(topology: Topology, *operands: Any) -> tuple[Tensor, list[Tensor]]:
     ]
 
 
-# A matrix without its topology.
-_MATRIX = 'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor? degree'
+_OPERANDS = (
+    'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor? degree, '
+    'Tensor x, Tensor? b, Tensor alpha, Tensor beta'
+)
 _cg_steps = backend.Operator(
-    'cg_steps',
-    f'{_MATRIX}, Tensor x, Tensor? b, Tensor alpha, Tensor beta, bool keep',
-    '(Tensor, Tensor[])',
-    _run,
-    _fake,
+    'cg_steps', f'{_OPERANDS}, bool keep', '(Tensor, Tensor[])', _run, _fake
 )
 
 
@@ -181,7 +179,7 @@ def run_steps_backward(
 
 
 def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
-    *parts, x, directions, alpha, beta, grad = operands
+    *parts, x, _, alpha, beta, directions, grad = operands
     scalars = step_scalars_backward(alpha, beta)
     likes = *parts, x, grad, alpha, beta
     order, a, x, own = _in_local_order(Matrix(topology, *parts), x, grad)
@@ -193,14 +191,13 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
 
 
 def _fake_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
-    *parts, x, _, alpha, beta, grad = operands
+    *parts, x, _, alpha, beta, _, grad = operands
     return backend.empty_operands((*parts, x, grad, alpha, beta), grad)
 
 
 _cg_steps_backward = backend.Operator(
     'cg_steps_backward',
-    f'{_MATRIX}, Tensor x, Tensor[] directions, Tensor alpha, Tensor beta, '
-    'Tensor grad',
+    f'{_OPERANDS}, Tensor[] directions, Tensor grad',
     f'({", ".join(["Tensor"] * 8)})',
     _run_backward,
     _fake_backward,
@@ -220,35 +217,55 @@ def _derivative(
     operands, directions = kept[:8], kept[8:]
     if grad is None:
         return (None,) * 9
-    if torch.is_grad_enabled():
-        composed = partial(_composed, topology)
+    # Transforms always ask for derivatives of derivatives, and seldom use them.
+    if torch.is_grad_enabled() and not func.is_transformed():
+        composed = partial(composed_steps, topology)
         return *backend.differentiate(composed, operands, (grad,)), None
     if not directions:
         directions = _cg_steps(topology, *operands, True)[1]
-    *start, _, alpha, beta = operands
-    grads = _cg_steps_backward(topology, *start, directions, alpha, beta, grad)
+    grads = _cg_steps_backward(topology, *operands, directions, grad)
     return *backend.of_operands(grads, operands), None
 
 
 _cg_steps.set_derivative(_keep, _derivative)
 
 
-def _composed(topology: Topology, *operands: Any) -> tuple[Tensor]:
-    """The steps one operator at a time."""
+def _keep_operands(ctx: Any, *inputs: Any) -> list[Tensor | None]:
+    *operands, directions, grad, _ = inputs
+    ctx.count = len(directions)
+    return [*operands, grad]
+
+
+def _second_derivative(
+    ctx: Any, topology: Topology, kept: Any, *weights: Tensor
+) -> tuple[Any, ...]:
+    composed = partial(composed_steps, topology)
+    *operands, grad = kept
+    *found, by_grad = backend.differentiate_again(
+        composed, operands, (grad,), weights
+    )
+    return *found, [None] * ctx.count, by_grad
+
+
+_cg_steps_backward.set_derivative(_keep_operands, _second_derivative)
+
+
+def composed_steps(
+    topology: Topology, *operands: Any, apply: Any = laplacian
+) -> tuple[Tensor]:
+    """The steps one operation at a time, by a function for the Laplacian."""
     weight, diagonal, confidence, degree, x, b, alpha, beta = operands
 
-    def apply(v: Tensor) -> Tensor:
-        mean = v
-        if degree is not None:
-            mean = laplacian(topology, weight, v) / degree
-        out = laplacian(topology, weight, mean)
+    def multiply(v: Tensor) -> Tensor:
+        mean = v if degree is None else apply(topology, weight, v) / degree
+        out = apply(topology, weight, mean)
         return out if confidence is None else out + confidence * v
 
-    residual = -apply(x) if b is None else b - apply(x)
+    residual = -multiply(x) if b is None else b - multiply(x)
     direction = residual / diagonal
     out = x + alpha[0] * direction
     for k in range(1, alpha.size(0)):
-        residual = residual - alpha[k - 1] * apply(direction)
+        residual = residual - alpha[k - 1] * multiply(direction)
         direction = residual / diagonal + beta[k - 1] * direction
         out = out + alpha[k] * direction
     return (out,)

@@ -1,12 +1,14 @@
 """Conjugate gradients to a tolerance, with implicit derivatives."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from pyg_unroll.ops.backend import differentiate, kernels, numbers
+from pyg_unroll.ops.func import on_batch, on_heads
 from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.system import LaplacianSystem
@@ -35,9 +37,11 @@ def conjugate_gradient(
 
 
 class Settings(NamedTuple):
-    """The system of some weights and confidence, and the effort to solve it."""
+    """The system of some weights, confidence and free entries, and the effort
+    to solve it.
+    """
 
-    system: Callable[[Tensor, Tensor | None], LaplacianSystem]
+    system: Callable[[Tensor, Tensor | None, Tensor | None], LaplacianSystem]
     tol: float
     max_steps: int
     preconditioner: Preconditioner | None = None
@@ -54,39 +58,47 @@ class ImplicitSolve(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
         settings: Settings,
         weight: Tensor,
         confidence: Tensor | None,
+        free: Tensor | None,
         b: Tensor,
     ) -> tuple[Tensor, float, int]:
         """Returns what :func:`conjugate_gradient` does."""
-        system = settings.system(weight, confidence)
-        x, residual, num_steps = conjugate_gradient(
-            system, system.restrict(b), *settings[1:]
-        )
-        ctx.settings = settings
-        ctx.save_for_backward(weight, confidence, x)
-        return x, residual, num_steps
+        system = settings.system(weight, confidence, free)
+        return conjugate_gradient(system, system.restrict(b), *settings[1:])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        """Saves the system and the solution."""
+        ctx.settings, *system, _ = inputs
+        ctx.save_for_backward(*system, output[0])
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: Any, settings: Settings, *operands: Any
+    ) -> Any:
+        """Adds the samples to the heads."""
+        solve = partial(ImplicitSolve.apply, settings)
+        return on_heads(in_dims[1:], info.batch_size)(solve, *operands), -2
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
         """Solves once more, for the adjoint."""
         settings: Settings = ctx.settings
-        weight, confidence, x = ctx.saved_tensors
-        g, residual, num_steps = ImplicitSolve.apply(
-            settings, weight, confidence, grad
-        )
+        weight, confidence, free, x = ctx.saved_tensors
+        solve = partial(ImplicitSolve.apply, settings)
+        g, residual, num_steps = on_batch(solve, *ctx.saved_tensors[:3], grad)
         check_convergence('glr (backward)', residual, num_steps, settings.tol)
         grad_weight = grad_confidence = None
-        _, needs_weight, needs_confidence, _ = ctx.needs_input_grad
+        _, needs_weight, needs_confidence, *_ = ctx.needs_input_grad
         if needs_weight:
             with torch.enable_grad():
                 (grad_weight,) = differentiate(
-                    lambda w: (settings.system(w, confidence).prior(x),),
+                    lambda w: (settings.system(w, confidence, free).prior(x),),
                     [weight],
                     (-g,),
                 )
         if needs_confidence:
             grad_confidence = (-g * x).sum_to_size(confidence.shape)
-        return None, grad_weight, grad_confidence, g
+        return None, grad_weight, grad_confidence, None, g

@@ -105,16 +105,18 @@ def glr(
     scale = signal.confidence
     if scale is not None:
         scale = scale / problem.mu
-    build = partial(
-        LaplacianSystem.build, problem.topology, free=signal.free, order=order
-    )
-    system = build(weight, scale)
+    build = partial(LaplacianSystem.build, problem.topology, order=order)
+    system = build(weight, scale, signal.free)
     cycle = multigrid(system) if preconditioner == 'amg' else None
     settings = Settings(build, tol, max_steps, cycle)
     # Solve for the correction of the start, the mean of the known entries:
     # its right-hand side carries the derivatives by the observations.
     correction, residual, num_steps = ImplicitSolve.apply(
-        settings, weight, scale, system.residual(problem.start, signal.x)
+        settings,
+        weight,
+        scale,
+        signal.free,
+        system.residual(problem.start, signal.x),
     )
     out = problem.start + correction
     return problem.result('glr', out, residual, num_steps, tol)

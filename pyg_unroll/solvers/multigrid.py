@@ -1,11 +1,13 @@
 """Algebraic multigrid, by pyamg."""
 
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from pyg_unroll.ops.func import is_transformed
 from pyg_unroll.ops.reference.order import adjacency
 from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.system import LaplacianSystem
@@ -13,7 +15,8 @@ from pyg_unroll.ops.system import LaplacianSystem
 
 def multigrid(system: LaplacianSystem) -> Preconditioner:
     """Builds a cycle of smoothed aggregation (Vanek, Mandel and Brezina, 1996)
-    for residuals `[N, F, 1]` of a system, nonsingular on the free entries.
+    for residuals `[N, F, H]` of a system of one head, nonsingular on the free
+    entries.
     """
     if system.degree is not None:
         raise ValueError("'preconditioner' must be 'jacobi' with 'order=2'")
@@ -24,6 +27,11 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
         )
     from scipy.sparse import diags
 
+    if is_transformed():
+        raise ValueError(
+            "'preconditioner' must be 'jacobi' in a function that 'torch.func' "
+            'transforms'
+        )
     try:
         from pyamg import smoothed_aggregation_solver
     except ImportError as error:
@@ -61,11 +69,11 @@ def multigrid(system: LaplacianSystem) -> Preconditioner:
 
     def precondition(residual: Tensor) -> Tensor:
         out = torch.zeros_like(residual)
-        for column in range(residual.size(1)):
+        for column, head in product(*map(range, residual.shape[1:])):
             # One column stands for all features.
             is_free, cycle = columns[column % len(columns)]
-            part = residual[is_free, column, 0].numpy()
-            out[is_free, column, 0] = torch.from_numpy(cycle(part))
+            part = residual[is_free, column, head].numpy()
+            out[is_free, column, head] = torch.from_numpy(cycle(part))
         return out
 
     return precondition

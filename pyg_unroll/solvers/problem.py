@@ -9,9 +9,15 @@ from typing import Any, NamedTuple, Self, get_args
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import check_between, check_choice, check_positive
+from pyg_unroll.checks import (
+    can_read_values,
+    check_between,
+    check_choice,
+    check_positive,
+)
 from pyg_unroll.graph import Topology, resolve_graph
 from pyg_unroll.inputs import Fidelity, Observations, read_signal
+from pyg_unroll.ops.backend import Operator
 from pyg_unroll.ops.order import components, local_order
 
 
@@ -108,10 +114,13 @@ class SmoothnessProblem:
         if read.confidence is not None:
             known = known & (read.confidence > 0)
         y = signal.x.squeeze(-1)
-        lost = unreachable(topology, weight.detach()[:, 0], known)
+        lost = _lost(
+            topology, weight.detach(), known.unsqueeze(-1), fill is not None
+        ).squeeze(-1)
         mean = torch.where(known, y, 0).sum(0) / known.sum(0).clamp(min=1)
-        if bool(lost.any()):
-            y = torch.where(lost, _fill_value(lost, fill, mean), y)
+        if not can_read_values(lost) or bool(lost.any()):
+            value = float(fill or 0) if fill != 'mean' else mean
+            y = torch.where(lost, value, y)
             free = True if signal.free is None else signal.free
             free = ~lost.unsqueeze(-1) & free
             signal = replace(signal, x=y.unsqueeze(-1), free=free)
@@ -121,7 +130,8 @@ class SmoothnessProblem:
                 f"'mu' must be one number (got shape {list(mu.shape)}); solve "
                 f'for each'
             )
-        check_between('mu', mu.item() if isinstance(mu, Tensor) else mu)
+        if can_read_values(mu):
+            check_between('mu', mu.item() if isinstance(mu, Tensor) else mu)
         mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
         return cls(signal, topology, weight, mu, start, x.dtype)._reorder()
 
@@ -178,11 +188,14 @@ def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
     return reached[component] == 0
 
 
-def _fill_value(
-    lost: Tensor, fill: float | str | None, mean: Tensor
-) -> Tensor | float:
-    if fill is None:
-        nodes = lost.any(1).nonzero().view(-1).tolist()
+def _find_lost(
+    topology: Topology, weight: Tensor, known: Tensor, allow: bool
+) -> Tensor:
+    """Entries that cannot be interpolated; refused if they are not allowed."""
+    heads = zip(weight.unbind(1), known.unbind(2), strict=True)
+    lost = torch.stack([unreachable(topology, *head) for head in heads], 2)
+    if not allow and bool(lost.any()):
+        nodes = lost.flatten(1).any(1).nonzero().view(-1).tolist()
         shown = ', '.join(str(node) for node in nodes[:5])
         more = ', ...' if len(nodes) > 5 else ''
         raise ValueError(
@@ -192,4 +205,14 @@ def _fill_value(
             f"cut it), observe one of them, or pass 'fill' (a number or "
             f"'mean')"
         )
-    return mean if fill == 'mean' else float(fill)
+    return lost
+
+
+# An operator, hence it sees values under transforms of `torch.func`, too.
+_lost = Operator(
+    'lost',
+    'Tensor weight, Tensor known, bool allow',
+    'Tensor',
+    _find_lost,
+    lambda topology, weight, known, allow: torch.empty_like(known),
+)

@@ -220,7 +220,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
         checks.check_signal(f'data.{self.attr}', features)
         edges = required_edges(data, "apply 'GridGraph' or 'KNNGraph' first")
         features = features.view(-1, 1) if features.dim() == 1 else features
-        if checks.can_read_values():
+        if checks.can_read_values(features):
             checks.check_finite(f'data.{self.attr}', features)
         count, dtype = features.size(0), features.dtype
         topology, _ = resolve_graph(edges, None, count, dtype)
@@ -241,7 +241,8 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             edge_weight = self.edge_weights(features, topology)
             if not isinstance(edges, Topology):
                 edge_weight = topology.directed_weight(edge_weight)
-        if checks.can_read_values() and not bool(edge_weight.isfinite().all()):
+        can_read = checks.can_read_values(edge_weight)
+        if can_read and not bool(edge_weight.isfinite().all()):
             raise ValueError(
                 f"'data.{self.attr}' is too large for {dtype} (up to "
                 f'{float(features.abs().amax()):.1e}): squared distances '
