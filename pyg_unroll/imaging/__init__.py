@@ -10,6 +10,7 @@ from pyg_unroll.imaging.images import (
     data_to_image,
     image_to_data,
     to_unit_range,
+    white_level,
 )
 from pyg_unroll.imaging.inpaint import Inpaint
 from pyg_unroll.imaging.restorer import Restorer
@@ -32,4 +33,5 @@ __all__ = [
     'local_interpolation',
     'mosaic',
     'to_unit_range',
+    'white_level',
 ]

@@ -7,9 +7,9 @@ from torch_geometric.data import Batch, Data
 from pyg_unroll.checks import check_choice, check_finite, check_positive
 from pyg_unroll.imaging.images import check_image, image_to_data, to_unit_range
 
-_BAYER = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
+BAYER_PATTERNS = ('RGGB', 'BGGR', 'GRBG', 'GBRG')
 _TILES: dict[str, tuple[str, ...]] = {
-    **{name: (name[:2], name[2:]) for name in _BAYER},
+    **{name: (name[:2], name[2:]) for name in BAYER_PATTERNS},
     'X-Trans': ('GBGGRG', 'RGRBGB', 'GBGGRG', 'GRGGBG', 'BGBRGR', 'GRGGBG'),
 }
 CFA_PATTERNS: tuple[str, ...] = tuple(_TILES)
@@ -129,7 +129,7 @@ def bayer_phase(mask: Tensor) -> tuple[int, int]:
         if torch.equal(mask, bayer.expand_as(mask)):
             return red // 2, red % 2
     raise ValueError(
-        f"'mask' must be that of a Bayer pattern, one of {_BAYER}, on at "
-        f'least 2 x 2 pixels; for other colour filter arrays, there is '
+        f"'mask' must be that of a Bayer pattern, one of {BAYER_PATTERNS}, on "
+        f'at least 2 x 2 pixels; for other colour filter arrays, there is '
         f"'pyg_unroll.imaging.GraphDemosaic'"
     )

@@ -1,15 +1,18 @@
 """Demosaicing by trained graph layers."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pyg_unroll.checks import check_choice
 from pyg_unroll.imaging import filters
 from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock
-from pyg_unroll.imaging.cfa import bayer_phase, sensor_values
+from pyg_unroll.imaging.cfa import BAYER_PATTERNS, bayer_phase, sensor_values
+from pyg_unroll.imaging.export import write
 from pyg_unroll.imaging.noise import smooth_noise
 
 
@@ -58,6 +61,46 @@ class Demosaic(BlockRestorer):
         self, blocks: Sequence[Block] | None = None, neighbors: int = 8
     ) -> None:
         super().__init__(MosaicEstimate(), blocks, neighbors)
+
+    def export(self, path: str | Path, pattern: str = 'RGGB') -> None:
+        r"""Writes the model to a file for programs without this library: as
+        ONNX, or as a package that PyTorch compiled ahead of time
+        (AOTInductor). It takes a minute or some.
+
+        The program takes one mosaic of any even size, 20 x 20 or more,
+        measured as ``pattern`` says, and gives what :meth:`restore` does, to
+        rounding. Its inputs and output, of the type of the model, are in this
+        order:
+
+        - ``mosaic`` :math:`(1, 1, H, W)`: the values of the sensor, in any
+          unit
+        - ``white_level`` :math:`(1)`: the positive value that :meth:`restore`
+          divides images by, :func:`~pyg_unroll.imaging.white_level`. It is an
+          input because a program that cuts a photograph into tiles has to
+          give the same for all
+        - ``noise_std`` :math:`(1)`, of models of noisy samples only: the
+          standard deviation of the noise, in the unit of the mosaic
+        - ``restored`` :math:`(1, 3, H, W)`: red, green, blue
+
+        Borders are mirrored. Tiles begin at even rows and columns, and the
+        outer :attr:`receptive_field` pixels of each, where they are not the
+        border of the photograph, are to be cut off.
+
+        Args:
+            path (str or Path): The file, which is replaced once all is
+                written: ``.onnx`` (extra ``export``), or ``.pt2`` for
+                :func:`torch._inductor.aoti_load_package` on the kind of device
+                that the model is on (needs a C++ compiler).
+            pattern (str, optional): The Bayer pattern, see
+                :func:`~pyg_unroll.imaging.cfa_mask`. (default: :obj:`'RGGB'`)
+
+        Raises:
+            ValueError: If the path has another ending or cannot be written,
+                or the pattern is none of Bayer.
+            ImportError: If onnx or onnxscript is missing.
+        """
+        check_choice('pattern', pattern, BAYER_PATTERNS)
+        write(self, path, pattern)
 
 
 class MosaicEstimate(FirstEstimate):

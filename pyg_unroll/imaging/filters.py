@@ -58,8 +58,12 @@ def smooth_mirrored(x: Tensor, taps: Sequence[float]) -> Tensor:
     """Correlates images, mirrored at the border, with a separable filter."""
     margin = len(taps) // 2
     inner = slice(margin, -margin)
-    rows, cols = (slice(-margin, size + margin) for size in x.shape[-2:])
-    return smooth(mirrored(x, rows, cols), taps)[..., inner, inner]
+    if min(x.shape[-2:]) > margin:  # once is enough
+        x = F.pad(x, [margin] * 4, mode='reflect')
+    else:
+        rows, cols = (slice(-margin, size + margin) for size in x.shape[-2:])
+        x = mirrored(x, rows, cols)
+    return smooth(x, taps)[..., inner, inner]
 
 
 def box(x: Tensor, radius: int) -> Tensor:

@@ -121,8 +121,16 @@ def to_unit_range(image: Tensor) -> Tensor:
 
 
 def white_level(image: Tensor, mask: Tensor) -> Tensor:
-    """The value of each image `[B, 1, 1, 1]` that one in a thousand of its
-    pixels exceeds, by which images of any unit and exposure become alike.
+    r"""The value that one in a thousand pixels of an image exceeds: divided by
+    it, images of any unit and exposure become alike, as restorers see them.
+
+    Args:
+        image (torch.Tensor): Images :math:`(B, C, H, W)`.
+        mask (torch.Tensor): True where known, boolean, of the same shape or
+            :math:`(1, C, H, W)`.
+
+    Returns:
+        Values :math:`(B, 1, 1, 1)`, one for black images.
     """
     level = torch.zeros_like(image[:, 0])
     for k in range(image.size(1)):  # large images are not copied as a whole
