@@ -164,22 +164,28 @@ def score(out: Tensor, image: Tensor) -> tuple[float, float]:
 
 def evaluate(
     image: Tensor, data: Data, methods: dict[str, Method]
-) -> dict[str, tuple[Tensor, float, float, float]]:
-    """Returns output, PSNR, SSIM and seconds of each method."""
+) -> tuple[dict[str, tuple[Tensor, float, float, float]], tuple[slice, slice]]:
+    """Returns PSNR, SSIM and seconds of each method, and its output in a
+    region where the first is worst.
+    """
     results = {}
+    region = None
     for name, method in methods.items():
         start = time.perf_counter()
         out = method(data)
         seconds = time.perf_counter() - start
         out = quantize(out, image)
-        results[name] = (out, *score(out, image), seconds)
-    return results
+        region = region or worst_region(out, image, ZOOM)
+        crop = out[:, *region].clone()
+        results[name] = (crop, *score(out, image), seconds)
+    return results, region
 
 
 def plot(
     image: Tensor,
     data: Data,
     results: dict[str, tuple[Tensor, float, float, float]],
+    region: tuple[slice, slice],
     ours: str,
     path: Path,
 ) -> None:
@@ -187,17 +193,17 @@ def plot(
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    rows, cols = worst_region(results['bilinear'][0], image, ZOOM)
+    rows, cols = region
+    original = image[:, rows, cols]
     crops = {
-        'original': image,
-        f'mosaic ({data.pattern})': data_to_image(data),
+        'original': original,
+        f'mosaic ({data.pattern})': data_to_image(data)[:, rows, cols],
         'bilinear': results['bilinear'][0],
         ours: results[ours][0],
     }
     figure, axes = plt.subplots(2, 4, figsize=(13, 7.2), layout='constrained')
     for axis, (name, picture) in zip(axes[0], crops.items(), strict=True):
-        crop = to_unit_range(picture[:, rows, cols]).clamp(0, 1)
-        crop = crop.permute(1, 2, 0).numpy()
+        crop = to_unit_range(picture).clamp(0, 1).permute(1, 2, 0).numpy()
         axis.imshow(crop, interpolation='nearest', vmin=0, vmax=1)
         title = name
         if name in results:
@@ -216,7 +222,7 @@ def plot(
     whole.add_patch(
         plt.Rectangle(corner, size, size, fill=False, color='red', lw=1.5)
     )
-    share = int(data.mask.sum()) / data.mask.numel()
+    share = int(data.mask.count_nonzero()) / data.mask.numel()
     axes[1, 1].axis('off')
     axes[1, 1].text(
         0,
@@ -228,9 +234,7 @@ def plot(
         transform=axes[1, 1].transAxes,
     )
     for axis, name in zip(axes[1, 2:], ('bilinear', ours), strict=True):
-        test, truth = (
-            to_unit_range(v[:, rows, cols]) for v in (results[name][0], image)
-        )
+        test, truth = map(to_unit_range, (results[name][0], original))
         error = (test - truth).abs().mean(0).numpy()
         shown = axis.imshow(error, cmap='magma', vmin=0, vmax=0.15)
         axis.set_title(f'error of {name}')
@@ -377,7 +381,7 @@ def main() -> None:
             if not bool(data.mask.any(0).all()):
                 size = ' x '.join(map(str, image.shape[1:]))
                 raise ValueError(f"'{name}' is too small ({size} pixels)")
-            results = evaluate(image, data, methods)
+            results, region = evaluate(image, data, methods)
         except ValueError as error:
             progress.write(f'error: {error}', file=sys.stderr)
             continue
@@ -401,7 +405,7 @@ def main() -> None:
             number = sum(p.numel() for p in model.parameters())
         print(f'{method:22}{psnr:9.2f}{ssim:9.4f}{seconds:9.2f}{number:12d}')
     if len(images) == 1:
-        plot(image, data, results, ours, out)
+        plot(image, data, results, region, ours, out)
         print(f'Wrote {out}')
     if count < len(images):
         sys.exit(f'error: {len(images) - count} images are not in the scores')
