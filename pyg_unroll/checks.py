@@ -75,11 +75,17 @@ def check_boolean(name: str, mask: Tensor) -> None:
         )
 
 
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; it is not copied."""
+    # Both extremes are NaN if a value is.
+    extremes = value.aminmax() if value.numel() else ()
+    return all(bool(extreme.isfinite()) for extreme in extremes)
+
+
 def check_finite(name: str, value: Tensor) -> None:
     """Raises a `ValueError` if a tensor holds NaN or infinity."""
-    finite = value.isfinite()
-    if not bool(finite.all()):
-        place = (~finite).nonzero()[0].tolist()
+    if not is_finite(value):
+        place = (~value.isfinite()).nonzero()[0].tolist()
         raise ValueError(
             f"'{name}' must be finite (got {float(value[tuple(place)])} at "
             f"index {place}); replace it, for example with 'nan_to_num'"

@@ -179,14 +179,13 @@ class BlockRestorer(Restorer):
         """See :class:`Restorer`."""
         image, mask, unit, *noise = images
         shown = image / unit, mask, *(std / unit for std in noise)
-        if not noise:
-            out = unit * self._estimates(*shown)[-1]
-            return torch.where(mask, image, out)
-        if self.fidelity == 'soft':
-            return unit * self._estimates(*shown)[-1]
-        smoothed = self.first_estimate.smooth(*shown)
-        out = self._estimates(smoothed, mask)[-1]
-        return unit * smooth_noise(out, shown[-1])
+        is_held = self.fidelity == 'hard'
+        if noise and is_held:
+            smoothed = self.first_estimate.smooth(*shown)
+            out = self._estimates(smoothed, mask)[-1]
+            return unit * smooth_noise(out, shown[2])
+        out = unit * self._estimates(*shown)[-1]
+        return torch.where(mask, image, out) if is_held else out
 
     def _estimates(
         self, image: Tensor, mask: Tensor, noise_std: Tensor | None = None

@@ -1,5 +1,6 @@
 """Graphs of pixels."""
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from threading import Lock
@@ -92,7 +93,7 @@ class GridGraph(BaseTransform):
             window = [k for offset in self.offsets for k in offset]
             found = torch.ops.pyg_unroll.pixels(shape, window, device)
             return Topology.unpack(found, [height, width, *window])
-        return _pixel_graph(*shape, self.offsets, device)
+        return _pixel_graph(shape, self.offsets, device)
 
     def __repr__(self) -> str:
         return f'{self.__class__.__name__}(window={self.window})'
@@ -145,13 +146,12 @@ def image_shapes(data: Data) -> list[tuple[int, int]]:
 # Tensors made in inference mode could not be used for training later.
 @torch.inference_mode(False)
 def _build(
-    num_images: int,
-    height: int,
-    width: int,
+    shape: tuple[int, int, int],
     offsets: tuple[tuple[int, int], ...],
     device: torch.device,
 ) -> Topology:
     """Connects the pixels of images that follow each other."""
+    num_images, height, width = shape
     # Lines beyond the reach of both borders are alike: of a lower image with
     # one of them, that is repeated.
     line = 2 * max(row for row, _ in offsets)
@@ -218,18 +218,13 @@ _REMEMBERING = Lock()
 
 
 def _pixel_graph(
-    num_images: int,
-    height: int,
-    width: int,
-    offsets: tuple[tuple[int, int], ...],
-    device: torch.device,
+    shape: tuple[int, int, int], offsets: Any, device: torch.device
 ) -> Topology:
     """Builds a graph, or finds a small one again."""
-    arguments = num_images, height, width, offsets, device
-    if num_images * height * width * len(offsets) > _LARGE:
-        return _build(*arguments)
+    if math.prod(shape) * len(offsets) > _LARGE:
+        return _build(shape, offsets, device)
     with _REMEMBERING:  # threads that ask at once build it once
-        return _remembered(*arguments)
+        return _remembered(shape, offsets, device)
 
 
 @torch.library.custom_op(
@@ -241,8 +236,7 @@ def _pixels(shape: Any, window: Any, device: torch.device) -> list[Tensor]:
     """The tensors of a topology, for compilers, which compute their sizes."""
     # While another thread compiles, PyTorch says that this one does.
     offsets = tuple(zip(window[::2], window[1::2], strict=True))
-    count, height, width = shape
-    topology = _pixel_graph(count, height, width, offsets, device)
+    topology = _pixel_graph(tuple(shape), offsets, device)
     return [x.clone() for x in topology.pack()[0]]
 
 

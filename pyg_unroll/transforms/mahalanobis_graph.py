@@ -242,7 +242,7 @@ class MahalanobisGraph(torch.nn.Module, BaseTransform):
             if not isinstance(edges, Topology):
                 edge_weight = topology.directed_weight(edge_weight)
         can_read = checks.can_read_values(edge_weight)
-        if can_read and not bool(edge_weight.isfinite().all()):
+        if can_read and not checks.is_finite(edge_weight):
             raise ValueError(
                 f"'data.{self.attr}' is too large for {dtype} (up to "
                 f'{float(features.abs().amax()):.1e}): squared distances '
