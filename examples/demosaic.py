@@ -69,20 +69,22 @@ def menon(data: Data) -> Tensor:
 
 
 def make_model(
-    args: argparse.Namespace, is_bayer: bool, noisy: bool
+    args: argparse.Namespace, cfa: str, noisy: bool
 ) -> tuple[str, torch.nn.Module]:
     """A restorer, trained if there are weights, and its name."""
     prior = args.prior.upper()
+    plain = cfa.lower().replace('-', '')
+    known = Demosaic.pretrained_names(args.prior)
     model: torch.nn.Module
-    if not args.untrained and is_bayer:
-        name = 'bayer-noisy' if noisy else 'bayer'
-        if name not in Demosaic.pretrained_names(args.prior):
+    if not args.untrained and plain in known:
+        name = f'{plain}-noisy' if noisy else plain
+        if name not in known:
             print(
                 f'note: no weights of {prior} for noise; those without are '
                 f'told of it',
                 file=sys.stderr,
             )
-            name = 'bayer'
+            name = plain
         model = Demosaic.from_pretrained(name, args.prior)
         title = f'Demosaic, {prior}'
     else:
@@ -323,7 +325,7 @@ def develop(args: argparse.Namespace, out: Path) -> None:
     """Demosaics a camera file."""
     photo = read_raw(args.image)
     noisy = args.noise is not None
-    name, model = make_model(args, photo.is_bayer, noisy)
+    name, model = make_model(args, photo.cfa, noisy)
     start = time.perf_counter()
     image = graph_method(model, args.noise / 255 if args.noise else None)(
         photo.data
@@ -365,7 +367,8 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f'error: {error}')
     noise = (args.noise or 0) / 255
-    ours, model = make_model(args, args.pattern != 'X-Trans', noise > 0)
+    cfa = args.pattern if args.pattern == 'X-Trans' else 'Bayer'
+    ours, model = make_model(args, cfa, noise > 0)
     methods = {'bilinear': bilinear, ours: graph_method(model, noise)}
     if args.menon:
         methods['Menon 2007'] = menon

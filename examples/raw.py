@@ -31,6 +31,9 @@ _XYZ_FROM_SRGB = np.array(
 # Quarter turns, counterclockwise, by LibRaw's flip.
 _TURNS = {0: 0, 3: 2, 5: 1, 6: 3}
 
+# Colour filter arrays, by the size of their patterns.
+_ARRAYS = {(2, 2): 'Bayer', (6, 6): 'X-Trans'}
+
 
 @dataclass
 class RawPhoto:
@@ -40,13 +43,13 @@ class RawPhoto:
         data (Data): The mosaic: black level subtracted, white balanced, one is
             white, encoded as sRGB, like the photographs that the weights were
             trained on.
-        is_bayer (bool): Whether colours repeat every 2 x 2 pixels.
+        cfa (str): The colour filter array, `Bayer`, `X-Trans` or `other`.
         matrix (numpy.ndarray): Linear sRGB from balanced camera colours.
         turns (int): Quarter turns, counterclockwise, that make it upright.
     """
 
     data: Data
-    is_bayer: bool
+    cfa: str
     matrix: np.ndarray
     turns: int
 
@@ -127,7 +130,7 @@ def _read(raw: Any) -> RawPhoto:
             matrix = np.linalg.inv(forward / forward.sum(1, keepdims=True))
     return RawPhoto(
         data=data,
-        is_bayer=raw.raw_pattern.shape == (2, 2),
+        cfa=_ARRAYS.get(raw.raw_pattern.shape, 'other'),
         matrix=matrix,
         turns=_TURNS.get(raw.sizes.flip, 0),
     )

@@ -226,7 +226,7 @@ def start_as_graph(net: Demosaic | Inpaint) -> None:
         # Outputs of the net are zero, but for the share of chroma kept.
         torch.nn.init.zeros_(block.features.head.weight)
         with torch.no_grad():
-            block.features.head.bias[-4:] = -1.0
+            block.features.head.bias[-(block.features.cell**2) :] = -1.0
             block.step.gain_limit.fill_(0.0 if k else 1.3)
             for metric in (block.step.smooth_metric, block.step.fill_metric):
                 for head, matrix in enumerate(metric.weight):

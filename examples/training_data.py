@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +40,7 @@ class Photographs(LightningDataModule):
         self,
         folders: list[Path],
         val: Path | None = None,
-        mask: Literal['bayer', 'random', 'grid'] = 'bayer',
+        mask: Literal['bayer', 'xtrans', 'random', 'grid'] = 'bayer',
         noise: float = 0.0,
         side: int = 96,
         batch: int = 4,
@@ -92,7 +93,7 @@ class Photographs(LightningDataModule):
         """Whole photographs, one at a time."""
         return DataLoader(Whole(self.tests, self.task))
 
-    @property
+    @cached_property
     def photographs(self) -> int:
         """A number that changes with the photographs or their order."""
         sizes = [(*image.shape, image.sum().item()) for image in self.images]

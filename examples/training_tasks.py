@@ -12,6 +12,8 @@ from torch import Tensor
 
 from pyg_unroll import cfa_mask
 
+_MOSAICS = {'bayer': 'RGGB', 'xtrans': 'X-Trans'}
+
 # Pixels of a patch that are not scored: nothing is known beyond.
 _BORDER = 8
 
@@ -47,12 +49,13 @@ class Task:
     """Hides values of images.
 
     Args:
-        mask (str): One of :attr:`MASKS`: an RGGB mosaic, scattered holes of
-            many kinds, or every second pixel of every second row.
+        mask (str): One of :attr:`MASKS`: an RGGB or an X-Trans mosaic,
+            scattered holes of many kinds, or every second pixel of every
+            second row.
         noise (float): The largest standard deviation of noise.
     """
 
-    MASKS = ('bayer', 'random', 'grid')
+    MASKS = ('bayer', 'xtrans', 'random', 'grid')
 
     def __init__(self, mask: str, noise: float = 0.0) -> None:
         if mask not in self.MASKS:
@@ -111,8 +114,8 @@ class Task:
 
 def make_mask(name: str, height: int, width: int, chance: Chance) -> Tensor:
     """The known values `[3, H, W]` of one of `Task.MASKS`."""
-    if name == 'bayer':
-        return cfa_mask('RGGB', height, width)
+    if name in _MOSAICS:
+        return cfa_mask(_MOSAICS[name], height, width)
     if name == 'grid':
         return _rgb(regular(height, width, 2, (0, 0)))
     return _rgb(holes(height, width, chance))

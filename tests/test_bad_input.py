@@ -467,11 +467,11 @@ RESTORERS = [
     (lambda: soft()(mosaic(IMAGE)), "6 x 6 pixels.*set 'data.noise_std'"),
     (
         lambda: demosaic().estimates(IMAGES, MASKS.flip(3)),
-        r"'image' must have an even size.*lacks 0 row\(s\) and 1 column",
+        r"'image' must consist of whole cells of 2 x 2.*begins at \[0, 1\]",
     ),
     (
         lambda: inpaint().estimates(IMAGES[..., :3], MASKS[..., :3]),
-        r"'image' must have an even size.*\[1, 3, 4, 3\]",
+        r"'image' must consist of whole cells.*\[1, 3, 4, 3\]",
     ),
     (lambda: Demosaic(neighbors=5), r"'neighbors' must be one of.*got 5\)"),
     (lambda: Tiled(demosaic(), 0), POSITIVE.format('max_pixels', 0)),

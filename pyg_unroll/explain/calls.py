@@ -119,7 +119,8 @@ def node_places(model: torch.nn.Module, data: Data) -> tuple[Tensor, int]:
     known = read_signal(data.x, data.mask, name='data.x').observed
     mask = data_to_image(data, known).unsqueeze(0)
     size, phase = mask.shape[-2:], restorer.phase(mask)
-    (row, col), (height, width) = mirrored_frame(size, restorer.margin, phase)
+    frame = mirrored_frame(size, restorer.margin, phase, restorer.cell)
+    (row, col), (height, width) = frame
     place = (place // size[1] - row) * width + place % size[1] - col
     return place, height * width
 

@@ -16,6 +16,7 @@ from pyg_unroll.imaging.blocks import Block, DifferenceBlock, GuidedBlock, Scene
 from pyg_unroll.imaging.images import white_level
 from pyg_unroll.imaging.noise import REACH, smooth_noise
 from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
+from pyg_unroll.imaging.tiles import whole
 from pyg_unroll.transforms import GridGraph
 from pyg_unroll.transforms.grid_graph import WINDOWS
 
@@ -25,11 +26,13 @@ _FOLDER = Path(__file__).parent / 'pretrained'
 class FirstEstimate(Protocol):
     """The initialiser of a restorer, without parameters: the class of blocks
     that improve it by default, the number of channels that it is for (any if
-    :obj:`None`), and of pixels from which a value can matter.
+    :obj:`None`), the side of the cells that images consist of, and the number
+    of pixels from which a value can matter.
     """
 
     block: type[Block]
     channels: int | None
+    cell: int
     receptive_field: int
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
@@ -71,10 +74,11 @@ class BlockRestorer(Restorer):
     ) -> None:
         # The margin lets the layers forget that convolutions see zeros
         # outside; so many pixels at once take 0.3 to 0.4 GB.
-        super().__init__(margin=18, max_pixels=450_000)
+        cell = first_estimate.cell
+        super().__init__(margin=18, max_pixels=450_000, cell=cell)
         checks.check_choice('neighbors', neighbors, tuple(WINDOWS))
         if blocks is None:
-            blocks = [first_estimate.block() for _ in range(2)]
+            blocks = [first_estimate.block(cell=cell) for _ in range(2)]
         kinds = {(block.channels, block.fidelity) for block in blocks}
         if len(kinds) != 1:
             raise ValueError(
@@ -82,6 +86,12 @@ class BlockRestorer(Restorer):
                 f'channels and fidelity (got {sorted(kinds)})'
             )
         ((self.channels, self.fidelity),) = kinds
+        cells = sorted({block.features.cell for block in blocks})
+        if cells != [cell]:
+            raise ValueError(
+                f"'blocks' must work on cells of {cell} x {cell} pixels (got "
+                f'sides {cells}); make them with cell={cell}'
+            )
         if first_estimate.channels not in (None, self.channels):
             raise ValueError(
                 f"'blocks' must work on {first_estimate.channels} channels "
@@ -105,8 +115,10 @@ class BlockRestorer(Restorer):
         :func:`torch.cuda.make_graphed_callables`; values are not checked then.
 
         Args:
-            image (torch.Tensor): Images :math:`(B, C, H, W)` of even size; of
-                a mosaic, red at the top left.
+            image (torch.Tensor): Images :math:`(B, C, H, W)` of whole cells:
+                of even size, and a Bayer mosaic with red at the top left; of
+                sizes that 3 divides, and an X-Trans mosaic with green at the
+                corners and in the middle of its first 3 x 3 pixels.
             mask (torch.Tensor): The mask, :math:`(B, C, H, W)` or
                 :math:`(1, C, H, W)`.
             noise_std (torch.Tensor or float, optional): See :meth:`restore`.
@@ -117,8 +129,8 @@ class BlockRestorer(Restorer):
             :attr:`receptive_field` pixels along the border are worse.
 
         Raises:
-            ValueError: As :meth:`restore`, and if a size is odd or a mosaic
-                does not begin with red.
+            ValueError: As :meth:`restore`, and if an image does not consist
+                of whole cells.
         """
         if noise_std is not None and self.fidelity == 'hard':
             raise ValueError(
@@ -130,11 +142,13 @@ class BlockRestorer(Restorer):
             images = self._read(image, mask, noise_std)
         can_read = checks.can_read_values(mask)
         phase = self.phase(mask) if can_read else (0, 0)
-        if phase != (0, 0) or image.size(2) % 2 or image.size(3) % 2:
+        cell = self.cell
+        if phase != (0, 0) or any(size % cell for size in image.shape[2:]):
             raise ValueError(
-                f"'image' must have an even size, and a mosaic red at the top "
-                f'left (got {list(image.shape)}, which lacks {phase[0]} '
-                f"row(s) and {phase[1]} column(s)); use 'restore' for others"
+                f"'image' must consist of whole cells of {cell} x {cell} "
+                f'pixels, from [0, 0] on (got {list(image.shape)}, whose first '
+                f'begins at '
+                f"{list(phase)}); use 'restore' for others"
             )
         return self._estimates(*images)
 
@@ -143,14 +157,14 @@ class BlockRestorer(Restorer):
         """See :class:`Restorer`."""
         size = self.first_estimate.receptive_field
         size += sum(block.receptive_field for block in self.blocks)
-        return size + size % 2
+        return whole(size, self.cell)
 
     def halo(self, images: Sequence[Tensor]) -> int:
         """See :class:`Restorer`."""
         is_loose = self.fidelity == 'hard' and len(images) == 4
         # Mosaics are smoothed at half resolution before.
-        smoothing = 3 * REACH + 1 if is_loose else 0
-        return self.receptive_field + smoothing
+        smoothing = 3 * REACH if is_loose else 0
+        return self.receptive_field + whole(smoothing, self.cell)
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """See :class:`Restorer`."""
@@ -280,7 +294,7 @@ class BlockRestorer(Restorer):
         for options in map(dict, config['blocks']):
             blocks.append(kinds[options.pop('class')](**options))
         make: Any = cls  # whose first estimate is its own
-        model: Self = make(blocks=blocks, neighbors=config['neighbors'])
+        model: Self = make(**{**config, 'blocks': blocks})
         return model
 
     def save(

@@ -85,6 +85,9 @@ class GuidedBlock(torch.nn.Module):
         weight_floor (float, optional): Added to each edge weight; :obj:`0.0`
             for GLR and :obj:`0.03` for GTV if :obj:`None`.
             (default: :obj:`None`)
+        cell (int, optional): Side of the cells of pixels that the net works
+            on, that of the pattern of a mosaic: :obj:`2` for Bayer,
+            :obj:`3` for X-Trans. (default: :obj:`2`)
 
     Raises:
         ValueError: If an argument is not one of the above.
@@ -101,6 +104,7 @@ class GuidedBlock(torch.nn.Module):
         steps: Sequence[int] | None = None,
         fidelity: Fidelity = 'hard',
         weight_floor: float | None = None,
+        cell: int = 2,
     ) -> None:
         super().__init__()
         sizes = {
@@ -110,7 +114,7 @@ class GuidedBlock(torch.nn.Module):
             'heads': heads,
         }
         config = priors.block_config(
-            sizes, num_layers, prior, steps, weight_floor
+            sizes, num_layers, prior, steps, weight_floor, cell
         )
         self.config = {**config, 'fidelity': fidelity}
         self.channels = channels
@@ -120,7 +124,9 @@ class GuidedBlock(torch.nn.Module):
         self.output_sizes = [channels, feature_channels, int(is_soft)]
         seen = channels + CONTEXT_CHANNELS + is_soft
         out = sum(self.output_sizes)
-        self.features = CellFeatures(seen, hidden_channels, out, num_layers)
+        self.features = CellFeatures(
+            seen, hidden_channels, out, num_layers, cell
+        )
         self.metric = MahalanobisGraph(
             feature_channels, heads, floor=config['weight_floor']
         )
@@ -194,6 +200,7 @@ class DifferenceBlock(torch.nn.Module):
         steps (sequence of int, optional): Size of both layers.
             (default: :obj:`None`)
         weight_floor (float, optional): The same. (default: :obj:`None`)
+        cell (int, optional): The same. (default: :obj:`2`)
 
     Raises:
         ValueError: If an argument is not one of the above.
@@ -220,11 +227,12 @@ class DifferenceBlock(torch.nn.Module):
         self.output_sizes = [3, feature_channels, feature_channels, 1, 2, 1]
         seen = self.channels + CONTEXT_CHANNELS
         out = sum(self.output_sizes)
-        self.features = CellFeatures(
-            seen, hidden_channels, out, self.config['num_layers']
+        num_layers, prior, steps, floor, cell = (
+            self.config[name] for name in priors.BlockOptions.__annotations__
         )
-        prior, steps = self.config['prior'], self.config['steps']
-        floor = self.config['weight_floor']
+        self.features = CellFeatures(
+            seen, hidden_channels, out, num_layers, cell
+        )
         self.step = ColorDifferences(
             prior, steps, steps, feature_channels, heads, floor
         )

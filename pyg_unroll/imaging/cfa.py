@@ -1,5 +1,7 @@
 """Colour filter arrays: the samples of an image that a sensor measures."""
 
+from itertools import product
+
 import torch
 from torch import Tensor
 from torch_geometric.data import Batch, Data
@@ -13,6 +15,10 @@ _TILES: dict[str, tuple[str, ...]] = {
     'X-Trans': ('GBGGRG', 'RGRBGB', 'GBGGRG', 'GRGGBG', 'BGBRGR', 'GRGGBG'),
 }
 CFA_PATTERNS: tuple[str, ...] = tuple(_TILES)
+
+# Patterns in phase, and the side of their cells, in which green has the same
+# places: red and blue as well, or by turns.
+CELLS = {'Bayer': ('RGGB', 2), 'X-Trans': ('X-Trans', 3)}
 
 
 def cfa_mask(
@@ -116,20 +122,25 @@ def check_one_color(mask: Tensor) -> None:
         )
 
 
-def bayer_phase(mask: Tensor) -> tuple[int, int]:
-    """Rows and columns to add before a Bayer pattern to make it RGGB; a
-    `ValueError` unless a mask `[B, 3, H, W]` is one pattern for all images.
+def cfa_phase(mask: Tensor, cfa: str) -> tuple[int, int]:
+    """Row and column of the first cell of `Bayer` or `X-Trans`, see `CELLS`; a
+    `ValueError` unless a mask `[B, 3, H, W]` is one such pattern, from any of
+    its pixels on, for all images.
     """
-    height, width = mask.shape[-2:]
-    if mask.size(1) == 3 and min(height, width) >= 2:
-        # The place of red in the first cell tells the pattern.
-        red = int(mask[0, 0, :2, :2].flatten().byte().argmax())
-        pattern = ('RGGB', 'GRBG', 'GBRG', 'BGGR')[red]
-        bayer = cfa_mask(pattern, height, width, mask.device)
-        if torch.equal(mask, bayer.expand_as(mask)):
-            return red // 2, red % 2
+    pattern, cell = CELLS[cfa]
+    (height, width), side = mask.shape[-2:], len(_TILES[pattern])
+    if mask.size(1) == 3 and min(height, width) >= side:
+        shape = height + side - 1, width + side - 1
+        shifted = cfa_mask(pattern, *shape, mask.device)
+        for row, col in product(range(side), repeat=2):
+            here = shifted[:, row : row + height, col : col + width]
+            corner = ..., slice(side), slice(side)
+            if torch.equal(mask[0][corner], here[corner]):
+                if torch.equal(mask, here.expand_as(mask)):
+                    return -row % cell, -col % cell
+                break
     raise ValueError(
-        f"'mask' must be that of a Bayer pattern, one of {BAYER_PATTERNS}, on "
-        f'at least 2 x 2 pixels; for other colour filter arrays, there is '
+        f"'mask' must be that of a {cfa} pattern, in any phase, on at least "
+        f'{side} x {side} pixels; for other colour filter arrays, there is '
         f"'pyg_unroll.imaging.GraphDemosaic'"
     )

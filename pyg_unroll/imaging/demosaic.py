@@ -2,23 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import Any
 
 from pyg_unroll.checks import check_choice
-from pyg_unroll.imaging import filters
 from pyg_unroll.imaging.block_restorer import BlockRestorer, FirstEstimate
-from pyg_unroll.imaging.blocks import Block, DifferenceBlock
-from pyg_unroll.imaging.cfa import BAYER_PATTERNS, bayer_phase, sensor_values
+from pyg_unroll.imaging.blocks import Block
+from pyg_unroll.imaging.cfa import BAYER_PATTERNS
 from pyg_unroll.imaging.export import write
-from pyg_unroll.imaging.noise import smooth_noise
+from pyg_unroll.imaging.mosaic_estimates import BayerEstimate, XTransEstimate
+
+_ESTIMATES: dict[str, type[FirstEstimate]] = {
+    'Bayer': BayerEstimate,
+    'X-Trans': XTransEstimate,
+}
 
 
 class Demosaic(BlockRestorer):
-    r"""Reconstructs colour images from Bayer mosaics, by graph layers on
-    learned graphs that start from directional filters.
+    r"""Reconstructs colour images from mosaics of Bayer or X-Trans sensors, by
+    graph layers on learned graphs that start from local filters.
 
     .. code-block:: python
 
@@ -41,6 +42,8 @@ class Demosaic(BlockRestorer):
             :obj:`None`. (default: :obj:`None`)
         neighbors (int, optional): Neighbours of a pixel, see
             :class:`~pyg_unroll.transforms.GridGraph`. (default: :obj:`8`)
+        cfa (str, optional): The colour filter array, :obj:`'Bayer'` or
+            :obj:`'X-Trans'`, in any phase. (default: :obj:`'Bayer'`)
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` or
@@ -53,14 +56,24 @@ class Demosaic(BlockRestorer):
         - **output:** colours :math:`(|\mathcal{V}|, 3)`
 
     Raises:
-        ValueError: If the data is no Bayer mosaic, or a block does not work
-            on three channels.
+        ValueError: If the data is no mosaic of that array, or a block does not
+            work on three channels, or on cells of another size.
     """
 
     def __init__(
-        self, blocks: Sequence[Block] | None = None, neighbors: int = 8
+        self,
+        blocks: Sequence[Block] | None = None,
+        neighbors: int = 8,
+        cfa: str = 'Bayer',
     ) -> None:
-        super().__init__(MosaicEstimate(), blocks, neighbors)
+        check_choice('cfa', cfa, tuple(_ESTIMATES))
+        super().__init__(_ESTIMATES[cfa](), blocks, neighbors)
+        self.cfa = cfa
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """See :class:`BlockRestorer`."""
+        return {**super().config, 'cfa': self.cfa}
 
     def export(self, path: str | Path, pattern: str = 'RGGB') -> None:
         r"""Writes the model to a file for programs without this library: as
@@ -96,84 +109,9 @@ class Demosaic(BlockRestorer):
 
         Raises:
             ValueError: If the path has another ending or cannot be written,
-                or the pattern is none of Bayer.
+                or the pattern is none of Bayer, or the model not for it.
             ImportError: If onnx or onnxscript is missing.
         """
         check_choice('pattern', pattern, BAYER_PATTERNS)
+        check_choice('cfa', self.cfa, ('Bayer',))
         write(self, path, pattern)
-
-
-class MosaicEstimate(FirstEstimate):
-    """The first estimate of Bayer mosaics: green along edges, then bilinear
-    colour differences.
-    """
-
-    block = DifferenceBlock
-    channels = 3
-    # Differences (2), their variation (1 + 2) on one side (4).
-    receptive_field = 10
-
-    def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Rows and columns to add for the mask to start with red."""
-        return bayer_phase(mask)
-
-    def __call__(
-        self, image: Tensor, mask: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Estimate, context (sensor values, and second differences along the
-        row minus those along the column, which tell the direction of edges),
-        and reference.
-        """
-        sensor = sensor_values(image, mask)
-        green = filters.directional_green(
-            sensor, mask[:, 1:2].expand_as(sensor)
-        )
-        chroma = filters.local_mean(sensor - green, mask[:, ::2])
-        red, blue = (green + chroma).split(1, dim=1)
-        edges = filters.correlate(
-            sensor, filters.SECOND_DIFFERENCE, -1
-        ) - filters.correlate(sensor, filters.SECOND_DIFFERENCE, -2)
-        return (
-            torch.cat([red, green, blue], dim=1),
-            torch.cat([sensor, 5 * edges], dim=1),
-            sensor,
-        )
-
-    def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
-        r"""Estimates the standard deviation of the noise, :math:`(B)`.
-
-        Differences of second order along rows and columns of each colour's
-        plane (Immerkær, 1996); the lower quartile of their sizes over that of
-        a normal distribution, as larger ones are of fine texture. A regular
-        pattern has one frequency, noise has all: of differences along rows
-        and columns and of those along one and means along the other, the
-        smallest counts.
-        """
-        if min(image.shape[-2:]) < 6:
-            raise ValueError(
-                'a mosaic of less than 6 x 6 pixels does not show its noise; '
-                "set 'data.noise_std'"
-            )
-        height, width = (size // 2 * 2 for size in image.shape[-2:])
-        sensor = sensor_values(image, mask)[..., :height, :width]
-        planes = F.pixel_unshuffle(sensor, 2)
-        found = []
-        for rows, cols in ((-1, -1), (-1, 1), (1, -1)):
-            part = _second(_second(planes, rows, -2), cols, -1)
-            size = part.abs().flatten(1) / 6  # of unit gain
-            quartile = size.kthvalue((size.size(1) + 3) // 4, 1).values
-            found.append(quartile / 0.31864)
-        return torch.stack(found).amin(0)
-
-    def smooth(self, image: Tensor, mask: Tensor, noise_std: Tensor) -> Tensor:
-        """See :class:`FirstEstimate`: cells of 2 x 2 samples are smoothed."""
-        cells = F.pixel_unshuffle(sensor_values(image, mask), 2)
-        cells = smooth_noise(cells, F.avg_pool2d(noise_std, 2))
-        return torch.where(mask, F.pixel_shuffle(cells, 2), 0)
-
-
-def _second(x: Tensor, sign: int, dim: int) -> Tensor:
-    """Each value twice, plus or minus its neighbours along a dimension."""
-    size = x.size(dim) - 2
-    before, x, after = (x.narrow(dim, k, size) for k in range(3))
-    return torch.add(2 * x, before + after, alpha=sign)

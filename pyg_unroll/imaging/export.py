@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.imaging.block_restorer import BlockRestorer
-from pyg_unroll.imaging.cfa import bayer_phase, cfa_mask
+from pyg_unroll.imaging.cfa import cfa_mask, cfa_phase
 from pyg_unroll.imaging.tiles import mirrored_frame
 from pyg_unroll.ops.lattice import PlainOperations, lattice
 from pyg_unroll.transforms import GridGraph
@@ -42,7 +42,7 @@ class Program(torch.nn.Module):
         super().__init__()
         self.model = copy.copy(model)
         self.model.graph = _Lattices(model.graph.offsets)
-        self.phase = bayer_phase(cfa_mask(pattern, 2, 2).unsqueeze(0))
+        self.phase = cfa_phase(cfa_mask(pattern, 2, 2).unsqueeze(0), 'Bayer')
 
     def forward(
         self,
@@ -52,7 +52,9 @@ class Program(torch.nn.Module):
     ) -> Tensor:
         """Restores a mosaic `[1, 1, H, W]`."""
         size, margin = mosaic.shape[2:], self.model.margin
-        (top, left), (height, width) = mirrored_frame(size, margin, self.phase)
+        (top, left), (height, width) = mirrored_frame(
+            size, margin, self.phase, self.model.cell
+        )
         ends = width - size[1] + left, height - size[0] + top
         frame = (-left, ends[0], -top, ends[1])
         sensor = F.pad(mosaic, frame, mode='reflect')

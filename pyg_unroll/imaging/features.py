@@ -60,10 +60,10 @@ class CNNFeatures(FeatureNet):
 
 
 class CellFeatures(torch.nn.Module):
-    """A residual convolutional net on images `[B, C, H, W]` of even size, by
-    an even number of 3 x 3 convolutions on their 2 x 2 cells: at half
-    resolution, with four times the channels, it costs a quarter. Between the
-    first and the last, each pair of layers is a residual block.
+    """A residual convolutional net on images `[B, C, H, W]`, by an even number
+    of 3 x 3 convolutions on their cells, which tile them: on 2 x 2 cells, at
+    half resolution with four times the channels, it costs a quarter. Between
+    the first and the last, each pair of layers is a residual block.
     """
 
     def __init__(
@@ -72,6 +72,7 @@ class CellFeatures(torch.nn.Module):
         hidden_channels: int,
         out_channels: int,
         num_layers: int,
+        cell: int,
     ) -> None:
         super().__init__()
         if num_layers % 2:
@@ -79,19 +80,21 @@ class CellFeatures(torch.nn.Module):
                 f"'num_layers' must be even and at least 2 (got {num_layers})"
             )
         self.hidden_channels = hidden_channels
-        width = [4 * in_channels] + [hidden_channels] * (num_layers - 1)
+        self.cell = cell
+        width = [cell**2 * in_channels] + [hidden_channels] * (num_layers - 1)
         body = (
             torch.nn.Conv2d(before, after, 3, padding=1)
             for before, after in pairwise(width)
         )
         self.body: Any = torch.nn.ModuleList(body)
-        self.head = torch.nn.Conv2d(width[-1], 4 * out_channels, 3, padding=1)
+        size = cell**2 * out_channels
+        self.head = torch.nn.Conv2d(width[-1], size, 3, padding=1)
         self.reset_parameters()
 
     @property
     def receptive_field(self) -> int:
         """Number of pixels from which an input can matter."""
-        return 2 * (len(self.body) + 1) + 1
+        return self.cell * (len(self.body) + 2) - 1
 
     def reset_parameters(self) -> None:
         """Resets all learnable parameters of the module."""
@@ -106,10 +109,11 @@ class CellFeatures(torch.nn.Module):
         """Computes the features."""
         first, *rest = self.body
         # With channels last, convolutions on the CPU take half the time.
-        cells = F.pixel_unshuffle(x, 2).to(memory_format=torch.channels_last)
+        cells = F.pixel_unshuffle(x, self.cell)
+        cells = cells.to(memory_format=torch.channels_last)
         x = first(cells).relu_()
         for inner, outer in zip(rest[::2], rest[1::2], strict=True):
             x = outer(inner(x).relu_()).add_(x)
         # Twice in place, the first would have no derivative.
         x = x.relu_() if rest else x
-        return F.pixel_shuffle(self.head(x), 2)
+        return F.pixel_shuffle(self.head(x), self.cell)

@@ -10,25 +10,44 @@ from torch import Tensor
 # ends, of the other beside; half of the pixel itself is left.
 SECOND_DIFFERENCE = (-0.25, 0.5, 0.5, 0.5, -0.25)
 
-# Weights that fall off linearly over one pixel.
+# Weights that fall off linearly over one pixel, and over two.
 _LINEAR = (0.5, 1.0, 0.5)
+WIDE = (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3)
 
 # Weights of the colour differences 0 to 4 pixels away on one side.
 _TAPS = (0.44, 0.28, 0.16, 0.08, 0.04)
 _POWER = 3
 _FLOOR = 1e-4
 
+# Weights of the greens one pixel away on a line, and up to two.
+_NEAR = (1.0, 0.0, 1.0)
+_BEYOND = (0.5, 1.0, 0.0, 1.0, 0.5)
+_LINE_FLOOR = 1e-3
+# Variation of the mean of both directions, of the sum of theirs.
+_ACROSS = 0.4
 
-def mirrored(x: Tensor, rows: slice, cols: slice) -> Tensor:
+
+def mirrored(
+    x: Tensor,
+    rows: slice,
+    cols: slice,
+    lines: Sequence[tuple[int, int]] | None = None,
+) -> Tensor:
     """A window of images, from below zero to beyond the last row and column:
-    they are mirrored without repeating the edge, as often as it takes, which
-    keeps the phase of a colour filter array.
+    they are mirrored about a first and a last row and column, those of the
+    border if none are given, as often as it takes.
     """
-    for dim, window in ((-2, rows), (-1, cols)):
-        last = x.size(dim) - 1
+    if lines is None:
+        lines = [(0, size - 1) for size in x.shape[-2:]]
+    for dim, window, (low, high) in zip(
+        (-2, -1), (rows, cols), lines, strict=True
+    ):
         index = torch.arange(window.start, window.stop, device=x.device)
-        index = index % max(2 * last, 1)
-        x = x.index_select(dim, torch.minimum(index, 2 * last - index))
+        is_inside = (index >= 0) & (index < x.size(dim))
+        period = max(2 * (high - low), 1)
+        far = (index - low) % period
+        far = low + torch.minimum(far, period - far)
+        x = x.index_select(dim, torch.where(is_inside, index, far))
     return x
 
 
@@ -87,7 +106,7 @@ def local_interpolation(x: Tensor, mask: Tensor) -> Tensor:
     """
     if bool((smooth_mirrored(mask.to(x.dtype), _LINEAR) > 0).all()):
         return local_mean(x, mask)
-    return local_mean(x, mask, (1 / 3, 2 / 3, 1.0, 2 / 3, 1 / 3))
+    return local_mean(x, mask, WIDE)
 
 
 def local_mean(
@@ -100,6 +119,38 @@ def local_mean(
     share = smooth_mirrored(mask.to(x.dtype), taps)
     # A tiny image may lack a colour: leave it black.
     return torch.where(mask, x, total / share.clamp(min=1e-6))
+
+
+def green_along_lines(mosaic: Tensor, green: Tensor) -> Tensor:
+    r"""Interpolates green of an X-Trans mosaic.
+
+    Three estimates are weighed by the inverse cube of the variation around:
+    linear ones along the row and the column, between the two neighbours or
+    from one and the pixel beyond the other, and the mean over both, where an
+    edge lies across.
+
+    Values are :math:`(B, 1, H, W)`; sites of green stay as they are.
+    """
+    known, share = torch.where(green, mosaic, 0), green.to(mosaic.dtype)
+    values, variations = [], []
+    for dim in (-1, -2):
+        near, wide = (
+            correlate(known, taps, dim)
+            / correlate(share, taps, dim).clamp(min=1e-6)
+            for taps in (_NEAR, _BEYOND)
+        )
+        is_between = correlate(share, _NEAR, dim) > 1.5
+        value = torch.where(is_between, near, wide)
+        value = torch.where(green, mosaic, value)
+        change = correlate(value, [-1.0, 0.0, 1.0], dim).abs()
+        values.append(value)
+        variations.append(box(change, 2))
+    values.append(local_mean(mosaic, green))
+    variations.append(_ACROSS * (variations[0] + variations[1]))
+    trust = (torch.cat(variations, 1) + _LINE_FLOOR) ** -_POWER
+    share = trust / trust.sum(1, keepdim=True)
+    total = (share * torch.cat(values, 1)).sum(1, keepdim=True)
+    return torch.where(green, mosaic, total)
 
 
 def directional_green(mosaic: Tensor, green: Tensor) -> Tensor:

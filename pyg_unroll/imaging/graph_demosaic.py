@@ -8,13 +8,12 @@ from torch import Tensor
 from pyg_unroll.checks import check_choice, check_not_half
 from pyg_unroll.imaging.cfa import check_one_color, sensor_values
 from pyg_unroll.imaging.color_differences import DETAIL_RATIO, ColorDifferences
-from pyg_unroll.imaging.filters import directional_green, local_interpolation
-from pyg_unroll.imaging.images import (
-    to_images,
-    to_node_mask,
-    to_signals,
-    white_level,
+from pyg_unroll.imaging.filters import (
+    directional_green,
+    green_along_lines,
+    local_interpolation,
 )
+from pyg_unroll.imaging.images import white_level
 from pyg_unroll.imaging.priors import Prior
 from pyg_unroll.imaging.restorer import NoiseStd, Restorer, read_images
 from pyg_unroll.transforms import GridGraph
@@ -28,8 +27,7 @@ class GraphDemosaic(Restorer):
     within objects, so that graph layers can interpolate :math:`R - G` and
     :math:`B - G` where they could not interpolate :math:`R` and :math:`B`:
 
-    1. Green by directional filters; for X-Trans, by a graph layer on the
-       pixel grid.
+    1. Green by directional filters.
     2. A layer smooths the colour differences on the graph of green and these
        differences, and green is corrected by them; a layer interpolates the
        differences to the corrected green on its graph, known entries held
@@ -111,16 +109,10 @@ class GraphDemosaic(Restorer):
             parts = zip(image.split(1), mask.split(1), strict=True)
             return torch.cat([self._restore(*part) for part in parts])
         sensor = sensor_values(image, mask)
-        height, width = size = image.shape[2:]
+        height, width = image.shape[2:]
         topology = self.graph.pixels(height, width, image.device)
-        if is_bayer[0]:
-            green = directional_green(sensor, is_green)
-        else:
-            start = local_interpolation(image, mask)[:, 1:2]
-            filled = self.step.fill_conv(
-                to_signals(start), topology, mask=to_node_mask(is_green)
-            )
-            green = to_images(filled, size)
+        fill_green = directional_green if is_bayer[0] else green_along_lines
+        green = fill_green(sensor, is_green)
         chroma = local_interpolation(sensor - green, is_chroma)
         ratio = (self.chroma_ratio / DETAIL_RATIO).log()
         green, _ = self.step.correct_green(

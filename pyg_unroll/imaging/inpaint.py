@@ -61,6 +61,7 @@ class PyramidEstimate(FirstEstimate):
 
     block = GuidedBlock
     channels = None
+    cell = 2
     receptive_field = 4
 
     def fill(self, image: Tensor, mask: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ class BlockOptions(TypedDict, total=False):
     prior: Prior
     steps: Sequence[int] | None
     weight_floor: float | None
+    cell: int
 
 
 def block_config(
@@ -36,11 +37,12 @@ def block_config(
     prior: Prior = 'glr',
     steps: Sequence[int] | None = None,
     weight_floor: float | None = None,
+    cell: int = 2,
 ) -> dict[str, Any]:
     """Checks the arguments of a block, and gives those that follow from its
     prior their defaults.
     """
-    sizes = {**sizes, 'num_layers': num_layers}
+    sizes = {**sizes, 'num_layers': num_layers, 'cell': cell}
     for name, value in sizes.items():
         checks.check_positive(name, value)
     checks.check_choice('prior', prior, tuple(_PRIORS))

@@ -16,6 +16,7 @@ from pyg_unroll.imaging.filters import mirrored
 from pyg_unroll.imaging.images import data_to_image, to_node_mask, to_signals
 from pyg_unroll.imaging.tiles import (
     Window,
+    mirror_lines,
     mirrored_frame,
     tile_workers,
     tiles_of,
@@ -32,14 +33,17 @@ class Restorer(torch.nn.Module):
     which a subclass restores.
 
     Args:
-        margin (int): Even number of pixels to mirror around images.
+        margin (int): Number of pixels to mirror around images.
         max_pixels (int): Larger images are worked on in tiles.
+        cell (int): Side of the cells that windows consist of, which divides
+            the margin.
     """
 
-    def __init__(self, margin: int, max_pixels: int) -> None:
+    def __init__(self, margin: int, max_pixels: int, cell: int = 2) -> None:
         super().__init__()
         self.margin = margin
         self.max_pixels = max_pixels
+        self.cell = cell
 
     def forward(self, data: Data) -> Tensor:
         """Restores the images of data, those of a batch that are of one size
@@ -114,11 +118,13 @@ class Restorer(torch.nn.Module):
                 negative or not asked for.
         """
         images = self.prepare(image, mask, noise_std)
-        size = image.shape[-2:]
-        first, frame = mirrored_frame(size, self.margin, self.phase(mask))
+        size, phase, cell = image.shape[-2:], self.phase(mask), self.cell
+        first, frame = mirrored_frame(size, self.margin, phase, cell)
+        lines = mirror_lines(size, phase, cell)
         workers = tile_workers(image.device)
         tiles = tiles_of(
-            size, first, frame, self.halo(images), self.max_pixels, workers
+            *(size, first, frame, self.halo(images)),
+            *(self.max_pixels, workers, cell),
         )
         out = torch.empty_like(image, memory_format=torch.channels_last)
         # Small images share a tile.
@@ -129,7 +135,7 @@ class Restorer(torch.nn.Module):
             start, ((row, to_row, from_row), (col, to_col, from_col)) = job
             chosen = slice(start, start + step)
             some = [v if v.size(0) == 1 else v[chosen] for v in images]
-            part = self.run(*(mirrored(v, row, col) for v in some))
+            part = self.run(*(mirrored(v, row, col, lines) for v in some))
             out[chosen, :, to_row, to_col] = part[..., from_row, from_col]
 
         run_all(work, product(starts, tiles), workers)
@@ -138,8 +144,8 @@ class Restorer(torch.nn.Module):
     @property
     @abstractmethod
     def receptive_field(self) -> int:
-        """Number of pixels from which a sample can matter, even; of
-        :class:`~pyg_unroll.imaging.Inpaint` after the first fill.
+        """Number of pixels from which a sample can matter, those of whole
+        cells; of :class:`~pyg_unroll.imaging.Inpaint` after the first fill.
         """
 
     def halo(self, images: Sequence[Tensor]) -> int:
@@ -149,8 +155,8 @@ class Restorer(torch.nn.Module):
         return self.receptive_field
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
-        """Rows and columns to add at the top and left for 2 x 2 cells to be
-        in phase; none, if a subclass does not say so.
+        """Row and column of the first cell that is in phase; zero, if a
+        subclass does not say so.
         """
         return 0, 0
 
@@ -176,7 +182,7 @@ class Restorer(torch.nn.Module):
 
     @abstractmethod
     def run(self, *images: Tensor) -> Tensor:
-        """Restores windows, of even height and width, of the images of
+        """Restores windows, which consist of whole cells, of the images of
         :meth:`prepare`.
         """
 

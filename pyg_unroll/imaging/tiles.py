@@ -21,16 +21,18 @@ def tiles_of(
     halo: int,
     max_pixels: int,
     workers: int,
+    cell: int,
 ) -> Iterator[tuple[Window, Window]]:
     """Rows and columns of the tiles of a mirrored frame, see
     :func:`mirrored_frame`, of images of some size.
 
     Frames up to `max_pixels` are cut for several workers only. All tiles have
-    one shape, so that what depends on it is made once. Those of larger frames
-    have at most three quarters of `max_pixels`, and all workers' together no
-    more than that, if they are larger than their halo.
+    one shape, so that what depends on it is made once, and consist of whole
+    cells, as the halo does. Those of larger frames have at most three quarters
+    of `max_pixels`, and all workers' together no more than that, if they are
+    larger than their halo.
     """
-    tile = _tile_size(frame, max_pixels, halo, workers)
+    tile = _tile_size(frame, max_pixels, halo, workers, cell)
     rows, cols = (
         list(_windows(*dim, halo))
         for dim in zip(size, first, frame, tile, strict=True)
@@ -39,13 +41,35 @@ def tiles_of(
 
 
 def mirrored_frame(
-    size: Sequence[int], margin: int, phase: tuple[int, int]
+    size: Sequence[int], margin: int, phase: tuple[int, int], cell: int
 ) -> tuple[list[int], list[int]]:
-    """Row and column at which mirrored images start, and their even size."""
+    """Row and column at which mirrored images start, and their size in whole
+    cells.
+    """
     first = [start - margin for start in phase]
     return first, [
-        (s + margin - f + 1) // 2 * 2 for s, f in zip(size, first, strict=True)
+        whole(s + margin - f, cell) for s, f in zip(size, first, strict=True)
     ]
+
+
+def mirror_lines(
+    size: Sequence[int], phase: tuple[int, int], cell: int
+) -> list[tuple[int, int]]:
+    """First and last row, and column, about which a pattern is symmetric: the
+    middle of a cell of odd size, any of a cell of 2 x 2.
+    """
+    if cell % 2 == 0:
+        return [(0, s - 1) for s in size]
+    first = [(start + cell // 2) % cell for start in phase]
+    return [
+        (f, s - 1 - (s - 1 - f) % cell)
+        for s, f in zip(size, first, strict=True)
+    ]
+
+
+def whole(size: int, cell: int) -> int:
+    """A size, or the next larger one of whole cells."""
+    return -(-size // cell) * cell
 
 
 def tile_workers(device: torch.device) -> int:
@@ -60,37 +84,38 @@ def tile_workers(device: torch.device) -> int:
 
 
 def _tile_size(
-    frame: Sequence[int], max_pixels: int, halo: int, workers: int
+    frame: Sequence[int], max_pixels: int, halo: int, workers: int, cell: int
 ) -> Sequence[int]:
     """Shape of the tiles that the workers are done with first."""
     height, width = frame
     if height * width <= max_pixels:
-        strip = _equal_parts(max(frame), workers, halo)
+        strip = _equal_parts(max(frame), workers, halo, cell)
         if 4 * strip > 3 * max(frame):  # little would be saved
             return frame
         return (strip, width) if height > width else (height, strip)
     # Beside a tile, there are the whole image and its result to be held.
     max_pixels = min(3 * max_pixels // 4, max_pixels // workers)
-    smallest = 4 * halo + 2
+    smallest = 4 * halo + cell
     sizes: list[tuple[int, int, int, int]] = []
-    for rows in range(1, height // 2 + 1):
-        tile_height = _equal_parts(height, rows, halo)
+    for rows in range(1, height // cell + 1):
+        tile_height = _equal_parts(height, rows, halo, cell)
         if rows > 1 and tile_height < smallest:
             break
-        tile_width = max(max_pixels // tile_height // 2 * 2, smallest)
+        most = max_pixels // tile_height // cell * cell
+        tile_width = max(most, smallest)
         cols = 1
         if tile_width < width:
             cols -= (tile_width - width) // (tile_width - 2 * halo)
-        tile_width = _equal_parts(width, cols, halo)
+        tile_width = _equal_parts(width, cols, halo, cell)
         area = tile_height * tile_width
         work = -(-rows * cols // workers) * area
         sizes.append((max(area, max_pixels), work, tile_height, tile_width))
     return min(sizes)[2:]
 
 
-def _equal_parts(size: int, count: int, halo: int) -> int:
-    """Even length of so many parts that overlap by two halos."""
-    return -(-(size + 2 * halo * (count - 1)) // (2 * count)) * 2
+def _equal_parts(size: int, count: int, halo: int, cell: int) -> int:
+    """Length, in whole cells, of so many parts that overlap by two halos."""
+    return -(-(size + 2 * halo * (count - 1)) // (cell * count)) * cell
 
 
 def _windows(

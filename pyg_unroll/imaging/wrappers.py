@@ -21,7 +21,7 @@ class Wrapper(Restorer):
     """A restorer that hands on to another what it does not change."""
 
     def __init__(self, restorer: Restorer) -> None:
-        super().__init__(restorer.margin, restorer.max_pixels)
+        super().__init__(restorer.margin, restorer.max_pixels, restorer.cell)
         self.restorer = restorer
 
     def compile(self, **options: Any) -> None:

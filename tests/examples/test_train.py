@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from pyg_unroll import Demosaic, GraphDemosaic, Inpaint, cfa_mask, mosaic
 from pyg_unroll.imaging import DifferenceBlock, GuidedBlock
+from pyg_unroll.imaging.cfa import CELLS
 from tests.examples.conftest import EXAMPLES
 
 lightning = pytest.importorskip('lightning.pytorch')
@@ -189,12 +190,13 @@ def test_recipes(path, photos):
 
     default = yaml.safe_load((EXAMPLES / 'recipes/bayer.yaml').read_text())
     recipe = yaml.safe_load(path.read_text())
-    data = default['data'] | recipe.get('data', {}) | {'side': 32}
+    data = default['data'] | recipe.get('data', {}) | {'side': 36}
     variety = Variety(**data.pop('variety'))
     data = Photographs([photos], variety=variety, **data)
     module = Restoration(**default['model'] | recipe['model'])
     size = sum(p.numel() for p in module.parameters())
-    assert size <= (60_000 if path.stem == 'bayer-small' else 240_000)
+    most = {'bayer-small': 60_000, 'xtrans': 300_000}
+    assert size <= most.get(path.stem, 240_000)
     batch = torch.utils.data.default_collate(
         [data.patches[k, k] for k in range(2)]
     )
@@ -204,20 +206,22 @@ def test_recipes(path, photos):
     assert any(p.grad.any() for p in module.parameters() if p.grad is not None)
 
 
-@pytest.mark.parametrize('prior', ['glr', 'gtv'])
-def test_starts_as_well_as_the_untrained_restorer(prior):
+@pytest.mark.parametrize(
+    ('prior', 'cfa'), [('glr', 'Bayer'), ('gtv', 'Bayer'), ('glr', 'X-Trans')]
+)
+def test_starts_as_well_as_the_untrained_restorer(prior, cfa):
     from photos import psnr
     from train import start_as_graph
 
-    net = Demosaic(
-        [DifferenceBlock(hidden_channels=8, prior=prior) for _ in range(2)]
-    )
+    pattern, cell = CELLS[cfa]
+    options = {'prior': prior, 'cell': cell, 'hidden_channels': 8}
+    net = Demosaic([DifferenceBlock(**options) for _ in range(2)], cfa=cfa)
     start_as_graph(net)
     score = {net: 0.0, GraphDemosaic(prior): 0.0}
     for photo in (skimage.data.astronaut(), skimage.data.chelsea()):
         truth = torch.from_numpy(photo[60:260, 130:330] / 255).float()
         truth = truth.movedim(2, 0)[None]
-        mask = cfa_mask('RGGB', 200, 200)[None]
+        mask = cfa_mask(pattern, 200, 200)[None]
         for model in score:
             with torch.no_grad():
                 out = model.restore(torch.where(mask, truth, 0), mask)

@@ -197,6 +197,8 @@ def test_task(photo, chance):
     assert torch.equal(plain.image, torch.where(plain.mask, truth, 0))
     assert plain.mask.float().sum(0).eq(1).all()
     assert plain.noise_std == 0
+    xtrans = Task('xtrans').hide(truth, chance).mask
+    assert torch.equal(xtrans, cfa_mask('X-Trans', *truth.shape[1:]))
 
     levels = []
     for _ in range(20):
@@ -221,7 +223,7 @@ def test_task(photo, chance):
     assert abs(score.mask.float().mean() - 0.3) < 1e-3
     assert abs(score.noise_std - 0.08) < 1e-6
     with pytest.raises(ValueError, match="'mask' must be one of"):
-        Task('xtrans')
+        Task('stripes')
 
 
 def test_patches(photo):

@@ -394,10 +394,6 @@ def test_compile(cls, domain):
     assert_compiles(model, data, backend='aot_eager')
 
 
-@pytest.mark.skipif(
-    torch.__version__.startswith('2.6.'),
-    reason="PyTorch 2.6 cannot trace how PyG's data is made",
-)
 @pytest.mark.parametrize(
     ('cls', 'domain'), [(UnrolledGLR, 'points'), (UnrolledGTV, 'image')]
 )
