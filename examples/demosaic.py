@@ -39,6 +39,7 @@ from pyg_unroll import Demosaic, GraphDemosaic, data_to_image, mosaic
 from pyg_unroll.imaging import (
     CFA_PATTERNS,
     SelfEnsemble,
+    find_defects,
     local_interpolation,
     to_unit_range,
 )
@@ -299,6 +300,11 @@ def parse() -> argparse.Namespace:
         'of the noise that is there, 0 to estimate it',
     )
     parser.add_argument(
+        '--fix-pixels',
+        action='store_true',
+        help='find hot and dead pixels of a camera file, and fill them in',
+    )
+    parser.add_argument(
         '--menon',
         action='store_true',
         help='score the package colour-demosaicing, too (Bayer patterns)',
@@ -324,6 +330,14 @@ def read_images(path: Path | None) -> list[tuple[str, Callable[[], Tensor]]]:
 def develop(args: argparse.Namespace, out: Path) -> None:
     """Demosaics a camera file."""
     photo = read_raw(args.image)
+    if args.fix_pixels:
+        data = photo.data
+        image, mask = (
+            data_to_image(data, v)[None] for v in (data.x, data.mask)
+        )
+        defects = find_defects(image, mask)
+        data.mask = data.mask & ~defects.view(-1, 1)
+        print(f'{int(defects.sum())} defective pixels are filled in')
     noisy = args.noise is not None
     name, model = make_model(args, photo.cfa, noisy)
     start = time.perf_counter()
@@ -352,6 +366,8 @@ def main() -> None:
     out = args.out or Path('demosaic.tif' if is_raw else 'demosaic.png')
     if args.menon and (is_raw or args.pattern == 'X-Trans'):
         sys.exit('error: --menon needs a photograph and a Bayer pattern')
+    if args.fix_pixels and not is_raw:
+        sys.exit('error: --fix-pixels needs a camera file')
     if args.noise is not None and not 0 <= args.noise <= 255:
         sys.exit(f'error: --noise must lie in [0, 255] (got {args.noise})')
     try:

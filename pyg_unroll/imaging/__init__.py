@@ -2,6 +2,7 @@
 
 from pyg_unroll.imaging.blocks import DifferenceBlock, GuidedBlock
 from pyg_unroll.imaging.cfa import CFA_PATTERNS, cfa_mask, mosaic
+from pyg_unroll.imaging.defects import find_defects
 from pyg_unroll.imaging.demosaic import Demosaic
 from pyg_unroll.imaging.features import CNNFeatures
 from pyg_unroll.imaging.filters import local_interpolation
@@ -29,6 +30,7 @@ __all__ = [
     'Tiled',
     'cfa_mask',
     'data_to_image',
+    'find_defects',
     'image_to_data',
     'local_interpolation',
     'mosaic',

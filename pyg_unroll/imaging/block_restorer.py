@@ -41,9 +41,11 @@ class FirstEstimate(Protocol):
         """
         return 0, 0
 
-    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Fills in on whole images what can only be seen from afar."""
-        return image
+    def fill(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Fills in on whole images what can only be seen from afar, and tells
+        what to take as known from there on.
+        """
+        return image, mask
 
     def noise_std(self, image: Tensor, mask: Tensor) -> Tensor:
         """Estimates the standard deviation of the noise, :math:`(B)`."""
@@ -183,11 +185,11 @@ class BlockRestorer(Restorer):
     ) -> tuple[Tensor, ...]:
         checks.check_model_type(self, 'image', image)
         read_images(image, mask, self.channels)
+        image, mask = self.first_estimate.fill(image, mask)
         noise = self.noise_level(image, mask, noise_std)
-        filled = self.first_estimate.fill(image, mask)
         if noise is None:
-            return filled, mask
-        return filled, mask, noise.expand(-1, -1, *image.shape[2:])
+            return image, mask
+        return image, mask, noise.expand(-1, -1, *image.shape[2:])
 
     def run(self, *images: Tensor) -> Tensor:
         """See :class:`Restorer`."""

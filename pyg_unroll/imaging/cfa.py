@@ -1,5 +1,6 @@
 """Colour filter arrays: the samples of an image that a sensor measures."""
 
+from collections.abc import Sequence
 from itertools import product
 
 import torch
@@ -117,30 +118,36 @@ def check_one_color(mask: Tensor) -> None:
         raise ValueError(
             f"'mask' must be True for one of three colours at each pixel (got "
             f'{mask[k, :, row, col].tolist()} at pixel ({row}, {col})); make '
-            f"it with 'pyg_unroll.mosaic', and fill in a dead pixel from "
-            f'others of its colour'
+            f"it with 'pyg_unroll.mosaic'"
         )
 
 
-def cfa_phase(mask: Tensor, cfa: str) -> tuple[int, int]:
-    """Row and column of the first cell of `Bayer` or `X-Trans`, see `CELLS`; a
-    `ValueError` unless a mask `[B, 3, H, W]` is one such pattern, from any of
-    its pixels on, for all images.
+def find_pattern(
+    mask: Tensor, arrays: Sequence[str] = tuple(CELLS)
+) -> tuple[Tensor, tuple[int, int]]:
+    """The whole pattern, `[1, 3, H, W]`, that masks `[B, 3, H, W]` are part of,
+    all of the same, and row and column of its first cell, see `CELLS`; a
+    `ValueError` if it is none of some arrays in any phase.
     """
-    pattern, cell = CELLS[cfa]
-    (height, width), side = mask.shape[-2:], len(_TILES[pattern])
-    if mask.size(1) == 3 and min(height, width) >= side:
+    height, width = mask.shape[-2:]
+    for pattern, cell in (CELLS[name] for name in arrays):
+        side = len(_TILES[pattern])
+        if mask.size(1) != 3 or min(height, width) < side:
+            continue
         shape = height + side - 1, width + side - 1
         shifted = cfa_mask(pattern, *shape, mask.device)
         for row, col in product(range(side), repeat=2):
-            here = shifted[:, row : row + height, col : col + width]
-            corner = ..., slice(side), slice(side)
-            if torch.equal(mask[0][corner], here[corner]):
-                if torch.equal(mask, here.expand_as(mask)):
-                    return -row % cell, -col % cell
-                break
+            whole = shifted[None, :, row : row + height, col : col + width]
+            corner = ..., slice(2 * side), slice(2 * side)
+            if all(not (mask[k] & ~whole[k]).any() for k in (corner, ...)):
+                return whole, (-row % cell, -col % cell)
+    names = ' or '.join(arrays)
+    sizes = ' or '.join(
+        f'{side} x {side}'
+        for side in (len(_TILES[CELLS[name][0]]) for name in arrays)
+    )
     raise ValueError(
-        f"'mask' must be that of a {cfa} pattern, in any phase, on at least "
-        f'{side} x {side} pixels; for other colour filter arrays, there is '
-        f"'pyg_unroll.imaging.GraphDemosaic'"
+        f"'mask' must be that of a {names} pattern, in any phase, or a part "
+        f'of it, on at least {sizes} pixels; for other colour filter arrays, '
+        f"there is 'pyg_unroll.imaging.GraphDemosaic'"
     )

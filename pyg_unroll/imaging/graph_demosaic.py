@@ -8,6 +8,7 @@ from torch import Tensor
 from pyg_unroll.checks import check_choice, check_not_half
 from pyg_unroll.imaging.cfa import check_one_color, sensor_values
 from pyg_unroll.imaging.color_differences import DETAIL_RATIO, ColorDifferences
+from pyg_unroll.imaging.defects import complete
 from pyg_unroll.imaging.filters import (
     directional_green,
     green_along_lines,
@@ -90,6 +91,7 @@ class GraphDemosaic(Restorer):
         """See :class:`Restorer`."""
         # Tiny images lack a colour.
         read_images(image, mask, 3, allow_unknown=True)
+        image, mask = complete(image, mask)
         check_one_color(mask)
         check_not_half('image', image.dtype)
         self.noise_level(image, mask, noise_std)

@@ -64,8 +64,8 @@ class PyramidEstimate(FirstEstimate):
     cell = 2
     receptive_field = 4
 
-    def fill(self, image: Tensor, mask: Tensor) -> Tensor:
-        """Fills in the missing pixels of whole images."""
+    def fill(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`FirstEstimate`: all missing pixels."""
         share = mask.to(image.dtype).expand_as(image)
         levels = [(torch.where(mask, image, 0), share)]
         while max(levels[-1][0].shape[-2:]) > 1:
@@ -85,7 +85,7 @@ class PyramidEstimate(FirstEstimate):
             for _ in range(_SWEEPS):
                 near = smooth_mirrored(out, (0.25, 0.5, 0.25))
                 out = torch.lerp(near, known, trust)
-        return torch.where(mask, image, out)
+        return torch.where(mask, image, out), mask
 
     def __call__(
         self, image: Tensor, mask: Tensor

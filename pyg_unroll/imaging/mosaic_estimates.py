@@ -7,7 +7,8 @@ from torch import Tensor
 from pyg_unroll.imaging import filters
 from pyg_unroll.imaging.block_restorer import FirstEstimate
 from pyg_unroll.imaging.blocks import DifferenceBlock
-from pyg_unroll.imaging.cfa import cfa_phase, sensor_values
+from pyg_unroll.imaging.cfa import find_pattern, sensor_values
+from pyg_unroll.imaging.defects import complete
 from pyg_unroll.imaging.noise import smooth_noise
 
 
@@ -24,7 +25,11 @@ class BayerEstimate(FirstEstimate):
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """Row and column of the first cell with red at its top left."""
-        return cfa_phase(mask, 'Bayer')
+        return find_pattern(mask, ['Bayer'])[1]
+
+    def fill(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`FirstEstimate`: defective pixels."""
+        return complete(image, mask, ['Bayer'])
 
     def __call__(
         self, image: Tensor, mask: Tensor
@@ -94,7 +99,11 @@ class XTransEstimate(FirstEstimate):
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """Row and column of the first cell with green at its corners."""
-        return cfa_phase(mask, 'X-Trans')
+        return find_pattern(mask, ['X-Trans'])[1]
+
+    def fill(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """See :class:`FirstEstimate`: defective pixels."""
+        return complete(image, mask, ['X-Trans'])
 
     def __call__(
         self, image: Tensor, mask: Tensor

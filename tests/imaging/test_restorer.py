@@ -158,7 +158,7 @@ def test_reach_ends_at_the_receptive_field(kind, block, options):
                 # Holes of one size, whose first fill does not see far.
                 mask = torch.ones_like(mask).repeat(1, 1, 1, 1)
                 mask[..., ::4, ::4] = False
-                part = model.first_estimate.fill(part, mask)
+                part = model.first_estimate.fill(part, mask)[0]
             outs.append(model.restore(*given(options, part, mask)))
     first, second = outs
     far = 10 + reach

@@ -7,7 +7,7 @@ import torch
 
 from pyg_unroll import Demosaic, cfa_mask, data_to_image, mosaic
 from pyg_unroll.imaging import DifferenceBlock, GuidedBlock, Tiled
-from pyg_unroll.imaging.cfa import cfa_phase
+from pyg_unroll.imaging.cfa import find_pattern
 from pyg_unroll.imaging.filters import green_along_lines, local_interpolation
 from pyg_unroll.imaging.tiles import mirror_lines
 from tests.imaging.utils import make_blocks, mosaics, psnr, silent_parameters
@@ -36,7 +36,7 @@ def test_mirrored_mosaics_are_mosaics(row, col):
         def run(self, *images):
             image, mask = images[:2]
             # Cells are in phase, and all measure what the pattern says.
-            assert cfa_phase(mask, 'X-Trans') == (0, 0)
+            assert find_pattern(mask, ['X-Trans'])[1] == (0, 0)
             assert torch.equal(image > 0, mask)
             return image
 
