@@ -17,14 +17,15 @@ CORE = {'checks', 'graph', 'ops', 'inputs', 'threads'}
 ARROWS = {
     'checks': set(),
     'threads': set(),
+    'files': set(),
     'graph': {'checks'},
     'ops': {'checks', 'graph'},
     'inputs': {'checks', 'graph', 'ops'},
     'solvers': CORE,
     'transforms': CORE | {'solvers'},
     'nn': CORE | {'solvers', 'transforms'},
-    'imaging': CORE | {'solvers', 'transforms', 'nn'},
-    'estimators': CORE | {'solvers', 'transforms', 'nn'},
+    'imaging': CORE | {'files', 'solvers', 'transforms', 'nn'},
+    'estimators': CORE | {'files', 'solvers', 'transforms', 'nn'},
     'explain': CORE | {'solvers', 'transforms', 'nn', 'imaging', 'estimators'},
     'testing': CORE,
 }

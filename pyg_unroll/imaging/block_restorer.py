@@ -7,11 +7,10 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from pyg_unroll import checks
+from pyg_unroll.files import read_tensors, write_tensors
 from pyg_unroll.imaging.blocks import Block, DifferenceBlock, GuidedBlock, Scene
 from pyg_unroll.imaging.images import white_level
 from pyg_unroll.imaging.noise import REACH, smooth_noise
@@ -317,14 +316,7 @@ class BlockRestorer(Restorer):
             'class': type(self).__name__,
             'config': json.dumps(self.config, default=np.generic.item),
         }
-        state = {k: v.contiguous() for k, v in self.state_dict().items()}
-        try:
-            save_file(state, path, metadata)
-        except (TypeError, OSError, SafetensorError) as error:
-            raise ValueError(
-                f"'path' cannot be written, or 'notes' are not texts (got "
-                f'{path}: {error})'
-            ) from error
+        write_tensors(path, self.state_dict(), metadata)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -333,15 +325,7 @@ class BlockRestorer(Restorer):
         Raises:
             ValueError: If the file cannot be read or holds another model.
         """
-        try:
-            with safe_open(path, framework='pt') as file:
-                metadata = file.metadata() or {}
-                state = {key: file.get_tensor(key) for key in file.keys()}
-        except (TypeError, OSError, SafetensorError) as error:
-            raise ValueError(
-                f"'path' is not a readable safetensors file (got {path}: "
-                f'{error})'
-            ) from error
+        state, metadata = read_tensors(path)
         name = cls.__name__
         if metadata.get('class') != name:
             raise ValueError(
