@@ -5,6 +5,8 @@
     python benchmarks/image_quality.py --folder FOLDER --known 0.3
     python benchmarks/image_quality.py --folder FOLDER --grid 2
     python benchmarks/image_quality.py --folder FOLDER --pattern GBRG
+    python benchmarks/image_quality.py --folder FOLDER --pattern X-Trans
+    python benchmarks/image_quality.py --folder FOLDER --defects 0.001
     python benchmarks/image_quality.py --folder FOLDER --exposure 0.01
     python benchmarks/image_quality.py --folder FOLDER --linear 1
 
@@ -13,8 +15,9 @@ random share or a regular grid; output clipped and rounded to 8 bits; PSNR over
 all pixels and colours, no border cut, then the mean over the images; SSIM of
 scikit-image. Noise is Gaussian with a standard deviation in units of 1/255,
 added to the mosaic, not clipped, the same for all methods; the models for noise
-are told its level. Linear data are the images to the power of 2.2, as cameras
-give them; outputs are encoded again before they are scored. "Won" is the share
+are told its level. Of defective pixels, a third is dead (0), the others are hot
+(0.6 to 1). Linear data are the images to the power of 2.2, as cameras give
+them; outputs are encoded again before they are scored. "Won" is the share
 of images that a method restores better than demosaicnet (`pip install
 demosaicnet wget 'setuptools<81'`).
 """
@@ -25,7 +28,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +50,12 @@ from pyg_unroll import (
     data_to_image,
     image_to_data,
 )
-from pyg_unroll.imaging import CFA_PATTERNS, SelfEnsemble, local_interpolation
+from pyg_unroll.imaging import (
+    CFA_PATTERNS,
+    SelfEnsemble,
+    find_defects,
+    local_interpolation,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
@@ -64,6 +72,7 @@ class HiddenImage:
         noise (float): Standard deviation of the noise.
         grid (int): Distance of known pixels on a regular grid, or 0.
         pattern (str): That of a mosaic.
+        defects (torch.Tensor, optional): True where pixels are, `[1, H, W]`.
     """
 
     image: Tensor
@@ -71,6 +80,7 @@ class HiddenImage:
     noise: float
     grid: int
     pattern: str = 'RGGB'
+    defects: Tensor | None = None
 
     @property
     def sensor(self) -> np.ndarray:
@@ -97,6 +107,19 @@ def ours(model: torch.nn.Module, told: bool = False) -> Method:
             data.noise_std = problem.noise
         with torch.no_grad():
             return data_to_image(data, model(data))
+
+    return run
+
+
+def mended(method: Method, found: bool) -> Method:
+    """A method that is told which pixels are defective, or finds them."""
+
+    def run(problem: HiddenImage) -> Tensor:
+        defects = problem.defects
+        if found:
+            images = problem.image[None], problem.mask[None]
+            defects = find_defects(*images)[0]
+        return method(replace(problem, mask=problem.mask & ~defects))
 
     return run
 
@@ -214,7 +237,7 @@ def demosaicing_methods(
         'GraphDemosaic': (ours(classical), count),
     }
     if pattern not in BAYER_PATTERNS:
-        return methods
+        return methods | trained(Demosaic, ['xtrans'], num_views, noise)
     if importlib.util.find_spec('cv2') and pattern == 'RGGB':
         for name, code in (('VNG', 'VNG'), ('edge-aware', 'EA')):
             method = opencv_demosaicing(f'COLOR_BayerBG2RGB_{code}')
@@ -225,7 +248,7 @@ def demosaicing_methods(
             methods[label] = (colour_demosaicing(name), 0)
     if importlib.util.find_spec('demosaicnet'):
         methods['demosaicnet'] = demosaicnet()
-    names = ['bayer', 'bayer-noisy'] if noise else ['bayer']
+    names = ['bayer', 'bayer-small', *(['bayer-noisy'] if noise else [])]
     return methods | trained(Demosaic, names, num_views, noise)
 
 
@@ -300,8 +323,9 @@ def make_problem(
     known: float,
     grid: int,
     pattern: str = 'RGGB',
+    share: float = 0.0,
 ) -> HiddenImage:
-    """Hides part of an image `[3, H, W]`."""
+    """Hides part of an image `[3, H, W]`, and spoils a share of its pixels."""
     generator = torch.Generator().manual_seed(seed)
     if known or grid:
         mask = torch.zeros(image.shape[1:], dtype=torch.bool)
@@ -314,8 +338,12 @@ def make_problem(
         mask = cfa_mask(pattern, *image.shape[1:])
         grain = torch.randn((1, *image.shape[1:]), generator=generator)
         image = image + noise * grain
-    hidden = torch.where(mask, image, 0)
-    return HiddenImage(hidden, mask, noise, grid, pattern)
+    one = 1, *image.shape[1:]
+    chance, value = torch.rand((2, *one), generator=generator)
+    defects = chance < share
+    value = torch.where(value < 1 / 3, 0, 0.4 + 0.6 * value)
+    hidden = torch.where(mask, torch.where(defects, value, image), 0)
+    return HiddenImage(hidden, mask, noise, grid, pattern, defects)
 
 
 def quality(out: Tensor, image: Tensor) -> tuple[float, float]:
@@ -367,6 +395,7 @@ def main() -> None:
         grid=(0, 'inpainting: distance of known pixels'),
         limit=(10000, 'images at most, evenly over the folder'),
         pattern=('RGGB', 'of the mosaics'),
+        defects=(0.0, 'share of defective pixels of the mosaics'),
         exposure=(1.0, 'factor of the values that methods see'),
         linear=(0, '1: methods see linear data'),
         num_views=(1, 'views of a self-ensemble of our models, in more rows'),
@@ -384,6 +413,8 @@ def main() -> None:
     inpainting = bool(args.known or args.grid)
     if args.noise < 0 or not 0 <= args.known < 1 or args.grid < 0:
         raise SystemExit('error: --noise, --known or --grid is out of range')
+    if not 0 <= args.defects < 1 or (args.defects and inpainting):
+        raise SystemExit('error: --defects is a share, and for mosaics')
     if args.pattern not in CFA_PATTERNS or args.exposure <= 0:
         raise SystemExit('error: --pattern or --exposure is out of range')
     encoding = Encoding(args.exposure, 2.2 if args.linear else 1.0)
@@ -391,6 +422,12 @@ def main() -> None:
         methods = inpainting_methods(args.grid, args.num_views)
     else:
         methods = demosaicing_methods(args.noise, args.num_views, args.pattern)
+    if args.defects:
+        for name, (method, count) in list(methods.items()):
+            if name.startswith(('Demosaic', 'GraphDemosaic')):
+                for told, found in (('told', False), ('found', True)):
+                    label = f'{name}, defects {told}'
+                    methods[label] = mended(method, found), count
     if args.skip:
         skipped = args.skip.split('|')
         methods = {
@@ -404,7 +441,8 @@ def main() -> None:
     for k, file in enumerate(tqdm(files, disable=None)):
         image = load_image(file).expand(3, -1, -1)
         hide = args.noise / 255, args.known, args.grid, args.pattern
-        problem = make_problem(encoding.encode(image), k, *hide)
+        encoded = encoding.encode(image)
+        problem = make_problem(encoded, k, *hide, args.defects)
         pictures, scores = {'original': image}, {}
         for name, (method, _) in methods.items():
             if k == 0:
