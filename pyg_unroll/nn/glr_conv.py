@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyg_unroll.checks import check_choice
 from pyg_unroll.nn.smoothness_conv import Problem, Run, SmoothnessConv
+from pyg_unroll.ops.cg import cg_iterates, cg_steps
 from pyg_unroll.ops.system import LaplacianSystem
 
 
@@ -137,11 +138,11 @@ class _ConjugateGradients:
         self.checkpoint = layer.checkpoint
 
     def finish(self) -> Tensor:
-        return self.system.iterate(*self.operands, self.checkpoint)
+        return cg_steps(self.system, *self.operands, self.checkpoint)
 
     def steps(self) -> Iterator[Tensor]:
         yield self.operands[0]
-        yield from self.system.iterates(*self.operands)
+        yield from cg_iterates(self.system, *self.operands)
 
     def state(self) -> None:
         return None

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import backend, func, operators
+from pyg_unroll.ops import operators
+from pyg_unroll.ops.backend import kernels, numbers
 from pyg_unroll.ops.cg import (
     composed_steps,
     run_steps,
@@ -27,8 +28,8 @@ from pyg_unroll.ops.cg import (
 from pyg_unroll.ops.order import LocalOrder, local_order, take
 from pyg_unroll.ops.reference import admm as reference
 from pyg_unroll.ops.reference.admm import shrink
-from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.ops.reference.operators import accumulate_type
+from pyg_unroll.ops.registry import empty_like, iterations, needs_grad
 from pyg_unroll.ops.system import LaplacianSystem
 
 
@@ -57,27 +58,21 @@ class TotalVariation:
         flow = self.weight.unsqueeze(1) * z
         return operators.divergence(self.topology, flow)
 
+    def system(self, rho: Tensor) -> LaplacianSystem:
+        r"""The system :math:`2 c / (\mu \rho) + L_{w^2}` of the signal."""
+        if self.confidence is None:
+            return self._held
+        return self._build(self.confidence * (2 / (self.mu * rho)))
+
+    @cached_property
+    def _held(self) -> LaplacianSystem:
+        """That without a confidence, the same for all penalties."""
+        return self._build(None)
+
     @cached_property
     def _squares(self) -> tuple[Tensor, Tensor]:
         square = self.weight.square()
         return square, operators.degree(self.topology, square)
-
-    def system(self, rho: Tensor) -> LaplacianSystem:
-        r"""The system :math:`2 c / (\mu \rho) + L_{w^2}` of the signal."""
-        if self.confidence is None:
-            return self._build(None)
-        return self._build(self.confidence * (2 / (self.mu * rho)))
-
-    def matrix(self, rho: Tensor) -> Matrix:
-        """That of the system, as kernels take it."""
-        if self.confidence is None:
-            return self._held
-        return self.system(rho).matrix()
-
-    @cached_property
-    def _held(self) -> Matrix:
-        """The matrix without a confidence, the same for all penalties."""
-        return self._build(None).matrix()
 
     def _build(self, confidence: Tensor | None) -> LaplacianSystem:
         square, degree = self._squares
@@ -145,10 +140,11 @@ def admm_steps(
     :math:`\sqrt{T}`-th state only.
     """
     operands = _operands(problem, x, dual, coefficients)
-    every, keep = coefficients.rho.size(0), False
-    if backend.needs_grad(*operands):
-        every, keep = round(sqrt(every)) if checkpoint else 1, not checkpoint
-    x, dual, *_ = _admm_steps(problem.topology, *operands, every, keep)
+    every = 0
+    if needs_grad(*operands):
+        count = coefficients.rho.size(0)
+        every = max(round(sqrt(count)), 2) if checkpoint else 1
+    x, dual, _ = _admm_steps(problem.topology, *operands, every)
     return x, dual
 
 
@@ -195,7 +191,7 @@ def _numbers(
 ) -> tuple[Any, ...]:
     """The same in the types of kernels, contiguous if these read them."""
     values = (v if v is None else v.to(accumulate_type(v.dtype)) for v in rest)
-    return *backend.numbers(weight, x, dual), *values
+    return *numbers(weight, x, dual), *values
 
 
 def _in_local_order(topology: Topology, *operands: Any) -> tuple[Any, ...]:
@@ -243,7 +239,7 @@ def _follow(
     if dual is None:
         dual = _no_dual(problem.topology, x)
     b, dual = step(problem.topology, problem.weight, x, dual, scalars)
-    a = problem.matrix(scalars[1])
+    a = problem.system(scalars[1])
     if a.confidence is not None:
         b = b + a.confidence * problem.observed
     return solve(a, x, b), dual
@@ -257,7 +253,7 @@ def _iterate(
     keep: bool,
 ) -> tuple[Tensor, Any, list[Tensor]]:
     """One iteration by kernels; also the directions of its steps."""
-    step = backend.kernels('admm', x).admm_step
+    step = kernels('admm', x).admm_step
     solve = partial(run_steps, scalars=rows[1], keep=keep)
     (x, path), dual = _follow(problem, x, dual, rows[0], step, solve)
     return x, dual, path
@@ -277,7 +273,9 @@ def composed_iterations(
             dual,
             scalars,
             step,
-            lambda a, *start, steps=steps: composed_steps(*a, *start, *steps),
+            lambda a, x, b, steps=steps: composed_steps(
+                *a.operands, x, b, *steps
+            ),
         )
     return x, dual
 
@@ -285,17 +283,17 @@ def composed_iterations(
 def _run(
     topology: Topology, *operands: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    *given, every, keep = operands
+    *given, every = operands
     dtype = given[1].dtype
     order, *values = _in_local_order(topology, *_numbers(*given))
     problem, x, dual, scalars, *steps = _read(*values)
     xs, duals, paths = [], [], []
     rows = zip(scalars, step_scalars(*steps), strict=True)
     for t, row in enumerate(rows):
-        if t > 0 and t % every == 0:
+        if t and every and t % every == 0:
             xs.append(x)
             duals.append(dual)
-        x, dual, path = _iterate(problem, x, dual, row, keep)
+        x, dual, path = _iterate(problem, x, dual, row, every == 1)
         paths += path
     x, dual = _in_old_order(order, x, dual)
     # What is kept stays in the order of the steps.
@@ -305,106 +303,67 @@ def _run(
 def _fake(
     topology: Topology, *operands: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    _, x, *_, alpha, _, _, every, keep = operands
+    _, x, *_, alpha, _, _, every = operands
     dual = _no_dual(topology, x)
     (count, num_steps, _), dtype = alpha.shape, accumulate_type(x.dtype)
-    states = range(every, count, every)
-    kept = [backend.empty_like(v, dtype) for v in (x, dual) for _ in states]
-    paths = range(count * num_steps if keep else 0)
-    kept += [backend.empty_like(x, dtype) for _ in paths]
-    return backend.empty_like(x), dual, kept
+    states = range(every, count, every) if every else ()
+    kept = [empty_like(v, dtype) for v in (x, dual) for _ in states]
+    paths = range(count * num_steps if every == 1 else 0)
+    kept += [empty_like(x, dtype) for _ in paths]
+    return empty_like(x), dual, kept
 
 
-_OPERANDS = (
-    'Tensor weight, Tensor x, Tensor? dual, Tensor? confidence, '
-    'Tensor? observed, Tensor? mu, Tensor rho, Tensor relaxation, '
-    'Tensor alpha, Tensor beta, Tensor? free, int every'
-)
-_admm_steps = backend.Operator(
-    'admm_steps',
-    f'{_OPERANDS}, bool keep',
-    '(Tensor, Tensor, Tensor[])',
-    _run,
-    _fake,
-)
+def _go_back(
+    problem: TotalVariation,
+    by_x: Tensor,
+    by_dual: Tensor,
+    x: Tensor,
+    dual: Tensor | None,
+    path: Sequence[Tensor],
+    rows: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor, list[Tensor], tuple[Tensor, ...]]:
+    """The adjoint of one iteration, from its start and directions.
 
-
-@dataclass
-class _Adjoint:
-    """Derivatives on the way back through the iterations, and sums of them."""
-
-    x: Any
-    dual: Any  # None for zero
-    weight: Tensor  # [E, H]
-    square: Tensor  # by the squared weights of systems, [E, H]
-    diagonal: Tensor  # by their diagonals, [N, F, H]
-    # If there is a confidence, [N, F, H].
-    confidence: Tensor | None
-    observed: Tensor | None
-    # By scalars, step sizes, momenta and log(2 / (mu rho)) of each iteration,
-    # the last first.
-    rows: list[tuple[Tensor, ...]]
-
-    def go_back(
-        self,
-        problem: TotalVariation,
-        x: Tensor,
-        dual: Tensor | None,
-        path: Sequence[Tensor],
-        rows: tuple[Tensor, Tensor],
-    ) -> None:
-        """The adjoint of one iteration, from its start and directions."""
-        scalars, own = rows
-        rho = scalars[1]
-        a = problem.matrix(rho)
-        by_square, by_diagonal, by_c, _, by_x, by_b, *by_steps = (
-            run_steps_backward(a, x, path, own, self.x)
-        )
-        self.square += by_square
-        self.diagonal += by_diagonal
-        by_scale = torch.zeros_like(rho)
-        if a.confidence is not None:
-            by_c += by_diagonal + by_b * problem.observed
-            by_scale = (by_c * a.confidence).sum((0, 1))
-            self.confidence += by_c * (2 / (problem.mu * rho))
-            self.observed += by_b * a.confidence
-        step = backend.kernels('admm', x).admm_step_backward
-        if dual is None:
-            dual = _no_dual(problem.topology, x)
-        if self.dual is None:
-            self.dual = torch.zeros_like(dual)
-        operands = problem.weight, x, dual, scalars, by_b, self.dual
-        by_weight, by_start, self.dual, by_scalars = step(
-            problem.topology, *operands
-        )
-        self.weight += by_weight
-        self.x = by_x + by_start
-        self.rows.append((by_scalars, *by_steps, by_scale))
-
-
-def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
-    """Derivatives by all operands but the free entries."""
-    *given, free, every, kept, grad, grad_dual = operands
-    order, topology, *values = _in_local_order(
-        topology, *_numbers(*given, free)
+    Returns derivatives by the start; what all iterations add to, by weights,
+    squared weights of the system and its diagonal, confidence and
+    observations; and those by scalars, step sizes, momenta and, of systems,
+    log(2 / (mu rho)).
+    """
+    scalars, own = rows
+    rho = scalars[1]
+    a = problem.system(rho)
+    by_square, by_diagonal, by_c, _, by_x, by_b, *by_steps = run_steps_backward(
+        a, x, path, own, by_x
     )
+    shared, by_scale = [by_square, by_diagonal], torch.zeros_like(rho)
+    if a.confidence is not None:
+        by_c += by_diagonal + by_b * problem.observed
+        by_scale = (by_c * a.confidence).sum((0, 1))
+        shared += [by_c * (2 / (problem.mu * rho)), by_b * a.confidence]
+    step = kernels('admm', x).admm_step_backward
+    if dual is None:
+        dual = _no_dual(problem.topology, x)
+    operands = problem.weight, x, dual, scalars, by_b, by_dual
+    by_weight, by_start, by_dual, by_scalars = step(problem.topology, *operands)
+    row = by_scalars, *by_steps, by_scale
+    return by_x + by_start, by_dual, [by_weight, *shared], row
+
+
+def _run_backward(
+    topology: Topology, given: Any, every: int, kept: Any, grads: Any
+) -> tuple[Any, ...]:
+    order, topology, *values = _in_local_order(topology, *_numbers(*given))
     problem, x, dual, scalars, alpha, beta = _read(topology, *values)
     forward = list(zip(scalars, step_scalars(alpha, beta), strict=True))
     back = list(zip(scalars, step_scalars_backward(alpha, beta), strict=True))
-    nothing = torch.zeros_like(x)
-    is_soft = problem.confidence is not None
-    by_x, by_dual = backend.numbers(grad, grad_dual)
-    (by_x,), (by_dual,) = take(order.node, by_x), take(order.edge, by_dual)
-    adjoint = _Adjoint(
-        by_x,
-        order.turn(by_dual),
-        weight=torch.zeros_like(problem.weight),
-        square=torch.zeros_like(problem.weight),
-        diagonal=nothing,
-        confidence=nothing.clone() if is_soft else None,
-        observed=nothing.clone() if is_soft else None,
-        rows=[],
-    )
+    grad, grad_dual = numbers(*grads)
+    (by_x,), (by_dual,) = take(order.node, grad), take(order.edge, grad_dual)
+    by_x = torch.zeros_like(x) if by_x is None else by_x
+    by_dual = order.turn(by_dual)
+    by_dual = _no_dual(topology, x) if by_dual is None else by_dual
+    is_soft, weight = problem.confidence is not None, problem.weight
+    likes = weight, weight, *[x] * (3 if is_soft else 1)
+    sums, by_rows = [torch.zeros_like(v) for v in likes], []
     count, num_steps = (len(scalars) - 1) // every, alpha.size(1)
     xs, duals = [x, *kept[:count]], [dual, *kept[count : 2 * count]]
     paths = kept[2 * count :]
@@ -412,100 +371,48 @@ def _run_backward(topology: Topology, *operands: Any) -> tuple[Tensor, ...]:
         x, dual, states = xs.pop(), duals.pop(), []
         for t in range(first, min(first + every, len(scalars))):
             start = x, dual
-            if paths:  # then every state is kept, too
+            if every == 1:
                 path = paths[t * num_steps : (t + 1) * num_steps]
             else:
                 x, dual, path = _iterate(problem, x, dual, forward[t], True)
             states.append((*start, path, back[t]))
         while states:
-            adjoint.go_back(problem, *states.pop())
-    by_rows = zip(*reversed(adjoint.rows), strict=True)
-    by_scalars, by_alpha, by_beta, by_scale = map(torch.stack, by_rows)
+            by_x, by_dual, shared, row = _go_back(
+                problem, by_x, by_dual, *states.pop()
+            )
+            by_rows.append(row)
+            for total, part in zip(sums, shared, strict=True):
+                total += part
+    by_scalars, by_alpha, by_beta, by_scale = map(
+        torch.stack, zip(*reversed(by_rows), strict=True)
+    )
     by_rho = by_scalars[:, 1] - by_scale / scalars[:, 1]
     by_rho[:-1] += by_scalars[1:, 0]
-    to_edges = backend.kernels('operators', x).to_edges
-    adjoint.square += to_edges(topology, adjoint.diagonal.sum(1), False)
-    by_weight = adjoint.weight.addcmul_(problem.weight, adjoint.square, value=2)
-    found = (
+    by_weight, by_square, by_diagonal, *by_data = sums
+    to_edges = kernels('operators', x).to_edges
+    by_square += to_edges(topology, by_diagonal.sum(1), False)
+    by_weight.addcmul_(weight, by_square, value=2)
+    return (
         *take(order.edge_number, by_weight),
-        *_in_old_order(order, adjoint.x, adjoint.dual),
-        *take(order.number, adjoint.confidence, adjoint.observed),
+        *_in_old_order(order, by_x, by_dual),
+        *(take(order.number, *by_data) if is_soft else (None, None)),
         -by_scale.sum(0) / problem.mu if is_soft else None,
         by_rho,
         by_scalars[:, 2].clone(),  # results of an operator share no memory
         by_alpha,
         by_beta,
+        None,
     )
-    return backend.like_operands(found, given, grad)
 
 
-_admm_steps_backward = backend.Operator(
-    'admm_steps_backward',
-    f'{_OPERANDS}, Tensor[] kept, Tensor grad, Tensor? grad_dual',
-    f'({", ".join(["Tensor"] * 10)})',
+_admm_steps = iterations(
+    'admm_steps',
+    'Tensor weight, Tensor x, Tensor? dual, Tensor? confidence, '
+    'Tensor? observed, Tensor? mu, Tensor rho, Tensor relaxation, '
+    'Tensor alpha, Tensor beta, Tensor? free',
+    2,
+    _run,
+    _fake,
     _run_backward,
-    lambda _, *operands: backend.empty_operands(operands[:10], operands[-2]),
+    composed_iterations,
 )
-
-
-def _keep(ctx: Any, *inputs: Any) -> list[Tensor | None]:
-    ctx.set_materialize_grads(False)  # nobody differentiates what is kept
-    *operands, ctx.every, _, (_, _, kept) = inputs
-    return [*operands, *kept]
-
-
-def _to_differentiate(
-    topology: Topology,
-    operands: Sequence[Tensor | None],
-    grad: Tensor,
-    grad_dual: Tensor | None,
-) -> tuple[Any, ...]:
-    """Arguments of :func:`.backend.differentiate`."""
-    grads = (grad,) if grad_dual is None else (grad, grad_dual)
-
-    def composed(*values: Any) -> tuple[Tensor, ...]:
-        return composed_iterations(topology, *values)[: len(grads)]
-
-    return composed, operands, grads
-
-
-def _derivative(
-    ctx: Any,
-    topology: Topology,
-    saved: Any,
-    grad: Tensor | None,
-    grad_dual: Tensor | None,
-    _: Any,
-) -> list[Tensor | None]:
-    operands, kept = saved[:11], saved[11:]
-    if grad is None:
-        grad = torch.zeros_like(operands[1])
-    # As of conjugate gradients.
-    if torch.is_grad_enabled() and not func.is_transformed():
-        given = topology, operands, grad, grad_dual
-        return [*backend.differentiate(*_to_differentiate(*given)), None, None]
-    rest = ctx.every, kept, grad, grad_dual
-    found = _admm_steps_backward(topology, *operands, *rest)
-    return [*backend.of_operands(found, operands[:10]), None, None, None]
-
-
-_admm_steps.set_derivative(_keep, _derivative)
-
-
-def _keep_operands(ctx: Any, *inputs: Any) -> list[Tensor | None]:
-    *operands, _, kept, grad, grad_dual, _ = inputs
-    ctx.count = len(kept)
-    return [*operands, grad, grad_dual]
-
-
-def _second_derivative(
-    ctx: Any, topology: Topology, saved: Any, *weights: Tensor
-) -> list[Any]:
-    *operands, grad, grad_dual = saved
-    composed = *_to_differentiate(topology, operands, grad, grad_dual), weights
-    found = backend.differentiate_again(*composed)
-    found += [None] * (13 - len(found))
-    return [*found[:11], None, [None] * ctx.count, *found[11:]]
-
-
-_admm_steps_backward.set_derivative(_keep_operands, _second_derivative)

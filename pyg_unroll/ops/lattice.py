@@ -162,7 +162,7 @@ def admm_steps(
     topology: Topology, *operands: Any
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """See :mod:`.admm`; nothing is kept."""
-    return *composed_iterations(topology, *operands[:-2]), []
+    return *composed_iterations(topology, *operands[:-1]), []
 
 
 _PLAIN = {

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from pyg_unroll.checks import check_shape, check_signal
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.backend import Operator, empty_like, kernels
+from pyg_unroll.ops.backend import kernels
 from pyg_unroll.ops.reference.operators import log_degree_shares
+from pyg_unroll.ops.registry import Operator, empty_like
 
 
 def _register(

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyg_unroll.ops.backend import differentiate, kernels, numbers
-from pyg_unroll.ops.func import on_batch, on_heads
-from pyg_unroll.ops.reference.cg import Matrix
+from pyg_unroll.ops.backend import kernels, numbers
+from pyg_unroll.ops.cg import as_numbers
 from pyg_unroll.ops.reference.solve import Preconditioner
+from pyg_unroll.ops.registry import differentiate, on_batch, on_heads
 from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.problem import check_convergence
 
@@ -28,11 +28,9 @@ def conjugate_gradient(
     if residual.numel() == 0:
         return residual.clone(), 0.0, 0
     (residual,) = numbers(residual)
-    topology, *parts = system.matrix()
-    matrix = Matrix(topology, *numbers(*parts))
     run = kernels('solve', residual).conjugate_gradient
     out: tuple[Tensor, float, int]
-    out = run(matrix, residual, tol, max_steps, preconditioner)
+    out = run(as_numbers(system), residual, tol, max_steps, preconditioner)
     return out
 
 

@@ -17,8 +17,8 @@ from pyg_unroll.checks import (
 )
 from pyg_unroll.graph import Topology, resolve_graph
 from pyg_unroll.inputs import Fidelity, Observations, read_signal
-from pyg_unroll.ops.backend import Operator
 from pyg_unroll.ops.order import components, local_order
+from pyg_unroll.ops.registry import Operator
 
 
 class SolverResult(NamedTuple):

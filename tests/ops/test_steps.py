@@ -295,9 +295,9 @@ def test_admm_iterates_are_the_same_bits(soft, dtype):
 def test_opcheck(operator):
     topology = make_graph('random')
     if operator == 'cg_steps':
-        operands = (*cg_operands(topology, 2, 2, True, order=2), True)
+        operands = (*cg_operands(topology, 2, 2, True, order=2), 1)
     else:
-        operands = (*admm_operands(topology, 2, 2, True), 2, True)
+        operands = (*admm_operands(topology, 2, 2, True), 2)
     for v in operands:
         if torch.is_tensor(v) and v.is_floating_point():
             v.requires_grad_()

@@ -24,11 +24,7 @@ def _load_diagonal(array, tile, TILE: tl.constexpr, IS_SHARED: tl.constexpr):
     return tiles.load(array, at, here, 1)
 
 
-def mean_difference(a: Matrix, x: Tensor) -> Tensor:
-    """See :func:`.reference.cg.mean_difference`."""
-    if a.degree is None:
-        return x
-    return laplacian(a.topology, a.weight, x).div_(a.degree)
+mean_difference = partial(reference.mean_difference, apply=laplacian)
 
 
 @triton.jit

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from pyg_unroll.graph import Topology
 from pyg_unroll.ops.reference.operators import edge_dot, laplacian
 
 
-class Matrix(NamedTuple):
+@dataclass(eq=False)
+class Matrix:
     r"""The matrix :math:`A = P + \mathrm{diag}(c)` and its preconditioner, with
     the prior :math:`P = L_w`, or of second order :math:`L_w D_w^{-1} L_w`.
     """
@@ -21,6 +22,14 @@ class Matrix(NamedTuple):
     diagonal: Tensor  # D, infinite at held entries, [N, 1, H] or [N, F, H]
     confidence: Tensor | None = None  # of such a shape, or zero
     degree: Tensor | None = None  # D_w of second order, [N, 1, H]
+    # True where D is finite by right, if not all, [N, 1 or F, 1 or H].
+    free: Tensor | None = None
+
+    @property
+    def operands(self) -> tuple[Any, ...]:
+        """What kernels read."""
+        parts = self.diagonal, self.confidence, self.degree
+        return self.topology, self.weight, *parts
 
 
 class State(NamedTuple):
@@ -51,22 +60,25 @@ class Adjoint:
     weight: Tensor  # sum of those by w, [E, H]
     diagonal: Tensor  # sum of -D times those by D, [N, F, H]
     # Sums of those by c and by D_w, if there are such, [N, F, H].
-    confidence: Tensor | None = None
-    degree: Tensor | None = None
+    confidence: Any = None
+    degree: Any = None
 
 
-def mean_difference(a: Matrix, x: Tensor) -> Tensor:
+def mean_difference(
+    a: Matrix, x: Tensor, apply: Callable[..., Tensor] = laplacian
+) -> Tensor:
     r""":math:`D_w^{-1} L_w x`, or of first order :math:`x` itself."""
     if a.degree is None:
         return x
-    return laplacian(a.topology, a.weight, x) / a.degree
+    return apply(a.topology, a.weight, x) / a.degree
 
 
-def _product(a: Matrix, x: Tensor, mean: Tensor) -> Tensor:
-    image = laplacian(a.topology, a.weight, mean)
-    if a.confidence is not None:
-        image += a.confidence * x
-    return image
+def product(
+    a: Matrix, x: Tensor, apply: Callable[..., Tensor] = laplacian
+) -> Tensor:
+    """:math:`A x`, by a function for the Laplacian."""
+    out = apply(a.topology, a.weight, mean_difference(a, x, apply))
+    return out if a.confidence is None else out + a.confidence * x
 
 
 def cg_step(
@@ -86,7 +98,7 @@ def cg_step(
     :obj:`new`.
     """
     (x, residual), (alpha, beta, alpha_next) = state, scalars
-    residual -= alpha * _product(a, v, mean_difference(a, v))
+    residual -= alpha * product(a, v)
     torch.add(residual / a.diagonal, beta * v, out=new)
     x += alpha_next * new
 
@@ -130,9 +142,11 @@ def cg_step_backward(
     if adjoint.degree is not None:
         adjoint.weight -= alpha * edge_dot(a.topology, mean_q, v)
         adjoint.degree += alpha * mean_q * mean_v
-    if adjoint.confidence is not None:
+    image = laplacian(a.topology, a.weight, mean_q)
+    if a.confidence is not None:
+        image += a.confidence * q
         adjoint.confidence -= alpha * q * v
-    slope = adjoint.x - _product(a, q, mean_q)
+    slope = adjoint.x - image
     g = adjoint.direction.mul_(beta).add_(alpha * slope)
     adjoint.diagonal += g * (v - beta_previous * u)
     adjoint.residual = q + g / a.diagonal

@@ -7,22 +7,13 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.ops.backend import kernels
-from pyg_unroll.ops.reference.cg import Matrix
+from pyg_unroll.ops.reference.cg import Matrix, product
 
 # Approximate inverse of a matrix, symmetric positive definite.
 Preconditioner: TypeAlias = Callable[[Tensor], Tensor]
 
 # Steps between looks at the residual, each of which synchronises a device.
 _CHECK_EVERY = 8
-
-
-def product(a: Matrix, v: Tensor) -> Tensor:
-    """:math:`A v`, by the :func:`laplacian` of the backend in use."""
-    apply, image = kernels('operators', v).laplacian, v
-    if a.degree is not None:
-        image = apply(a.topology, a.weight, v) / a.degree
-    image = apply(a.topology, a.weight, image)
-    return image if a.confidence is None else image + a.confidence * v
 
 
 class Steps(NamedTuple):
@@ -37,7 +28,7 @@ class Steps(NamedTuple):
 
 
 def _measured(a: Matrix, v: Tensor) -> tuple[Tensor, Tensor]:
-    image = product(a, v)
+    image = product(a, v, kernels('operators', v).laplacian)
     return image, _dot(v, image)
 
 
