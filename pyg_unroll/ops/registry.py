@@ -189,6 +189,10 @@ def iterations(
         given, grads = saved[:size], grads[:count]
         if all(grad is None for grad in grads):
             return [None] * (size + 1)
+        # Transforms always ask for derivatives to differentiate, but seldom do.
+        if torch.is_grad_enabled() and not is_transformed():
+            function = partial(composed, topology)
+            return [*differentiate(function, given, grads), None]
         rest = ctx.every, list(saved[size:]), *grads
         pairs = zip(given, backward(topology, *given, *rest), strict=True)
         return [*(grad if _is_float(v) else None for v, grad in pairs), None]
