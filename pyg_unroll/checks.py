@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, TypeAlias
 
@@ -153,46 +152,7 @@ def is_integer(value: Any) -> bool:
     return is_number and not isinstance(value, bool)
 
 
-def _require(good: bool, name: str, value: Any, must: str) -> None:
-    if not good:
-        raise ValueError(f"'{name}' must {must} (got {value!r})")
-
-
-def check_positive(name: str, value: Any) -> None:
-    """Raises a `ValueError` unless `value` is a positive integer."""
-    good = is_integer(value) and value >= 1
-    _require(good, name, value, 'be a positive integer')
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises a `ValueError` unless `value` is a non-negative integer."""
-    good = is_integer(value) and value >= 0
-    _require(good, name, value, 'be a non-negative integer')
-
-
-def check_non_negative(name: str, value: Any) -> None:
-    """Raises a `ValueError` unless `value` is a finite number, at least 0."""
-    good = isinstance(value, Real) and 0 <= float(value) < math.inf
-    _require(good, name, value, 'be a finite, non-negative number')
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Raises a `ValueError` unless `value` is one of some choices."""
-    listed = ', '.join(map(repr, choices))
-    _require(value in choices, name, value, f'be one of {listed}')
-
-
-def check_between(
-    name: str, value: Any, low: float = 0.0, high: float = math.inf
-) -> None:
-    """Raises a `ValueError` unless `value` is a number between two others."""
-    good = isinstance(value, Real) and low < float(value) < high
-    must = f'lie in ({low:g}, {high:g})'
-    if low == 0 and high == math.inf:
-        must = 'be positive and finite'
-    _require(good, name, value, must)
-
-
+# Raises a `ValueError` unless a value, of this name, is good.
 Check: TypeAlias = Callable[[str, Any], None]
 # By name of an argument of a constructor, its check.
 Checks: TypeAlias = Mapping[str, Check]
@@ -206,14 +166,46 @@ def check_parameters(checks: Checks, values: Any) -> None:
         check(name, values[name])
 
 
+def _check_that(is_good: Callable[[Any], bool], must: str) -> Check:
+    def check(name: str, value: Any) -> None:
+        if not is_good(value):
+            raise ValueError(f"'{name}' must {must} (got {value!r})")
+
+    return check
+
+
+check_positive = _check_that(
+    lambda value: is_integer(value) and value >= 1, 'be a positive integer'
+)
+check_count = _check_that(
+    lambda value: is_integer(value) and value >= 0, 'be a non-negative integer'
+)
+check_non_negative = _check_that(
+    lambda value: isinstance(value, Real) and 0 <= float(value) < math.inf,
+    'be a finite, non-negative number',
+)
+
+
 def one_of(*choices: Any) -> Check:
     """The check that a value is one of some choices."""
-    return partial(check_choice, choices=choices)
+    must = f'be one of {", ".join(map(repr, choices))}'
+    return _check_that(lambda value: value in choices, must)
 
 
-def between(low: float, high: float) -> Check:
-    """The check that a number lies between two others."""
-    return partial(check_between, low=low, high=high)
+def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raises a `ValueError` unless `value` is one of some choices."""
+    one_of(*choices)(name, value)
+
+
+def check_between(
+    name: str, value: Any, low: float = 0.0, high: float = math.inf
+) -> None:
+    """Raises a `ValueError` unless `value` is a number between two others."""
+    must = f'lie in ({low:g}, {high:g})'
+    if low == 0 and high == math.inf:
+        must = 'be positive and finite'
+    is_good = isinstance(value, Real) and low < float(value) < high
+    _check_that(lambda _: is_good, must)(name, value)
 
 
 def optional(check: Check) -> Check:

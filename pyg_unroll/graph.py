@@ -145,13 +145,14 @@ class Topology:
             edge_index = edge_index.as_tensor()
         if validate_args:
             checks.check_edge_index(edge_index, num_nodes)
-        row, col = edge_index.long().contiguous()
+        edge_index = edge_index.long().contiguous()
+        row, col = edge_index
         key = row * num_nodes + col
         if checks.can_read_values() and bool((key[1:] > key[:-1]).all()):
             is_edge = row < col
             src, dst = row[is_edge], col[is_edge]
             topology = cls.from_sorted_pairs(src, dst, num_nodes)
-            if topology._has_entries(row, col):
+            if torch.equal(topology.edge_index, edge_index):
                 return topology
         low, high = torch.minimum(row, col), torch.maximum(row, col)
         # The two directions of an edge follow each other, that from the
@@ -206,16 +207,6 @@ class Topology:
         col[place], edge_id[place] = dst, edge
         rowptr = starts_before + ends_before
         return cls(num_nodes, src, dst, rowptr, col, edge_id)
-
-    def _has_entries(self, row: Tensor, col: Tensor) -> bool:
-        """Whether these are its CSR entries, in order."""
-        if col.size(0) != self.col.size(0) or not torch.equal(
-            self.col, col.to(self.col.dtype)
-        ):
-            return False
-        nodes = torch.arange(self.num_nodes + 1, device=row.device)
-        rowptr = torch.searchsorted(row, nodes)
-        return torch.equal(self.rowptr, rowptr.to(self.rowptr.dtype))
 
     def to(
         self, device: torch.device | str, non_blocking: bool = False

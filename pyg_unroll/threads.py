@@ -49,7 +49,9 @@ def run_all(
         with torch.inference_mode() if inference else torch.no_grad():
             work(job)
 
-    futures = [_pool(workers, os.getpid()).submit(do, job) for job in jobs]
+    futures = [
+        pool(workers, 'pyg_unroll-tiles').submit(do, job) for job in jobs
+    ]
     try:
         for future in futures:
             future.result()  # raises what the work raised
@@ -60,7 +62,12 @@ def run_all(
         torch.set_num_threads(threads)
 
 
+def pool(workers: int, name: str = 'pyg_unroll') -> ThreadPoolExecutor:
+    """Threads of their own for each name."""
+    # They do not survive a fork, hence others for each process.
+    return _pool(workers, name, os.getpid())
+
+
 @cache
-def _pool(workers: int, process: int) -> ThreadPoolExecutor:
-    # Threads do not survive a fork, hence one pool for each process.
-    return ThreadPoolExecutor(workers, 'pyg_unroll-tiles')
+def _pool(workers: int, name: str, process: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(workers, name)

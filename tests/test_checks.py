@@ -1,6 +1,7 @@
 """Checks of single arguments: each message once, for all who use them."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ from torch_geometric.data import Batch, Data, HeteroData
 
 from pyg_unroll import checks
 from pyg_unroll.checks import (
-    between,
     can_read_values,
     check_between,
     check_boolean,
@@ -55,7 +55,7 @@ FINITE = r"'n' must be positive and finite \(got {}\)"
         (check_between, [1e-9, 3, np.float32(2)], [0, NAN, INF, '1'], FINITE),
         (check_between, [], [None, torch.ones(1)], FINITE),
         (
-            between(0.0, 2.0),
+            partial(check_between, low=0.0, high=2.0),
             [0.1, 1.9],
             [0.0, 2.0, NAN],
             r"'n' must lie in \(0, 2\) \(got {}\)",

@@ -19,7 +19,7 @@ ARROWS = {
     'threads': set(),
     'files': set(),
     'graph': {'checks'},
-    'ops': {'checks', 'graph'},
+    'ops': {'checks', 'graph', 'threads'},
     'inputs': {'checks', 'graph', 'ops'},
     'solvers': CORE,
     'transforms': CORE | {'solvers'},

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyg_unroll.estimators.inputs import Sites, SiteSignal
 from pyg_unroll.ops import degree
-from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.solvers import ConvergenceWarning
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
 

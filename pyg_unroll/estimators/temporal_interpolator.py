@@ -16,7 +16,7 @@ from pyg_unroll.estimators.inputs import (
 )
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.ops import divergence
-from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
 from pyg_unroll.threads import one_thread

@@ -12,7 +12,7 @@ from pyg_unroll.explain.calls import LayerCall, record_calls
 from pyg_unroll.explain.figure import make_axes
 from pyg_unroll.nn import GTVConv
 from pyg_unroll.ops import degree, edge_dot, gradient
-from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.ops.cg import LaplacianSystem
 
 QUANTITIES = ('objective', 'energy', 'residual', 'violation', 'change')
 

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from pyg_unroll.checks import check_choice
 from pyg_unroll.nn.smoothness_conv import Problem, Run, SmoothnessConv
-from pyg_unroll.ops.cg import cg_iterates, cg_steps
-from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.ops.cg import LaplacianSystem, cg_iterates, cg_steps
 
 
 class GLRConv(SmoothnessConv):

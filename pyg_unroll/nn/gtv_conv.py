@@ -7,21 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyg_unroll.checks import (
-    can_read_values,
-    check_between,
-    check_positive,
-    check_shape,
-)
+from pyg_unroll import checks
 from pyg_unroll.graph import Topology
 from pyg_unroll.nn.smoothness_conv import Problem, Run, SmoothnessConv
-from pyg_unroll.ops import degree
-from pyg_unroll.ops.admm import (
-    Coefficients,
-    TotalVariation,
-    admm_iterates,
-    admm_steps,
-)
+from pyg_unroll.ops import admm, degree
 
 
 class GTVConv(SmoothnessConv):
@@ -101,8 +90,8 @@ class GTVConv(SmoothnessConv):
         rho: float = 2.0,
         **kwargs: Any,
     ) -> None:
-        check_positive('num_iters', num_iters)
-        check_between('rho', rho)
+        checks.check_positive('num_iters', num_iters)
+        checks.check_between('rho', rho)
         super().__init__(num_steps, 2.0, heads, **kwargs)
         self.num_iters = num_iters
         self.rho = rho
@@ -126,7 +115,7 @@ class GTVConv(SmoothnessConv):
             self.relaxation_logit.zero_()  # an over-relaxation of one
 
     def _run(self, problem: Problem) -> Run:
-        if self.validate_args and can_read_values(problem.weight):
+        if self.validate_args and checks.can_read_values(problem.weight):
             _check_squares(problem.topology, problem.weight)
         return _ADMM(self, problem)
 
@@ -148,7 +137,7 @@ class _ADMM:
     def __init__(self, layer: GTVConv, problem: Problem) -> None:
         signal, topology, weight, self.out, state = problem
         tile, self.layout = signal.tile, signal.layout
-        self.problem = TotalVariation(
+        self.problem = admm.TotalVariation(
             topology,
             weight,
             signal.x,
@@ -157,7 +146,7 @@ class _ADMM:
             tile(layer.log_mu.exp()),
         )
         self.dual = self._read_state(state, layer.heads)
-        self.coefficients = Coefficients(
+        self.coefficients = admm.Coefficients(
             tile(layer.log_rho.exp()),
             tile(2 * layer.relaxation_logit.sigmoid()),
             *layer._read_coefficients(signal),
@@ -173,12 +162,12 @@ class _ADMM:
         features = layout.num_features or self.out.size(1)
         shape = [*samples, edges, features, heads]
         note = ': undirected edges, features, heads'
-        check_shape('state', state, shape, note=note)
+        checks.check_shape('state', state, shape, note=note)
         return layout.fold_heads(state.to(self.out.dtype))
 
     def finish(self) -> Tensor:
         start = self.problem, self.out, self.dual
-        self.out, self.dual = admm_steps(
+        self.out, self.dual = admm.admm_steps(
             *start, self.coefficients, self.checkpoint
         )
         self.penalty = self.coefficients.rho[-1]
@@ -187,7 +176,7 @@ class _ADMM:
     def steps(self) -> Iterator[Tensor]:
         yield self.out
         start = self.problem, self.out, self.dual
-        iterates = admm_iterates(*start, self.coefficients)
+        iterates = admm.admm_iterates(*start, self.coefficients)
         for state, rho in zip(iterates, self.coefficients.rho, strict=True):
             (self.out, self.dual), self.penalty = state, rho
             yield self.out

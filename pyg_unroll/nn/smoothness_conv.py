@@ -13,7 +13,7 @@ from torch_geometric.typing import Adj
 from pyg_unroll import checks, inputs
 from pyg_unroll.graph import Topology, resolve_graph
 from pyg_unroll.inputs import BatchLayout, Fidelity, Observations
-from pyg_unroll.ops.system import chebyshev_coefficients
+from pyg_unroll.ops.cg import chebyshev_coefficients
 
 
 class Iterate(NamedTuple):
@@ -32,18 +32,6 @@ class Iterate(NamedTuple):
     x: Tensor
     heads: Tensor
     state: Tensor | None
-
-
-class Arguments(NamedTuple):
-    """The arguments of :meth:`SmoothnessConv.forward`, as they are given."""
-
-    x: Any
-    edge_index: Any
-    edge_weight: Any = None
-    mask: Any = None
-    confidence: Any = None
-    warm_start: Any = None
-    state: Any = None
 
 
 class Problem(NamedTuple):
@@ -222,11 +210,17 @@ class SmoothnessConv(MessagePassing):
     def _run(self, problem: Problem) -> Run:
         """The iteration on a problem."""
 
-    def read(self, *args: Any, **kwargs: Any) -> Problem:
+    def read(
+        self,
+        x: Any,
+        edge_index: Any,
+        edge_weight: Any = None,
+        mask: Any = None,
+        confidence: Any = None,
+        warm_start: Any = None,
+        state: Any = None,
+    ) -> Problem:
         """Checks the arguments of :meth:`forward`."""
-        x, edge_index, edge_weight, mask, confidence, warm_start, state = (
-            Arguments(*args, **kwargs)
-        )
         if isinstance(x, tuple):
             raise ValueError(
                 "'x' must be one tensor (got 'tuple'): the layer smooths a "

@@ -16,21 +16,13 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops import operators
+from pyg_unroll.ops import cg, operators
 from pyg_unroll.ops.backend import kernels, numbers
-from pyg_unroll.ops.cg import (
-    composed_steps,
-    run_steps,
-    run_steps_backward,
-    step_scalars,
-    step_scalars_backward,
-)
 from pyg_unroll.ops.order import LocalOrder, local_order, take
 from pyg_unroll.ops.reference import admm as reference
 from pyg_unroll.ops.reference.admm import shrink
 from pyg_unroll.ops.reference.operators import accumulate_type
 from pyg_unroll.ops.registry import empty_like, iterations, needs_grad
-from pyg_unroll.ops.system import LaplacianSystem
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,14 +50,14 @@ class TotalVariation:
         flow = self.weight.unsqueeze(1) * z
         return operators.divergence(self.topology, flow)
 
-    def system(self, rho: Tensor) -> LaplacianSystem:
+    def system(self, rho: Tensor) -> cg.LaplacianSystem:
         r"""The system :math:`2 c / (\mu \rho) + L_{w^2}` of the signal."""
         if self.confidence is None:
             return self._held
         return self._build(self.confidence * (2 / (self.mu * rho)))
 
     @cached_property
-    def _held(self) -> LaplacianSystem:
+    def _held(self) -> cg.LaplacianSystem:
         """That without a confidence, the same for all penalties."""
         return self._build(None)
 
@@ -74,9 +66,9 @@ class TotalVariation:
         square = self.weight.square()
         return square, operators.degree(self.topology, square)
 
-    def _build(self, confidence: Tensor | None) -> LaplacianSystem:
+    def _build(self, confidence: Tensor | None) -> cg.LaplacianSystem:
         square, degree = self._squares
-        return LaplacianSystem.build(
+        return cg.LaplacianSystem.build(
             self.topology, square, confidence, self.free, degrees=degree
         )
 
@@ -87,7 +79,7 @@ class TotalVariation:
         dual: Tensor,
         rho: Tensor,
         solve: Callable[[Tensor, Tensor], Tensor],
-        system: LaplacianSystem,
+        system: cg.LaplacianSystem,
     ) -> tuple[Tensor, Tensor, Tensor]:
         r"""One iteration of ADMM.
 
@@ -159,10 +151,11 @@ def admm_iterates(
     :func:`admm_steps`, bit for bit. Derivatives are not recorded.
     """
     dtype = x.dtype
-    operands = _numbers(*_operands(problem, x, dual, coefficients))
-    order, topology, *values = _in_local_order(problem.topology, *operands)
-    problem, x, dual, scalars, *steps = _read(topology, *values)
-    for rows in zip(scalars, step_scalars(*steps), strict=True):
+    operands = _operands(problem, x, dual, coefficients)
+    order, problem, x, dual, scalars, *steps = _begin(
+        problem.topology, *operands
+    )
+    for rows in zip(scalars, cg.step_scalars(*steps), strict=True):
         x, dual, _ = _iterate(problem, x, dual, rows, False)
         found = _in_old_order(order, x, dual)
         yield found[0].to(dtype), found[1].to(dtype)
@@ -186,24 +179,6 @@ def _operands(
     return *start, *coefficients, free
 
 
-def _numbers(
-    weight: Tensor, x: Tensor, dual: Tensor | None, *rest: Tensor | None
-) -> tuple[Any, ...]:
-    """The same in the types of kernels, contiguous if these read them."""
-    values = (v if v is None else v.to(accumulate_type(v.dtype)) for v in rest)
-    return *numbers(weight, x, dual), *values
-
-
-def _in_local_order(topology: Topology, *operands: Any) -> tuple[Any, ...]:
-    """A local order of nodes, and graph and operands in that order."""
-    order = local_order(topology)
-    weight, x, dual, confidence, observed, *rest, free = operands
-    weight, dual = take(order.edge, weight, dual)
-    x, *others, free = take(order.node, x, confidence, observed, free)
-    start = order.topology, weight, x, order.turn(dual)
-    return order, *start, *others, *rest, free
-
-
 def _in_old_order(order: LocalOrder, x: Tensor, dual: Tensor) -> Any:
     """Signal and dual variable for the user."""
     edges = take(order.edge_number, order.turn(dual))
@@ -225,6 +200,22 @@ def _read(topology: Topology, *operands: Any) -> tuple[Any, ...]:
     before = torch.cat([torch.zeros_like(rho[:1]), rho[:-1]])
     scalars = torch.stack([before, rho, relaxation], 1)
     return problem, x, dual, scalars, alpha, beta
+
+
+def _begin(topology: Topology, *operands: Any) -> tuple[Any, ...]:
+    """A local order of nodes, and in that order what :func:`_read` returns, in
+    the types of kernels, and contiguous if these read it.
+    """
+    order = local_order(topology)
+    weight, x, dual, *rest = operands
+    confidence, observed, *rest, free = (
+        v if v is None else v.to(accumulate_type(v.dtype)) for v in rest
+    )
+    weight, x, dual = numbers(weight, x, dual)
+    weight, dual = take(order.edge, weight, dual)
+    x, *others, free = take(order.node, x, confidence, observed, free)
+    start = order.topology, weight, x, order.turn(dual)
+    return order, *_read(*start, *others, *rest, free)
 
 
 def _follow(
@@ -254,7 +245,7 @@ def _iterate(
 ) -> tuple[Tensor, Any, list[Tensor]]:
     """One iteration by kernels; also the directions of its steps."""
     step = kernels('admm', x).admm_step
-    solve = partial(run_steps, scalars=rows[1], keep=keep)
+    solve = partial(cg.run_steps, scalars=rows[1], keep=keep)
     (x, path), dual = _follow(problem, x, dual, rows[0], step, solve)
     return x, dual, path
 
@@ -273,7 +264,7 @@ def composed_iterations(
             dual,
             scalars,
             step,
-            lambda a, x, b, steps=steps: composed_steps(
+            lambda a, x, b, steps=steps: cg.composed_steps(
                 *a.operands, x, b, *steps
             ),
         )
@@ -285,10 +276,9 @@ def _run(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     *given, every = operands
     dtype = given[1].dtype
-    order, *values = _in_local_order(topology, *_numbers(*given))
-    problem, x, dual, scalars, *steps = _read(*values)
+    order, problem, x, dual, scalars, *steps = _begin(topology, *given)
     xs, duals, paths = [], [], []
-    rows = zip(scalars, step_scalars(*steps), strict=True)
+    rows = zip(scalars, cg.step_scalars(*steps), strict=True)
     for t, row in enumerate(rows):
         if t and every and t % every == 0:
             xs.append(x)
@@ -332,8 +322,8 @@ def _go_back(
     scalars, own = rows
     rho = scalars[1]
     a = problem.system(rho)
-    by_square, by_diagonal, by_c, _, by_x, by_b, *by_steps = run_steps_backward(
-        a, x, path, own, by_x
+    by_square, by_diagonal, by_c, _, by_x, by_b, *by_steps = (
+        cg.run_steps_backward(a, x, path, own, by_x)
     )
     shared, by_scale = [by_square, by_diagonal], torch.zeros_like(rho)
     if a.confidence is not None:
@@ -352,10 +342,12 @@ def _go_back(
 def _run_backward(
     topology: Topology, given: Any, every: int, kept: Any, grads: Any
 ) -> tuple[Any, ...]:
-    order, topology, *values = _in_local_order(topology, *_numbers(*given))
-    problem, x, dual, scalars, alpha, beta = _read(topology, *values)
-    forward = list(zip(scalars, step_scalars(alpha, beta), strict=True))
-    back = list(zip(scalars, step_scalars_backward(alpha, beta), strict=True))
+    order, problem, x, dual, scalars, alpha, beta = _begin(topology, *given)
+    topology = problem.topology
+    forward = list(zip(scalars, cg.step_scalars(alpha, beta), strict=True))
+    back = list(
+        zip(scalars, cg.step_scalars_backward(alpha, beta), strict=True)
+    )
     grad, grad_dual = numbers(*grads)
     (by_x,), (by_dual,) = take(order.node, grad), take(order.edge, grad_dual)
     by_x = torch.zeros_like(x) if by_x is None else by_x

@@ -19,7 +19,7 @@ from pyg_unroll.ops.registry import Operator, empty_like
 
 
 def _register(
-    name: str, operands: str, fake: Callable[..., Tensor]
+    name: str, operands: str, fake: Callable[..., Tensor], *derivative: Any
 ) -> Operator:
     """The kernel of this name, of the backend in use, as an operator."""
 
@@ -27,39 +27,7 @@ def _register(
         kernel = getattr(kernels('operators', values[0]), name)
         return kernel(topology, *values)
 
-    return Operator(name, operands, 'Tensor', run, fake)
-
-
-to_edges = _register(
-    'to_edges',
-    'Tensor x, bool signed',
-    lambda topology, x, _: x.new_empty((topology.num_edges, *x.shape[1:])),
-)
-to_nodes = _register(
-    'to_nodes',
-    'Tensor z, bool signed',
-    lambda topology, z, _: z.new_empty((topology.num_nodes, *z.shape[1:])),
-)
-_laplacian = _register(
-    'laplacian',
-    'Tensor weight, Tensor x',
-    lambda topology, weight, x: empty_like(x),
-)
-_edge_dot = _register(
-    'edge_dot',
-    'Tensor a, Tensor b',
-    lambda topology, a, b: a.new_empty((topology.num_edges, a.size(2))),
-)
-_log_degree = _register(
-    'log_degree',
-    'Tensor distance',
-    lambda topology, d: d.new_empty((topology.num_nodes, d.size(1))),
-)
-_log_degree_backward = _register(
-    'log_degree_backward',
-    'Tensor distance, Tensor log_degree, Tensor grad',
-    lambda topology, distance, log_degree, grad: empty_like(distance),
-)
+    return Operator(name, operands, 'Tensor', run, fake, *derivative)
 
 
 def _keep_sign(ctx: Any, x: Tensor, signed: bool, out: Tensor) -> list[Tensor]:
@@ -67,7 +35,7 @@ def _keep_sign(ctx: Any, x: Tensor, signed: bool, out: Tensor) -> list[Tensor]:
     return []
 
 
-def _keep_both(ctx: Any, a: Tensor, b: Tensor, out: Tensor) -> list[Tensor]:
+def _keep_two(ctx: Any, a: Tensor, b: Tensor, *_: Tensor) -> list[Tensor]:
     return [a, b]
 
 
@@ -98,30 +66,51 @@ def _by_log_degree(
     return (_log_degree_backward(topology, distance, out, grad),)
 
 
-to_edges.set_derivative(
+to_edges: Operator = _register(
+    'to_edges',
+    'Tensor x, bool signed',
+    lambda topology, x, _: x.new_empty((topology.num_edges, *x.shape[1:])),
     _keep_sign,
     lambda ctx, topology, _, grad: (to_nodes(topology, grad, ctx.signed), None),
 )
-to_nodes.set_derivative(
+to_nodes: Operator = _register(
+    'to_nodes',
+    'Tensor z, bool signed',
+    lambda topology, z, _: z.new_empty((topology.num_nodes, *z.shape[1:])),
     _keep_sign,
     lambda ctx, topology, _, grad: (to_edges(topology, grad, ctx.signed), None),
 )
-_laplacian.set_derivative(
-    _keep_both,
+_laplacian: Operator = _register(
+    'laplacian',
+    'Tensor weight, Tensor x',
+    lambda topology, weight, x: empty_like(x),
+    _keep_two,
     _bilinear(
         lambda topology, weight, x, grad: _edge_dot(topology, x, grad),
         lambda topology, weight, x, grad: _laplacian(topology, weight, grad),
     ),
 )
-_edge_dot.set_derivative(
-    _keep_both,
+_edge_dot: Operator = _register(
+    'edge_dot',
+    'Tensor a, Tensor b',
+    lambda topology, a, b: a.new_empty((topology.num_edges, a.size(2))),
+    _keep_two,
     _bilinear(
         lambda topology, a, b, grad: _laplacian(topology, grad, b),
         lambda topology, a, b, grad: _laplacian(topology, grad, a),
     ),
 )
-_log_degree.set_derivative(
-    lambda ctx, distance, out: [distance, out], _by_log_degree
+_log_degree = _register(
+    'log_degree',
+    'Tensor distance',
+    lambda topology, d: d.new_empty((topology.num_nodes, d.size(1))),
+    _keep_two,
+    _by_log_degree,
+)
+_log_degree_backward = _register(
+    'log_degree_backward',
+    'Tensor distance, Tensor log_degree, Tensor grad',
+    lambda topology, distance, log_degree, grad: empty_like(distance),
 )
 
 

@@ -36,6 +36,10 @@ class Operator:
     (:func:`torch.library.custom_op` wraps it in more work than a small graph
     takes.) Heads are the last axis of each and do not mix: samples of
     :func:`torch.vmap` become further heads.
+
+    Of the context, all operands and the result, `keep` returns what is saved;
+    of the context, the topology, what was saved and the derivatives by the
+    results, `derivative` returns those by the operands.
     """
 
     def __init__(
@@ -45,6 +49,8 @@ class Operator:
         results: str,
         run: Callable[..., Any],
         fake: Callable[..., Any],
+        keep: Callable[..., Sequence[Tensor | None]] = lambda *_: (),
+        derivative: Callable[..., Sequence[Tensor | None]] | None = None,
     ) -> None:
         def unpacked(function: Callable[..., Any]) -> Callable[..., Any]:
             def call(graph: list[Tensor], grid: list[int], *rest: Any) -> Any:
@@ -63,10 +69,11 @@ class Operator:
         # The `vmap` of `torch.autograd`, an older one.
         older = unpacked(partial(_apply, on_batch, self))
         _LIBRARY.impl(name, older, 'Batched')
-        self._name = name
-        self.keep: Any = lambda *_: ()
-        self.derivative: Any = None
+        self.keep, self.derivative = keep, derivative
         self._call = getattr(torch.ops.pyg_unroll, name).default
+        if derivative is not None:
+            recorded = _recorded(self._call, keep, derivative)
+            _LIBRARY.impl(name, recorded, 'Autograd', with_keyset=True)
 
     def __call__(self, topology: Topology, *operands: Any) -> Any:
         """Applies the operator."""
@@ -82,45 +89,35 @@ class Operator:
         how = on_heads(tree_leaves(in_dims[2:]), info.batch_size)
         return _apply(how, self, topology, *operands), -2
 
-    def set_derivative(
-        self,
-        keep: Callable[..., Sequence[Tensor | None]],
-        derivative: Callable[..., Sequence[Tensor | None]],
-    ) -> None:
-        """Registers the derivative.
 
-        Of the context, all operands and the result, `keep` returns what is
-        saved; of the context, the topology, what was saved and the derivatives
-        by the results, `derivative` returns those by the operands.
-        """
-        self.keep, self.derivative = keep, derivative
-        operator = self._call
+def _recorded(operator: Any, keep: Any, derivative: Any) -> Callable[..., Any]:
+    """The operator, which records its derivative if that is asked for."""
 
-        def run(keys: Any, *inputs: Any) -> Any:
-            with torch._C._AutoDispatchBelowAutograd():
-                below = keys & torch._C._after_autograd_keyset
-                return operator.redispatch(below, *inputs)
+    def run(keys: Any, *inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            below = keys & torch._C._after_autograd_keyset
+            return operator.redispatch(below, *inputs)
 
-        class Recorded(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
-                out = run(keys, *inputs)
-                graph, grid, *operands = inputs
-                ctx.graph = graph, grid
-                ctx.save_for_backward(*keep(ctx, *operands, out))
-                return out
+    class Recorded(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, keys: Any, *inputs: Any) -> Any:
+            out = run(keys, *inputs)
+            graph, grid, *operands = inputs
+            ctx.graph = graph, grid
+            ctx.save_for_backward(*keep(ctx, *operands, out))
+            return out
 
-            @staticmethod
-            def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
-                topology = Topology.unpack(*ctx.graph)
-                found = derivative(ctx, topology, ctx.saved_tensors, *grads)
-                return None, None, None, *found
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            topology = Topology.unpack(*ctx.graph)
+            found = derivative(ctx, topology, ctx.saved_tensors, *grads)
+            return None, None, None, *found
 
-        def call(keys: Any, *inputs: Any) -> Any:
-            apply = Recorded.apply if needs_grad(*inputs) else run
-            return apply(keys, *inputs)
+    def call(keys: Any, *inputs: Any) -> Any:
+        apply = Recorded.apply if needs_grad(*inputs) else run
+        return apply(keys, *inputs)
 
-        _LIBRARY.impl(self._name, call, 'Autograd', with_keyset=True)
+    return call
 
 
 def needs_grad(*operands: Any) -> bool:
@@ -207,10 +204,6 @@ def iterations(
         found = _differentiate_again(partial(composed, topology), *given)
         return [*found[:size], None, None, *found[size:]]
 
-    results = ', '.join(['Tensor'] * count)
-    operator = Operator(
-        name, f'{operands}, int every', f'({results}, Tensor[])', run, fake
-    )
     given_grads = ', '.join(f'Tensor? grad_{k}' for k in range(count))
     backward = Operator(
         f'{name}_backward',
@@ -218,10 +211,12 @@ def iterations(
         f'({", ".join(["Tensor"] * size)})',
         backward_run,
         backward_fake,
+        keep_operands,
+        second_derivative,
     )
-    operator.set_derivative(keep, derivative)
-    backward.set_derivative(keep_operands, second_derivative)
-    return operator
+    results = f'({", ".join(["Tensor"] * count)}, Tensor[])'
+    operands = f'{operands}, int every'
+    return Operator(name, operands, results, run, fake, keep, derivative)
 
 
 def _is_float(value: Any) -> bool:

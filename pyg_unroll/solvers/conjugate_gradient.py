@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.ops.backend import kernels, numbers
-from pyg_unroll.ops.cg import as_numbers
+from pyg_unroll.ops.cg import LaplacianSystem, as_numbers
 from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.registry import differentiate, on_batch, on_heads
-from pyg_unroll.ops.system import LaplacianSystem
 from pyg_unroll.solvers.problem import check_convergence
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from pyg_unroll.checks import check_parameters, one_of
-from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.solvers.conjugate_gradient import ImplicitSolve, Settings
 from pyg_unroll.solvers.multigrid import multigrid
 from pyg_unroll.solvers.problem import CHECKS, SmoothnessProblem, SolverResult

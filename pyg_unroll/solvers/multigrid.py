@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.ops.reference.order import adjacency
 from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.registry import is_transformed
-from pyg_unroll.ops.system import LaplacianSystem
 
 
 def multigrid(system: LaplacianSystem) -> Preconditioner:

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from pyg_unroll import GridGraph, Topology
-from pyg_unroll.ops.system import LaplacianSystem
+from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
 from tests.backends import needs_numba
 from tests.oracles import dense_laplacian, random_graph

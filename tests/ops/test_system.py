@@ -5,8 +5,12 @@ import torch
 
 from pyg_unroll import Topology
 from pyg_unroll.ops.admm import shrink
-from pyg_unroll.ops.cg import cg_iterates, cg_steps
-from pyg_unroll.ops.system import LaplacianSystem, chebyshev_coefficients
+from pyg_unroll.ops.cg import (
+    LaplacianSystem,
+    cg_iterates,
+    cg_steps,
+    chebyshev_coefficients,
+)
 from pyg_unroll.testing import assert_same
 from tests.oracles import dense_laplacian, random_graph
 

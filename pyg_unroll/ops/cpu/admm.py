@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """CPU kernels of an iteration of ADMM."""
 
 import numpy as np

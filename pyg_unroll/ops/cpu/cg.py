@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """CPU kernels of a step of conjugate gradients."""
 
 from typing import Any
@@ -20,20 +19,18 @@ from pyg_unroll.ops.cpu.operators import (
 from pyg_unroll.ops.reference.cg import Adjoint, Directions, Matrix, State
 
 
-def _diagonals(a: Matrix) -> tuple[Any, int, Any, int]:
+def diagonals(a: Matrix) -> tuple[tuple[Any, int], ...]:
     """Preconditioner and confidence, each with its number of features, zero
     where there is none.
     """
-    (diagonal,) = flat(a.diagonal)
-    if a.confidence is None:
-        return diagonal, a.diagonal.size(1), diagonal[:0], 0
-    (confidence,) = flat(a.confidence)
-    sizes = a.diagonal.size(1), a.confidence.size(1)
-    return diagonal, sizes[0], confidence, sizes[1]
+    none = a.diagonal[:0, :0] if a.confidence is None else a.confidence
+    return tuple((*flat(v), v.size(1)) for v in (a.diagonal, none))
 
 
 @simd.inlined
-def _load_diagonal(array, node, features, place, lanes):
+def load_diagonal(diagonal, node, place, lanes):
+    """Numbers of one of them, which features may share, at a node."""
+    array, features = diagonal
     if features == 1:
         return simd.load_heads(array, at_edge(node, place), lanes)
     return simd.load(array, at(node, place), lanes)
@@ -58,7 +55,7 @@ def _cg_steps(
     first, last, base, graph, place, lanes, w, signals, rest, d, scalars, steps
 ):
     x, residual, start, means = signals
-    diagonal, diagonal_features, confidence, confidence_features = d
+    diagonal, confidence = d
     heads, head = place[2], place[3]
     for k in range(steps[0], steps[1]):
         alpha = simd.load_heads(scalars, 3 * k * heads + head, lanes)
@@ -81,14 +78,12 @@ def _cg_steps(
             )
             here = at(i, place)
             old = simd.load(v, here, lanes)
-            if confidence_features > 0:
-                c = _load_diagonal(
-                    confidence, i, confidence_features, place, lanes
-                )
+            if confidence[1] > 0:
+                c = load_diagonal(confidence, i, place, lanes)
                 total = simd.fma(c, old, total)
             r = simd.fma(-alpha, total, simd.load(residual, here, lanes))
             simd.store(residual, here, r)
-            d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
+            d_i = load_diagonal(diagonal, i, place, lanes)
             new = simd.fma(beta, old, r / d_i)
             simd.store(new_v, here, new)
             estimate = simd.fma(alpha_next, new, simd.load(x, here, lanes))
@@ -105,7 +100,7 @@ def cg_steps(
         if a.degree is not None:
             means = mean_difference(a, directions.of(steps[0] - 1))
         signals = tuple(flat(*state, start, means))
-        arrays = (*flat(a.weight), signals, addresses(rest), _diagonals(a))
+        arrays = (*flat(a.weight), signals, addresses(rest), diagonals(a))
         over_rows(
             _cg_steps,
             a.topology,
@@ -138,7 +133,7 @@ def _row_and_edges(
     total = simd.zeros(mean_q, lanes)
     here = simd.load(mean_q, at(node, place), lanes)
     if is_inner:
-        size = simd.window_size(lanes)
+        size = lanes.window
         for k in range(2 * size):
             j, edge = node + steps[k], base[k] + node * size
             total, dq = add_term(total, here, j, edge, place, lanes, w, mean_q)
@@ -176,7 +171,7 @@ def _cg_steps_backward(
 ):
     qs, start, grad_x, grad_v, means = signals
     count = rest.size
-    diagonal, diagonal_features, confidence, confidence_features = d
+    diagonal, confidence = d
     grad_w, sum_diagonal, sum_confidence, sum_degree = sums
     heads, head = place[2], place[3]
     for step in range(steps[0], steps[1]):
@@ -212,10 +207,8 @@ def _cg_steps_backward(
                 simd.store(sum_degree, here, old + change)
             this_q = simd.load(q, here, lanes)
             this_v = simd.load(v, here, lanes)
-            if confidence_features > 0:
-                c = _load_diagonal(
-                    confidence, i, confidence_features, place, lanes
-                )
+            if confidence[1] > 0:
+                c = load_diagonal(confidence, i, place, lanes)
                 total = simd.fma(c, this_q, total)
                 change = -alpha * (this_q * this_v)
                 old = simd.load(sum_confidence, here, lanes)
@@ -232,7 +225,7 @@ def _cg_steps_backward(
             change = new * (this_v - beta_previous * previous)
             old = simd.load(sum_diagonal, here, lanes)
             simd.store(sum_diagonal, here, old + change)
-            d_i = _load_diagonal(diagonal, i, diagonal_features, place, lanes)
+            d_i = load_diagonal(diagonal, i, place, lanes)
             simd.store(new_q, here, this_q + new / d_i)
         simd.add_heads(dots, 2 * step * heads + head, dot_alpha, lanes)
         simd.add_heads(dots, (2 * step + 1) * heads + head, dot_beta, lanes)
@@ -266,7 +259,7 @@ def cg_steps_backward(
             *flat(a.weight),
             arrays,
             addresses(rest),
-            _diagonals(a),
+            diagonals(a),
             *flat(scalars),
             sums,
             steps=steps,

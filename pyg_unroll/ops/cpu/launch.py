@@ -9,10 +9,8 @@ arrays of the graph, and for each block of features and heads its place: the
 numbers of a row, the first of the block, the heads, and the first of these.
 """
 
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, lru_cache
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeAlias
 
@@ -21,9 +19,10 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.graph import Topology
-from pyg_unroll.ops.cpu.simd import Lanes, WholeRow
+from pyg_unroll.ops.cpu.simd import Lanes
 from pyg_unroll.ops.order import is_scattered
 from pyg_unroll.ops.reference.operators import accumulate_type
+from pyg_unroll.threads import pool
 
 # Numbers of a block: as many as the vector registers hold.
 BLOCK = 64
@@ -35,14 +34,8 @@ _AHEAD = 32
 SCRATCH = 256
 
 _Kernel = Callable[..., None]
-Place: TypeAlias = tuple[int, int, int, int] | WholeRow
+Place: TypeAlias = tuple[int, int, int, int] | Lanes
 NO_GRID = (np.zeros(5, np.int64), *(np.empty(0, np.int64),) * 2)
-
-
-@cache
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:
-    # Threads do not survive a fork, hence one pool for each process.
-    return ThreadPoolExecutor(threads, 'pyg_unroll')
 
 
 def launch(
@@ -74,12 +67,9 @@ def launch(
             last = () if partial is None else (partial[number],)
             kernel(*chunk, scratch, *arguments, *span, *last)
 
-    threads, process = torch.get_num_threads(), os.getpid()
+    threads = torch.get_num_threads()
     for span in spans:
-        futures = [
-            _pool(threads, process).submit(work, k, span)
-            for k in range(1, count)
-        ]
+        futures = [pool(threads).submit(work, k, span) for k in range(1, count)]
         work(0, span)
         for future in futures:
             future.result()  # raises what the work raised
@@ -106,7 +96,7 @@ def over_rows(
         chunks = topology.num_nodes * features * heads // CHUNK * 2 + 2
         partial = np.zeros((chunks, sums * heads), arrays[0].dtype)
     for lanes, place in places:
-        work = topology.num_nodes, lanes.features * lanes.heads
+        work = topology.num_nodes, lanes.size
         rest = (graph, place, lanes, *arrays)
         launch(kernel, *work, *rest, steps=steps, partial=partial)
     if partial is None:
@@ -132,7 +122,7 @@ def blocks(
     """Cuts a row's numbers into blocks and gives their places."""
     if 0 < features * heads <= BLOCK:
         lanes = Lanes(features, heads, window, ahead)
-        return [(lanes, WholeRow(features, heads))]
+        return [(lanes, lanes)]
     columns = [(h, min(BLOCK, heads - h)) for h in range(0, heads, BLOCK)]
     step = max(BLOCK // max(heads, 1), 1)
     return [

@@ -1,8 +1,6 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """CPU kernels of the graph operators.
 
-Arrays are flat. A kernel does its rows on a block of lanes, releases the
-interpreter's lock and allocates nothing of size; see :mod:`.launch`.
+Arrays are flat. A kernel does rows on a block of lanes: see :mod:`.launch`.
 
 On a pixel grid, away from the borders, neighbours and edges are found by
 arithmetic instead of read from an index. Either way a row is summed in the
@@ -10,6 +8,7 @@ order of its columns, hence the results are the same bit for bit.
 """
 
 import math
+from functools import partial
 
 import numpy as np
 from torch import Tensor
@@ -46,7 +45,7 @@ def enter_line(node, last, base, graph, lanes):
     Puts into `base` where the edges of inner pixels begin: the edge to
     neighbour `k` is `base[k] + node * window`.
     """
-    size = simd.window_size(lanes)
+    size = lanes.window
     if size == 0:
         return last, last, last
     _, _, _, grid, starts, steps = graph
@@ -80,7 +79,7 @@ def add_term(total, here, other, edge, place, lanes, w, x):
 @simd.inlined
 def later_block(entry, index, place, lanes, array):
     """Asks for the block of an entry to come, if blocks are far apart."""
-    ahead, size = simd.entries_ahead(lanes), simd.block_size(lanes)
+    ahead, size = lanes.ahead, lanes.size
     if ahead > 0:
         later = np.int64(index[min(entry + ahead, len(index) - 1)])
         simd.prefetch(array, at(later, place))
@@ -92,7 +91,7 @@ def later_block(entry, index, place, lanes, array):
 def later_term(entry, graph, place, lanes, w, x):
     """The same of a term of the Laplacian."""
     _, col, edge_id = graph[:3]
-    ahead = simd.entries_ahead(lanes)
+    ahead = lanes.ahead
     if ahead > 0:
         later = edge_id[min(entry + ahead, len(col) - 1)]
         simd.prefetch(w, at_edge(np.int64(later), place))
@@ -106,7 +105,7 @@ def laplacian_row(node, is_inner, base, graph, place, lanes, w, x):
     total = simd.zeros(x, lanes)
     here = simd.load(x, at(node, place), lanes)
     if is_inner:
-        size = simd.window_size(lanes)
+        size = lanes.window
         for k in range(size):
             other, edge = node + steps[k], base[k] + node * size
             total, _ = add_term(total, here, other, edge, place, lanes, w, x)
@@ -167,7 +166,7 @@ def _put_product(node, other, edge, place, lanes, a, b, same, out):
 def _edge_dot(first, last, base, graph, place, lanes, a, b, same, out):
     """Products of differences of the edges that start at each row."""
     rowptr, col, edge_id, _, _, steps = graph
-    size = simd.window_size(lanes)
+    size = lanes.window
     end = inner = outer = first
     for i in range(first, last):
         if i == end:
@@ -277,10 +276,4 @@ def log_degree(topology: Topology, distance: Tensor) -> Tensor:
     return out.to(distance.dtype)
 
 
-def log_degree_backward(
-    topology: Topology, distance: Tensor, log_degree: Tensor, grad: Tensor
-) -> Tensor:
-    """See :func:`.reference.operators.log_degree_backward`."""
-    return reference.log_degree_backward(
-        topology, distance, log_degree, grad, to_edges
-    )
+log_degree_backward = partial(reference.log_degree_backward, spread=to_edges)

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """CPU kernels that walk through a graph and number its nodes anew.
 
 Neighbours lie anywhere in memory: lines are asked for some nodes ahead, without
@@ -131,7 +130,7 @@ def _take(first, last, base, index, place, lanes, x, out):
     for i in range(first, last):
         later = np.int64(index[min(i + 16, len(index) - 1)])
         simd.prefetch(x, at(later, place))
-        simd.prefetch(x, at(later, place) + simd.block_size(lanes) - 1)
+        simd.prefetch(x, at(later, place) + lanes.size - 1)
         block = simd.load(x, at(np.int64(index[i]), place), lanes)
         simd.store(out, at(i, place), block)
 

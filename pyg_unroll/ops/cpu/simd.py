@@ -17,11 +17,19 @@ from numba import extending, types
 from numba.core import cgutils
 from numba.core.typing.templates import (
     AbstractTemplate,
+    AttributeTemplate,
     infer,
+    infer_getattr,
     infer_global,
     signature,
 )
-from numba.extending import NativeValue, lower_builtin, models, register_model
+from numba.extending import (
+    NativeValue,
+    lower_builtin,
+    lower_getattr_generic,
+    models,
+    register_model,
+)
 
 # Numba's own types say that the typing context is an argument of calls.
 intrinsic: Any = extending.intrinsic
@@ -48,7 +56,11 @@ def inlined(function: Any) -> Any:
 class Lanes:
     """Size of a block; of a pixel's half window, zero if not a grid; and the
     number of entries that are asked for ahead of their use, zero if their
-    numbers are near.
+    numbers are near. Constants in kernels.
+
+    They are the place, too, of a block that is a whole row, where a tuple
+    holds the numbers of a row, the first of the block, the heads, and the
+    first of these.
     """
 
     features: int
@@ -61,35 +73,14 @@ class Lanes:
         """Numbers of a block."""
         return self.features * self.heads
 
-
-@dataclass(frozen=True)
-class WholeRow:
-    """The place of a block that is a whole row: constants, where tuples hold
-    the numbers of a row, the first of the block, the heads, and the first of
-    these.
-    """
-
-    features: int
-    heads: int
-
     def __getitem__(self, index: int) -> int:
-        return (self.features * self.heads, 0, self.heads, 0)[index]
+        return (self.size, 0, self.heads, 0)[index]
 
 
-class _Constant(types.Type):
-    """The type of one value of :class:`Lanes` or :class:`WholeRow`."""
-
-    def __init__(self, value: Any) -> None:
+class _LanesType(types.Type):
+    def __init__(self, value: Lanes) -> None:
         self.value = value
         super().__init__(name=repr(value))
-
-
-class _LanesType(_Constant):
-    pass
-
-
-class _WholeRowType(_Constant):
-    pass
 
 
 class _Vector(types.Type):
@@ -98,39 +89,45 @@ class _Vector(types.Type):
         super().__init__(name=f'Vector({dtype}, {size})')
 
 
-@cache
-def _type_of(value: Any) -> _Constant:
-    kind = _LanesType if isinstance(value, Lanes) else _WholeRowType
-    return kind(value)
-
-
-for _kind in (Lanes, WholeRow):
-    extending.typeof_impl.register(_kind)(lambda value, _: _type_of(value))
-
-for _type in (_LanesType, _WholeRowType):
-    register_model(_type)(models.OpaqueModel)
+_type_of = cache(_LanesType)
+extending.typeof_impl.register(Lanes)(lambda value, _: _type_of(value))
+register_model(_LanesType)(models.OpaqueModel)
 
 
 @extending.unbox(_LanesType)
-@extending.unbox(_WholeRowType)
 def _unbox(typ: Any, value: Any, c: Any) -> NativeValue:
     return NativeValue(c.context.get_dummy_value())
 
 
+@infer_getattr
+class _LanesAttribute(AttributeTemplate):  # type: ignore[misc]
+    key = _LanesType
+
+    def generic_resolve(self, lanes: Any, name: str) -> Any:
+        return types.int64
+
+
+@lower_getattr_generic(_LanesType)
+def _attribute(
+    context: Any, builder: Any, lanes: Any, value: Any, name: str
+) -> Any:
+    return context.get_constant(types.int64, getattr(lanes.value, name))
+
+
 @infer
-class _RowItem(AbstractTemplate):  # type: ignore[misc]
+class _LanesItem(AbstractTemplate):  # type: ignore[misc]
     key = 'static_getitem'
 
     def generic(self, args: Any, kws: Any) -> Any:
-        if isinstance(args[0], _WholeRowType):
+        if isinstance(args[0], _LanesType):
             return signature(types.int64, *args)
         return None
 
 
-@lower_builtin('static_getitem', _WholeRowType, types.IntegerLiteral)
-def _row_item(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-    row, index = signature.args[0].value, args[1]
-    return context.get_constant(types.int64, row[index])
+@lower_builtin('static_getitem', _LanesType, types.IntegerLiteral)
+def _item(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+    lanes, index = signature.args[0].value, args[1]
+    return context.get_constant(types.int64, lanes[index])
 
 
 @register_model(_Vector)
@@ -172,30 +169,10 @@ def another(typing_context, array, address):
     return array(array, types.int64), codegen
 
 
-def _constant(name: str) -> Any:
-    def constant(typing_context, lanes):
-        number = getattr(lanes.value, name)
-
-        def codegen(
-            context: Any, builder: Any, signature: Any, args: Any
-        ) -> Any:
-            return context.get_constant(types.int64, number)
-
-        return types.int64(lanes), codegen
-
-    return intrinsic(constant)
-
-
-# Numbers of :class:`Lanes`, as constants.
-block_size = _constant('size')
-window_size = _constant('window')
-entries_ahead = _constant('ahead')
-
-
 @intrinsic
 def zeros(typing_context, array, lanes):
     """A block of zeros of an array's type."""
-    vector = _Vector(array.dtype, lanes.value.features * lanes.value.heads)
+    vector = _Vector(array.dtype, lanes.value.size)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         llvm_type = context.get_value_type(vector)
@@ -222,7 +199,7 @@ def _loader(size: Callable[[Lanes], int]) -> Any:
 
 
 # Reads a block, or a row of one number per head.
-load = _loader(lambda lanes: lanes.features * lanes.heads)
+load = _loader(lambda lanes: lanes.size)
 _load_row = _loader(lambda lanes: lanes.heads)
 
 

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """CPU kernels of conjugate gradients to a tolerance: three passes a step."""
 
 import math
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.ops.cpu import simd
-from pyg_unroll.ops.cpu.cg import _diagonals, _load_diagonal, mean_difference
+from pyg_unroll.ops.cpu.cg import diagonals, load_diagonal, mean_difference
 from pyg_unroll.ops.cpu.launch import (
     BLOCK,
     CHUNK,
@@ -58,13 +57,12 @@ def _row(i, base, graph, place, lanes, value, x):
 def _product(first, last, base, graph, place, lanes, w, signals, d, sums):
     """The weights are those of edges on a grid, of entries elsewhere."""
     mean, v, image = signals
-    _, _, confidence, confidence_features = d
     dot = simd.zeros(v, lanes)
     end = inner = outer = first
     for i in range(first, last):
         if i == end:
             end, inner, outer = enter_line(i, last, base, graph, lanes)
-        if simd.window_size(lanes) > 0:
+        if lanes.window > 0:
             is_inner = inner <= i < outer
             row = i, is_inner, base, graph, place, lanes
             total = laplacian_row(*row, w, mean)
@@ -72,8 +70,8 @@ def _product(first, last, base, graph, place, lanes, w, signals, d, sums):
             total = _row(i, base, graph, place, lanes, w, mean)
         here = at(i, place)
         this = simd.load(v, here, lanes)
-        if confidence_features > 0:
-            c = _load_diagonal(confidence, i, confidence_features, place, lanes)
+        if d[1][1] > 0:
+            c = load_diagonal(d[1], i, place, lanes)
             total = simd.fma(c, this, total)
         simd.store(image, here, total)
         dot = simd.fma(this, total, dot)
@@ -84,7 +82,7 @@ def _product_by(weight: Tensor, a: Matrix, v: Tensor) -> tuple[Tensor, Tensor]:
     """See :class:`.reference.solve.Steps`."""
     image = empty(v.shape, v.dtype)
     signals = tuple(flat(mean_difference(a, v), v, image))
-    arrays = *flat(weight), signals, _diagonals(a)
+    arrays = *flat(weight), signals, diagonals(a)
     features = v.size(1)
     rows = a.topology, *v.shape[1:]
     dot = over_rows(_product, *rows, *arrays, sums=features)
@@ -94,7 +92,6 @@ def _product_by(weight: Tensor, a: Matrix, v: Tensor) -> tuple[Tensor, Tensor]:
 @simd.kernel
 def _advance(first, last, base, graph, place, lanes, step, signals, d, sums):
     x, residual, v, image = signals
-    diagonal, features = d[:2]
     s = simd.load(step, place[1], lanes)
     norm = simd.zeros(x, lanes)
     for i in range(first, last):
@@ -104,7 +101,7 @@ def _advance(first, last, base, graph, place, lanes, step, signals, d, sums):
         change = simd.load(image, here, lanes)
         r = simd.fma(-s, change, simd.load(residual, here, lanes))
         simd.store(residual, here, r)
-        d_i = _load_diagonal(diagonal, i, features, place, lanes)
+        d_i = load_diagonal(d[0], i, place, lanes)
         norm = simd.fma(r, r / d_i, norm)
     simd.store(sums, place[1], norm)
 
@@ -112,7 +109,7 @@ def _advance(first, last, base, graph, place, lanes, step, signals, d, sums):
 def advance(a: Matrix, *operands: Tensor) -> Tensor:
     """See :class:`.reference.solve.Steps`."""
     *signals, step = operands
-    arrays = *flat(step), tuple(flat(*signals)), _diagonals(a)
+    arrays = *flat(step), tuple(flat(*signals)), diagonals(a)
     features, heads = step.shape[1:]
     rows = a.topology, features, heads
     return over_rows(_advance, *rows, *arrays, sums=features).unsqueeze(0)
@@ -121,18 +118,17 @@ def advance(a: Matrix, *operands: Tensor) -> Tensor:
 @simd.kernel
 def _turn(first, last, base, graph, place, lanes, momentum, signals, d):
     v, residual = signals
-    diagonal, features = d[:2]
     m = simd.load(momentum, place[1], lanes)
     for i in range(first, last):
         here = at(i, place)
-        d_i = _load_diagonal(diagonal, i, features, place, lanes)
+        d_i = load_diagonal(d[0], i, place, lanes)
         z = simd.load(residual, here, lanes) / d_i
         simd.store(v, here, simd.fma(m, simd.load(v, here, lanes), z))
 
 
 def turn(a: Matrix, v: Tensor, residual: Tensor, momentum: Tensor) -> None:
     """See :class:`.reference.solve.Steps`."""
-    arrays = *flat(momentum), tuple(flat(v, residual)), _diagonals(a)
+    arrays = *flat(momentum), tuple(flat(v, residual)), diagonals(a)
     over_rows(_turn, a.topology, *v.shape[1:], *arrays)
 
 
@@ -190,14 +186,14 @@ def _solve_by_blocks(
     weights = tuple(flat(weight, a.weight))
     signals = flat(x, residual, v, image, mean, degree, nothing)
     state = flat(nothing.clone(), nothing.clone(), energy, first)
-    rest = weights, tuple(signals), _diagonals(a), tuple(state)
+    rest = weights, tuple(signals), diagonals(a), tuple(state)
     graph, places = parts_of(a.topology, *residual.shape[1:])
     counts = [0] * len(places)
 
     def work(begin: int, end: int, scratch: Any) -> None:
         for k in range(begin, end):
             lanes, place = places[k]
-            columns = place[1], place[1] + lanes.features * lanes.heads
+            columns = place[1], place[1] + lanes.size
             limits = columns, (tol, max_steps)
             head = len(x), scratch, graph, place, lanes
             counts[k] = _solve(*head, *rest, *limits)

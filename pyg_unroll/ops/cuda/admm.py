@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """Triton kernels of an iteration of ADMM."""
 
 import torch

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """Triton kernels of a step of conjugate gradients."""
 
 from functools import partial

@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """Triton kernels of the graph operators."""
 
 import torch

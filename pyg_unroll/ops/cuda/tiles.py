@@ -1,4 +1,3 @@
-# mypy: allow-untyped-defs, allow-incomplete-defs
 """Cutting the work of the Triton kernels into tiles, and running them.
 
 A program works on a tile: a block of rows (nodes or edges) times lanes, the
