@@ -176,11 +176,8 @@ class BatchLayout:
         """
         if value.dim() == 2:
             value = value.unsqueeze(-1)
-            if (
-                self.count in (None, 1)
-                or self.own_weights
-                or value.size(1) == 1
-            ):
+            is_shared = self.own_weights or value.size(1) == 1
+            if self.count in (None, 1) or is_shared:
                 return value
             return value.repeat(1, self.count, 1)
         if self.own_weights:

@@ -49,9 +49,8 @@ def run_all(
         with torch.inference_mode() if inference else torch.no_grad():
             work(job)
 
-    futures = [
-        pool(workers, 'pyg_unroll-tiles').submit(do, job) for job in jobs
-    ]
+    submit = pool(workers, 'pyg_unroll-tiles', os.getpid()).submit
+    futures = [submit(do, job) for job in jobs]
     try:
         for future in futures:
             future.result()  # raises what the work raised
@@ -62,12 +61,7 @@ def run_all(
         torch.set_num_threads(threads)
 
 
-def pool(workers: int, name: str = 'pyg_unroll') -> ThreadPoolExecutor:
-    """Threads of their own for each name."""
-    # They do not survive a fork, hence others for each process.
-    return _pool(workers, name, os.getpid())
-
-
 @cache
-def _pool(workers: int, name: str, process: int) -> ThreadPoolExecutor:
+def pool(workers: int, name: str, process: int) -> ThreadPoolExecutor:
+    """Threads of this name, which do not survive a fork: of each process."""
     return ThreadPoolExecutor(workers, name)

@@ -9,6 +9,7 @@ arrays of the graph, and for each block of features and heads its place: the
 numbers of a row, the first of the block, the heads, and the first of these.
 """
 
+import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import pairwise
@@ -67,9 +68,9 @@ def launch(
             last = () if partial is None else (partial[number],)
             kernel(*chunk, scratch, *arguments, *span, *last)
 
-    threads = torch.get_num_threads()
+    submit = pool(torch.get_num_threads(), 'pyg_unroll', os.getpid()).submit
     for span in spans:
-        futures = [pool(threads).submit(work, k, span) for k in range(1, count)]
+        futures = [submit(work, k, span) for k in range(1, count)]
         work(0, span)
         for future in futures:
             future.result()  # raises what the work raised
