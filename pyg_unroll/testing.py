@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from torch_geometric.data import Batch, Data
 
 from pyg_unroll.graph import Topology
@@ -174,7 +175,7 @@ def assert_compiles(
     compiled = torch.compile(module, fullgraph=True, backend=backend)
     outputs = [run(*args, **kwargs) for run in (compiled, module)]
     assert_same(*outputs)
-    parts = [_tensors(output) for output in outputs]
+    parts = [tree_leaves(output) for output in outputs]
     required = [[x.requires_grad for x in tensors] for tensors in parts]
     assert required[0] == required[1], (
         f"'requires_grad' of the results is {required[0]} compiled and "
@@ -191,12 +192,6 @@ def assert_compiles(
             grad = torch.autograd.grad(loss, wanted, materialize_grads=True)
             grads.append(grad)
         assert_same(*grads)
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    if isinstance(output, Tensor):
-        return [output]
-    return [tensor for part in output for tensor in _tensors(part)]
 
 
 def assert_exports(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
