@@ -158,12 +158,13 @@ def iterations(
 
     def backward_run(topology: Topology, *values: Any) -> tuple[Tensor, ...]:
         given, (every, kept, *grads) = values[:size], values[size:]
+        grad = like(grads)
         found = run_backward(topology, given, every, kept, grads)
         # Empty where there is none, as an operator cannot return nothing.
         return tuple(
-            like(grads).new_empty(0)
+            grad.new_empty(0)
             if value is None or operand is None
-            else value.sum_to_size(operand.shape).to(like(grads).dtype)
+            else value.sum_to_size(operand.shape).to(grad.dtype)
             for value, operand in zip(found, given, strict=True)
         )
 
