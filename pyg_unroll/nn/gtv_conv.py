@@ -145,7 +145,14 @@ class _ADMM:
             signal.free,
             tile(layer.log_mu.exp()),
         )
-        self.dual = self._read_state(state, layer.heads)
+        self.dual = None
+        if state is not None:
+            samples = [] if self.layout.count is None else [self.layout.count]
+            features = self.layout.num_features or self.out.size(1)
+            shape = [*samples, topology.num_edges, features, layer.heads]
+            note = ': undirected edges, features, heads'
+            checks.check_shape('state', state, shape, note=note)
+            self.dual = self.layout.fold_heads(state.to(self.out.dtype))
         self.coefficients = admm.Coefficients(
             tile(layer.log_rho.exp()),
             tile(2 * layer.relaxation_logit.sigmoid()),
@@ -153,17 +160,6 @@ class _ADMM:
         )
         self.penalty = torch.zeros_like(self.coefficients.rho[0])
         self.checkpoint = layer.checkpoint
-
-    def _read_state(self, state: Tensor | None, heads: int) -> Tensor | None:
-        layout, edges = self.layout, self.problem.topology.num_edges
-        if state is None:
-            return None
-        samples = [] if layout.count is None else [layout.count]
-        features = layout.num_features or self.out.size(1)
-        shape = [*samples, edges, features, heads]
-        note = ': undirected edges, features, heads'
-        checks.check_shape('state', state, shape, note=note)
-        return layout.fold_heads(state.to(self.out.dtype))
 
     def finish(self) -> Tensor:
         start = self.problem, self.out, self.dual

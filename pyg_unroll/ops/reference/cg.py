@@ -22,7 +22,7 @@ class Matrix:
     diagonal: Tensor  # D, infinite at held entries, [N, 1, H] or [N, F, H]
     confidence: Tensor | None = None  # of such a shape, or zero
     degree: Tensor | None = None  # D_w of second order, [N, 1, H]
-    # True where D is finite by right, if not all, [N, 1 or F, 1 or H].
+    # True at entries that are not held, if not all; kernels see these by D.
     free: Tensor | None = None
 
     @property
