@@ -196,8 +196,7 @@ def assert_compiles(
 
 def assert_exports(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
     r"""Asserts that :func:`torch.export.export` takes a module and that the
-    exported program gives the same result; with :obj:`strict=False`, which
-    became the default with PyTorch 2.7.
+    exported program gives the same result.
 
     Args:
         module (torch.nn.Module): The module.
@@ -207,5 +206,5 @@ def assert_exports(module: torch.nn.Module, *args: Any, **kwargs: Any) -> None:
     Raises:
         AssertionError: If the results differ by more than rounding.
     """
-    program = torch.export.export(module, args, kwargs, strict=False)
+    program = torch.export.export(module, args, kwargs)
     assert_same(program.module()(*args, **kwargs), module(*args, **kwargs))

@@ -86,7 +86,6 @@ def trace(model: BlockRestorer, pattern: str) -> ExportedProgram:
             Program(model, pattern),
             tuple(inputs),
             dynamic_shapes=shapes,
-            strict=False,
         )
 
 

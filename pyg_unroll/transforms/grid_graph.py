@@ -133,11 +133,8 @@ def image_shapes(data: Data) -> list[tuple[int, int]]:
             "'data' has no 'height' and 'width' of an image; make it with "
             "'pyg_unroll.image_to_data', or use 'KNNGraph' for points"
         )
-    # PyTorch 2.6 does not trace a number's way through a tensor.
     heights, widths = (
-        [size]
-        if isinstance(size, int)
-        else torch.as_tensor(size).view(-1).tolist()
+        torch.as_tensor(size).view(-1).tolist()
         for size in (data.height, data.width)
     )
     return list(zip(heights, widths, strict=True))
