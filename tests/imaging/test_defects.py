@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import coo_array, diags_array
+from scipy.sparse import coo_array, diags
 from scipy.sparse.linalg import spsolve
 
 from pyg_unroll import Demosaic, GraphDemosaic, mosaic
@@ -35,7 +35,7 @@ def test_red_is_filled_as_a_sparse_solve_does(pattern):
     near = abs(step).max(-1)
     length = np.maximum((step**2).sum(-1), 1)
     weight = coo_array(((near <= 2) & (near > 0)) / length)
-    laplacian = (diags_array(weight.sum(1)) - weight).tocsr()
+    laplacian = (diags(weight.sum(1)) - weight).tocsr()
     known = mask[0, 0][is_red].numpy()
     right = -laplacian[~known][:, known] @ image[0, 0][is_red].numpy()[known]
     expected = spsolve(laplacian[~known][:, ~known].tocsc(), right)
