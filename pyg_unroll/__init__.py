@@ -1,9 +1,10 @@
 """Graph-smoothness solvers, unrolled into PyTorch Geometric layers."""
 
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
 
 from pyg_unroll import ops, solvers
-from pyg_unroll.estimators import GraphInterpolator, TemporalInterpolator
 from pyg_unroll.graph import Topology
 from pyg_unroll.imaging import (
     Demosaic,
@@ -24,6 +25,19 @@ from pyg_unroll.transforms import (
     from_product,
     points_to_data,
 )
+
+if TYPE_CHECKING:
+    from pyg_unroll.estimators import GraphInterpolator, TemporalInterpolator
+
+_ESTIMATORS = 'GraphInterpolator', 'TemporalInterpolator'
+
+
+def __getattr__(name: str) -> Any:
+    # Late: scikit-learn, which they are built on, is slow to load.
+    if name in _ESTIMATORS:
+        return getattr(import_module('pyg_unroll.estimators'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
 
 try:
     __version__ = version('pyg_unroll')

@@ -520,10 +520,16 @@ RESTORERS = [
 ]
 
 ESTIMATORS = [
-    (lambda: GraphInterpolator(0), POSITIVE.format('neighbors', 0)),
-    (lambda: GraphInterpolator(2.5), POSITIVE.format('neighbors', 2.5)),
+    (
+        lambda: GraphInterpolator(0).fit(points()),
+        POSITIVE.format('neighbors', 0),
+    ),
+    (
+        lambda: GraphInterpolator(2.5).fit(points()),
+        POSITIVE.format('neighbors', 2.5),
+    ),
     (lambda: GraphInterpolator().predict(), "call 'fit' first"),
-    (lambda: GraphInterpolator().fit(X), DATA),
+    (lambda: GraphInterpolator().fit(X), 'requires y to be passed'),
     (lambda: GraphInterpolator().fit(data(pos=X)), "'data.x' must be a tensor"),
     (
         lambda: GraphInterpolator().fit(on_path(mask=X)),
@@ -557,10 +563,10 @@ ESTIMATORS = [
         lambda: fitted().predict_interval(coverage=1.0),
         r"'coverage' must lie in \(0, 1\) \(got 1\.0\)",
     ),
-    (lambda: fitted().predict_interval(), 'coverage=0.9 need 9 known nodes'),
+    (lambda: fitted().predict_interval(), 'coverage=0.9 need 12 known'),
     (
         lambda: fitted().predict_interval(coverage=0.99),
-        'coverage=0.99 need 99 known nodes',
+        'coverage=0.99 need 99 known',
     ),
     (
         lambda: GraphInterpolator().fit(on_path(edge_weight=HEADED)),
@@ -570,11 +576,11 @@ ESTIMATORS = [
         lambda: GraphInterpolator().fit(on_path(covariates=X)),
         "'data.covariates' is of use with positions only.*'data.pos'",
     ),
-    (lambda: fitted().score([1.0]), f"'truth' {TENSOR}"),
-    (lambda: fitted().score(X), r"'truth' must have shape \[9\] or \[9, 1\]"),
+    (lambda: fitted().score(None, [1.0]), f"'y' {TENSOR}"),
+    (lambda: fitted().score(None, X), r"'y' must have shape \[9\] or \[9, 1\]"),
     (
-        lambda: fitted().score(torch.full((9,), NAN)),
-        "'truth' has no feature with missing entries",
+        lambda: fitted().score(None, torch.full((9,), NAN)),
+        "'y' has no feature with missing entries",
     ),
     (
         lambda: fitted().predict(

@@ -1,6 +1,6 @@
 """Inputs of the estimators: observations, positions, covariates, graphs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
 import torch
@@ -9,6 +9,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import scatter
 
 from pyg_unroll.checks import check_finite, check_one_graph
+from pyg_unroll.estimators.tables import on_sphere
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
 from pyg_unroll.inputs import read_signal
 from pyg_unroll.transforms import KNNGraph
@@ -85,7 +86,13 @@ class Sites:
     graphs: Graphs
 
     @classmethod
-    def read(cls, data: Data, covariates: str, neighbors: int) -> Self:
+    def read(
+        cls,
+        data: Data,
+        covariates: str,
+        neighbors: int,
+        geographic: bool = False,
+    ) -> Self:
         """Reads all of it, float64 on the CPU."""
         x, mask = read_observations(data)
         count, edges = len(x), edges_of(data)
@@ -95,6 +102,7 @@ class Sites:
                 f"have; set 'data.{covariates}'"
             )
         pos = read_columns(data, 'pos', count)
+        pos = on_sphere(pos, 'data.pos') if geographic else pos
         features = torch.cat([pos, read_columns(data, covariates, count)], 1)
         if features.size(1) and not pos.size(1):
             raise ValueError(
@@ -118,6 +126,33 @@ class Sites:
             )
         like = data.x.new_empty(0)
         return cls(x, mask, like, site, features, pos.size(1), graphs)
+
+    @classmethod
+    def of_points(
+        cls, features: Tensor, num_coordinates: int, x: Tensor
+    ) -> Self:
+        """Places of features `[N, D]` with observations `[N, F]`, NaN where
+        there is none.
+        """
+        site, first = _group(features, merge=True)
+        mask = ~x.isnan()
+        return cls(
+            torch.where(mask, x, 0),
+            mask,
+            x.new_empty(0),
+            site,
+            features[first],
+            num_coordinates,
+            {},
+        )
+
+    def at(self, features: Tensor) -> Self:
+        """Other places, which nothing is known of."""
+        x = self.x.new_zeros((len(features), self.x.size(1)))
+        site = torch.arange(len(features))
+        return replace(
+            self, x=x, mask=x.bool(), site=site, features=features, graphs={}
+        )
 
     @property
     def sizes(self) -> tuple[int, int, int]:
@@ -172,22 +207,40 @@ class Sites:
         return error.abs() * factor.unsqueeze(1)
 
 
-@dataclass
+@dataclass(eq=False)
 class SiteSignal:
     """Signals of some sites."""
 
     sites: Sites
     known: Tensor  # indices of the known sites, [K]
     y: Tensor  # zero where unknown, [M, F]
+    # The signal that was observed, if it was at other places than these.
+    source: 'SiteSignal | None' = None
+
+    @property
+    def observed(self) -> 'SiteSignal':
+        """The signal that was observed."""
+        return self.source or self
 
     @property
     def values(self) -> Tensor:
-        """Observations of the known sites `[K, F]`."""
-        return self.y[self.known]
+        """Observations `[K, F]`."""
+        return self.observed.y[self.observed.known]
 
-    def columns(self, chosen: slice) -> Self:
+    def columns(self, chosen: slice) -> 'SiteSignal':
         """Some of the signals."""
-        return type(self)(self.sites, self.known, self.y[:, chosen])
+        return replace(self, y=self.y[:, chosen])
+
+    def part(self, keep: Tensor) -> 'SiteSignal':
+        """The same without observations that are not kept."""
+        y = torch.zeros_like(self.y)
+        y[self.known[keep]] = self.y[self.known[keep]]
+        return replace(self, known=self.known[keep], y=y)
+
+    def at(self, sites: Sites) -> 'SiteSignal':
+        """The same signal, to be predicted at other sites."""
+        y = self.y.new_zeros((len(sites.features), self.y.size(1)))
+        return SiteSignal(sites, self.known[:0], y, self)
 
 
 def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:

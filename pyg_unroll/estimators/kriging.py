@@ -1,4 +1,4 @@
-"""Candidates by ordinary kriging from nearest neighbours."""
+"""Candidates by ordinary kriging, with a learned metric."""
 
 import math
 from collections.abc import Callable
@@ -11,22 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.estimators.inputs import Sites, SiteSignal
+from pyg_unroll.estimators.conditioning import (
+    Covariance,
+    Neighbors,
+    Process,
+    condition,
+)
+from pyg_unroll.estimators.inputs import SiteSignal
 
 SMOOTHNESS = (0.5, 1.5, 2.5)
 
-# Neighbours of a prediction, and of the likelihood.
-_NEIGHBORS = 40
+# Neighbours of a point in the likelihood, and its points: enough for a few
+# parameters.
 _FIT_NEIGHBORS = 12
-# Points of the likelihood: enough for a few parameters.
 _FIT_POINTS = 400
-_CHUNK = 2000
-_JITTER = 1e-8
 
 
 @dataclass
-class LocalKriging:
-    r"""Ordinary kriging from the nearest neighbours, with a learned metric.
+class Kriging:
+    r"""Ordinary kriging with a learned metric.
 
     The covariance of two points is a Matérn function of smoothness
     :math:`\nu` of their Mahalanobis distance :math:`\|\mathbf{R}
@@ -45,27 +48,34 @@ class LocalKriging:
     seed: int = 0
     factor: Tensor = field(default_factory=lambda: torch.empty(0))
     noise: float = 0.0
+    # The process, given what was observed of a signal.
+    _given: tuple[SiteSignal, Process] | None = None
 
     def tune(self, signal: SiteSignal, folds: Tensor) -> tuple[Tensor, Tensor]:
         """Fits metric and noise, as a candidate of a blend."""
-        points, values = self._features(signal.sites), signal.values
-        points = points[signal.known]
-        self.fit(points, values, signal.sites.num_coordinates)
-        mean, variance = torch.zeros_like(values), values.new_zeros(len(values))
-        for fold in range(int(folds.max()) + 1):
-            left, out = folds != fold, folds == fold
-            mean[out], variance[out] = self.krige(
-                points[left], values[left], points[out]
-            )
+        observed = signal.observed
+        points = self._features(observed)[observed.known]
+        self.fit(points, signal.values, signal.sites.num_coordinates)
+        mean, variance = self._process(signal).left_out(folds)
         return mean, variance.sqrt()
+
+    def preset(self, signal: SiteSignal) -> None:
+        """Settings for observations that are too few to learn from."""
+        observed = signal.observed
+        points = self._features(observed)[observed.known]
+        count = signal.sites.num_coordinates
+        size = points.size(1)
+        self.factor = metric_factor(_start(size, count, 1.0, -4.0))
+        self.factor = self.factor * _units(points, count)
+        self.noise = math.exp(-4.0)
 
     def predict(self, signal: SiteSignal) -> Tensor:
         """Predicts all sites, `[M, F]`."""
-        return self._krige_all(signal)[0]
+        return self._process(signal).mean(self._places(signal))
 
     def deviation(self, signal: SiteSignal) -> Tensor:
         """Posterior deviations of all sites but for a factor, `[M]`."""
-        return self._krige_all(signal)[1].sqrt()
+        return self._process(signal).variance(self._places(signal)).sqrt()
 
     @property
     def name(self) -> str:
@@ -73,13 +83,25 @@ class LocalKriging:
         kind = 'position and covariates' if self.covariates else 'position'
         return f'kriging by {kind}, Matérn {self.smoothness:g}'
 
-    def _krige_all(self, signal: SiteSignal) -> tuple[Tensor, Tensor]:
-        points = self._features(signal.sites)
-        return self.krige(points[signal.known], signal.values, points)
+    def _process(self, signal: SiteSignal) -> Process:
+        """The process given a signal, made once."""
+        observed = signal.observed
+        if self._given is None or self._given[0] is not observed:
+            places = self._places(observed)[observed.known]
+            covariance = Covariance(self.smoothness, self.noise)
+            process = condition(covariance, places, observed.values)
+            self._given = observed, process
+        return self._given[1]
 
-    def _features(self, sites: Sites) -> Tensor:
-        count = None if self.covariates else sites.num_coordinates
-        return sites.features[:, :count]
+    def _places(self, signal: SiteSignal) -> Tensor:
+        return self._features(signal) @ self.factor.T
+
+    def _features(self, signal: SiteSignal) -> Tensor:
+        """Features of all sites that the distance depends on."""
+        sites = signal.sites
+        return sites.features[
+            :, : None if self.covariates else sites.num_coordinates
+        ]
 
     def fit(self, features: Tensor, y: Tensor, num_coordinates: int) -> Self:
         """Fits metric and noise to centred values `[N, F]` of points of
@@ -99,63 +121,6 @@ class LocalKriging:
         self.noise = math.exp(float(best[-1].clamp(-16, 4)))
         return self
 
-    def krige(
-        self, features: Tensor, y: Tensor, query: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Predicts points `[M, D]` from values `[N, F]` of others `[N, D]`.
-
-        Returns:
-            Means `[M, F]`, and variances of an observation relative to the
-            variance of the process `[M]`.
-        """
-        known, wanted = features @ self.factor.T, query @ self.factor.T
-        near = _nearest(known, wanted, _NEIGHBORS)
-        means, variances = [], []
-        for part, points in zip(
-            near.split(_CHUNK), wanted.split(_CHUNK), strict=True
-        ):
-            weight, variance = self._weights(known[part], points)
-            means.append(torch.einsum('nk,nkf->nf', weight, y[part]))
-            variances.append(variance)
-        return torch.cat(means), torch.cat(variances)
-
-    def _weights(self, near: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights `[M, K]` of ordinary kriging, which sum to one as the mean
-        is unknown, and variances `[M]`.
-        """
-        among, cross = self._covariances(near, points, self.noise)
-        sides = torch.stack([cross, torch.ones_like(cross)], -1)
-        solved, ones = torch.linalg.solve(among, sides).unbind(-1)
-        missing = 1 - solved.sum(-1)
-        weight = solved + (missing / ones.sum(-1)).unsqueeze(-1) * ones
-        explained = (cross * solved).sum(-1)
-        variance = 1 - explained + missing.square() / ones.sum(-1)
-        return weight, variance.clamp(min=0) + self.noise
-
-    def _covariances(
-        self, near: Tensor, points: Tensor, noise: Tensor | float
-    ) -> tuple[Tensor, Tensor]:
-        """Covariances among observations `[M, K, K]`, with noise on the
-        diagonal, and of these with each point `[M, K]`.
-        """
-        eye = torch.eye(near.size(1), dtype=near.dtype)
-        diagonal = (1 + noise + _JITTER) * eye
-        among = torch.lerp(self._correlation(near, near), diagonal, eye)
-        cross = self._correlation(points.unsqueeze(1), near)
-        return among, cross.squeeze(1)
-
-    def _correlation(self, a: Tensor, b: Tensor) -> Tensor:
-        """Matérn functions `[..., N, M]` of the distances of points."""
-        squared = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
-        scale = math.sqrt(2 * self.smoothness)
-        r = scale * squared.clamp(min=1e-12).sqrt()
-        factor: Tensor | float = 1.0
-        if self.smoothness == 1.5:
-            factor = 1 + r
-        elif self.smoothness == 2.5:
-            factor = 1 + r + r.square() / 3
-        return factor * torch.exp(-r)
-
     def _loss(
         self,
         scaled: Tensor,
@@ -167,7 +132,10 @@ class LocalKriging:
         """Negative log-likelihood per point, maximised over the scale."""
         points = scaled @ metric_factor(theta).T
         noise = theta[-1].clamp(-16, 4).exp()
-        among, cross = self._covariances(points[near], points[target], noise)
+        covariance = Covariance(self.smoothness, noise)
+        among = covariance.among(points[near])
+        beside = points[target].unsqueeze(1)
+        cross = covariance.between(beside, points[near]).squeeze(1)
         weight = torch.linalg.solve(among, cross)
         variance = (1 + noise - (weight * cross).sum(1)).clamp(min=1e-10)
         error = y[target] - torch.einsum('nk,nkf->nf', weight, y[near])
@@ -216,22 +184,16 @@ def _units(features: Tensor, num_coordinates: int) -> Tensor:
 
 def _starts(size: int, num_coordinates: int) -> list[Tensor]:
     """Initial parameters for `metric_factor`."""
-    starts = []
-    for scale, noise in product((0.5, 2.0, 3.5), (-7.0, -2.5, 0.0)):
-        theta = torch.zeros(size * (size + 1) // 2 + 1, dtype=torch.float64)
-        theta[:size], theta[:num_coordinates], theta[-1] = -1.0, scale, noise
-        starts.append(theta)
-    return starts
+    return [
+        _start(size, num_coordinates, scale, noise)
+        for scale, noise in product((0.5, 2.0, 3.5), (-7.0, -2.5, 0.0))
+    ]
 
 
-def _nearest(points: Tensor, query: Tensor, count: int) -> Tensor:
-    """Indices `[M, K]` of the nearest points."""
-    from scipy.spatial import KDTree  # late: slow to load
-
-    count = min(count, points.size(0))
-    tree = KDTree(points.numpy())
-    _, near = tree.query(query.numpy(), k=[*range(1, count + 1)])
-    return torch.from_numpy(near).view(-1, count)
+def _start(size: int, count: int, scale: float, noise: float) -> Tensor:
+    theta = torch.zeros(size * (size + 1) // 2 + 1, dtype=torch.float64)
+    theta[:size], theta[:count], theta[-1] = -1.0, scale, noise
+    return theta
 
 
 def _vecchia_sets(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
@@ -247,7 +209,7 @@ def _vecchia_sets(points: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     sets, begin = [], count
     while begin < total:
         tree, added = shuffled[:begin], shuffled[begin : 2 * begin]
-        sets.append(_nearest(tree, added, count))
+        sets.append(Neighbors(tree).nearest(added, count))
         begin *= 2
     target, near = torch.arange(count, total), torch.cat(sets)
     if target.size(0) > _FIT_POINTS:

@@ -31,9 +31,9 @@ def test_points():
     assert torch.equal(out[data.mask], truth[data.mask])
     assert rmse(out, truth, data.mask) < 0.01
     fitted = GraphInterpolator().fit(data)
-    assert fitted.score(truth) > 0.999
+    assert fitted.score(data, truth) > 0.999
     assert torch.equal(fitted.predict(), out)
-    assert sum(fitted.report.values()) == pytest.approx(1, abs=0.3)
+    assert sum(fitted.report_.values()) == pytest.approx(1, abs=0.3)
 
 
 def test_graph_without_positions():
@@ -115,7 +115,7 @@ def test_arguments():
         with pytest.raises(ValueError, match=r"'feature' must be.*\[0, 1\)"):
             fitted.metric(feature)
     with pytest.raises(ValueError, match='nothing to score'):
-        fitted.score(torch.ones_like(truth))
+        fitted.score(data, torch.ones_like(truth))
     with pytest.raises(ValueError, match="call 'fit' first"):
         GraphInterpolator().metric()
     for name, value in (
@@ -126,7 +126,7 @@ def test_arguments():
         ('seed', -1),
     ):
         with pytest.raises(ValueError, match=f"'{name}' must be"):
-            GraphInterpolator(**{name: value})
+            GraphInterpolator(**{name: value}).fit(data)
 
 
 @pytest.mark.parametrize('weights', ['equal', 'none'])
@@ -264,7 +264,7 @@ def test_few_known_nodes(known):
     out = fitted.predict()
     low, high = truth[:known].min(), truth[:known].max()
     assert bool(((out >= low - 0.1) & (out <= high + 0.1)).all())
-    with pytest.raises(ValueError, match=r'coverage=0\.9 need 9 known nodes'):
+    with pytest.raises(ValueError, match=r'coverage=0\.9 need 12 known'):
         fitted.predict_interval()
 
 
@@ -337,13 +337,15 @@ def test_wrong_calls():
         GraphInterpolator().predict()
     with pytest.raises(ValueError, match='one graph'):
         GraphInterpolator().fit(Batch.from_data_list([data, data]))
-    with pytest.raises(ValueError, match="'data' must be a homogeneous"):
+    with pytest.raises(ValueError, match='requires y to be passed'):
         GraphInterpolator().fit(truth)
+    with pytest.raises(ValueError, match="'y' must be None with data"):
+        GraphInterpolator().fit(data, truth)
     fitted = GraphInterpolator(kriging=False).fit(data)
     with pytest.raises(ValueError, match="'coverage'"):
         fitted.predict_interval(coverage=90)
-    with pytest.raises(ValueError, match="'truth' must have shape"):
-        fitted.score(truth[:3])
+    with pytest.raises(ValueError, match="'y' must have shape"):
+        fitted.score(data, truth[:3])
 
 
 def test_column_without_known_entries_is_named():
