@@ -48,7 +48,7 @@ def main() -> None:
     outs, rows = compare(problem, methods(problem, ours))
     print_rows(rows, '')
     print('\nblend:')
-    for name, weight in ours.report.items():
+    for name, weight in ours.report_.items():
         print(f'  {weight:5.2f}  {name}')
     draw(problem, outs, ours.predict_interval(), args.out)
     print(f"\nwrote '{args.out}'")

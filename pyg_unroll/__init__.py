@@ -35,7 +35,13 @@ _ESTIMATORS = 'GraphInterpolator', 'TemporalInterpolator'
 def __getattr__(name: str) -> Any:
     # Late: scikit-learn, which they are built on, is slow to load.
     if name in _ESTIMATORS:
-        return getattr(import_module('pyg_unroll.estimators'), name)
+        try:
+            return getattr(import_module('pyg_unroll.estimators'), name)
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                f"{name} needs the package '{error.name}'; install it by "
+                "pip install 'pyg_unroll[estimators]'"
+            ) from error
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 

@@ -572,10 +572,6 @@ ESTIMATORS = [
         lambda: GraphInterpolator().fit(on_path(edge_weight=HEADED)),
         r"'data.edge_weight' must be one number per edge \(got 3\)",
     ),
-    (
-        lambda: GraphInterpolator().fit(on_path(covariates=X)),
-        "'data.covariates' is of use with positions only.*'data.pos'",
-    ),
     (lambda: fitted().score(None, [1.0]), f"'y' {TENSOR}"),
     (lambda: fitted().score(None, X), r"'y' must have shape \[9\] or \[9, 1\]"),
     (

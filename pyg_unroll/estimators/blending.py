@@ -8,17 +8,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.estimators.inputs import Sites, SiteSignal
+from pyg_unroll.estimators.inputs import SiteSignal
 from pyg_unroll.estimators.kriging import SMOOTHNESS, Kriging
 from pyg_unroll.estimators.smoothing import DENSE_SITES, GraphSmoother
+from pyg_unroll.estimators.trends import Detrended, Rest
 
 # A predictor of all sites. `tune` learns its settings and returns predictions
 # of the known sites, each from the other folds `[K, F]`, and their deviations
 # but for a common factor `[K]`.
-Candidate: TypeAlias = GraphSmoother | Kriging
+Candidate: TypeAlias = GraphSmoother | Kriging | Detrended
+
+# Known sites below which trees do not split.
+_TREES_FROM = 40
+# Known sites for each feature of a metric.
+_PER_FEATURE = 4
 
 # Observations that the ridge of the stacking weights counts as.
-_RIDGE = 10
+_RIDGE = 100
 
 
 @dataclass
@@ -38,7 +44,7 @@ class Blend:
         """
         kriging, seed = options
         folds = _folds(len(signal.values), len(signal.y), seed)
-        candidates = _candidates(signal.sites, kriging, seed)
+        candidates = _candidates(signal, kriging, seed)
         tuned = [candidate.tune(signal, folds) for candidate in candidates]
         guesses = torch.stack([guess for guess, _ in tuned], -1)
         weights = _weights(guesses, signal.values)
@@ -78,43 +84,58 @@ class Blend:
         return factor.T @ factor
 
 
-def _candidates(sites: Sites, kriging: bool, seed: int) -> list[Candidate]:
+def _candidates(
+    signal: SiteSignal, kriging: bool, seed: int
+) -> list[Candidate]:
     """All candidates that the data allow."""
+    sites = signal.sites
     out: list[Candidate] = [
         GraphSmoother(name, *kind)
         for name in sites.graphs
         for kind in ((1, False), (2, False), (1, True))
     ]
     _, num_coordinates, num_covariates = sites.sizes
+    known = len(signal.values)
+    kinds = [False] * (num_coordinates > 0)
+    if num_covariates and known >= _PER_FEATURE * sites.features.size(1):
+        kinds.append(True)
     if kriging:
-        kinds = [False] * (num_coordinates > 0) + [True] * (num_covariates > 0)
         out += [
             Kriging(smoothness, covariates, seed)
             for covariates, smoothness in product(kinds, SMOOTHNESS)
         ]
+    trends = ['linear'] * (sites.features.size(1) > 0)
+    if num_covariates and known >= _TREES_FROM:
+        trends.append('trees')
+    for trend in trends:
+        rest: Rest = Kriging(1.5, not num_coordinates, seed)
+        if sites.graphs and not (kriging and num_coordinates):
+            rest = GraphSmoother(next(iter(sites.graphs)), 1)
+        out.append(Detrended(trend, rest, seed))
     return out
 
 
 def _weights(guesses: Tensor, target: Tensor) -> Tensor:
     """Stacking weights of held-out predictions `[K, F, C]` for observations
-    `[K, F]`: non-negative least squares with a ridge towards equal weights.
+    `[K, F]`: non-negative least squares with a ridge towards weights that sum
+    to one, those of candidates as likely as their errors on a quarter of the
+    observations tell.
     """
     from scipy.optimize import nnls  # late: slow to load
 
     count, features, candidates = guesses.shape
-    error = (guesses - target.unsqueeze(-1)).square().mean((0, 1)).min()
-    size = _RIDGE * features * error.clamp(min=1e-12)
-    ridge = torch.eye(candidates, dtype=target.dtype) * size.sqrt()
+    error = (guesses - target.unsqueeze(-1)).square().mean((0, 1))
+    least = error.min().clamp(min=1e-12)
+    safe = torch.softmax(-count / 8 * (error.clamp(min=1e-12) / least).log(), 0)
+    # One row for each weight, and for their sum.
+    ridge = torch.eye(candidates, dtype=target.dtype)
+    ridge = torch.cat([ridge, candidates**0.5 * ridge.new_ones(1, candidates)])
+    size = (_RIDGE * features * least).sqrt()
     weights, _ = nnls(
-        torch.cat([guesses.flatten(0, 1), ridge]).numpy(),
-        torch.cat([target.flatten(), ridge.new_zeros(candidates)]).numpy(),
+        torch.cat([guesses.flatten(0, 1), size * ridge]).numpy(),
+        torch.cat([target.flatten(), size * (ridge @ safe)]).numpy(),
     )
-    # The ridge may not shrink the sum of the weights.
-    out = torch.from_numpy(weights)
-    blended = guesses @ out
-    gain = (blended * target).sum() / blended.square().sum().clamp(min=1e-300)
-    shrunk = gain.clamp(1.0, 1 + 2 * _RIDGE / count)
-    return out * shrunk
+    return torch.from_numpy(weights)
 
 
 def _folds(count: int, num_sites: int, seed: int) -> Tensor:

@@ -1,6 +1,7 @@
 """The fit of features that are known at the same nodes, with intervals."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
@@ -20,9 +21,9 @@ LEAST_ERRORS = 12
 # only the first is.
 _OWN_COMPONENTS = 4
 _FEW_SITES = 100
-# Known sites up to which errors are those of fits to other folds, so many.
-_NESTED = 100
+# Folds that errors of intervals are made of, and such errors that suffice.
 _OUTER_FOLDS = 10
+_OUTER_ERRORS = 100
 
 
 @dataclass
@@ -40,10 +41,12 @@ class FeatureFit:
     parts: list[SiteSignal] = field(default_factory=list)
     # Candidate whose posterior deviations normalise errors, if any does.
     error_model: Candidate | None = None
-    # Absolute errors of known sites, each predicted from other folds
-    # `[K, F]`, and their deviations but for a factor `[K]`.
-    tuned: tuple[Tensor, Tensor] | None = None
-    _unseen: tuple[Tensor, Tensor] | None = None
+    unit: Tensor = field(default_factory=lambda: torch.ones(1))  # its unit
+    # Deviations of errors of known sites `[K, F]`, and errors over them, each
+    # site predicted from the other folds of the tuning.
+    known_spread: Tensor = field(default_factory=lambda: torch.ones(1))
+    tuned: Tensor | None = None
+    _unseen: Tensor | None = None
 
     @classmethod
     def make(
@@ -66,6 +69,7 @@ class FeatureFit:
         )
         rank = max(int((size > 1e-9 * size.max().clamp(min=1)).sum()), 1)
         fit = cls(features, signal, settings, center, scale, rotation[:rank])
+        fit.unit = scale
         fit._learn()
         return fit
 
@@ -88,7 +92,11 @@ class FeatureFit:
             held_out = torch.cat([blend.held_out for blend in blends], 1)
             errors = (self._signals(held_out) - values).abs()
             self.error_model, deviation = _likeliest(blends[0], errors)
-            self.tuned = errors, deviation
+            ratios = errors / deviation.unsqueeze(1)
+            unit = ratios.square().mean(0).sqrt()
+            self.unit = unit.maximum(1e-9 * self.scale)
+            self.tuned = ratios / self.unit
+            self.known_spread = deviation.unsqueeze(1) * self.unit
 
     def predict(self, sites: Sites) -> Tensor:
         """Predicts all nodes; those of a known site get its mean."""
@@ -99,72 +107,74 @@ class FeatureFit:
 
     def deviation(self, sites: Sites) -> Tensor:
         """Standard deviations of errors at all nodes, `[N, F]`."""
-        errors, deviation = self._errors()
-        ratio = (errors / deviation.unsqueeze(1)).square().mean(0).sqrt()
-        signal = self._observe(sites)
-        width = self._deviation(signal).unsqueeze(1) * ratio
-        width[signal.known] = errors.square().mean(0).sqrt()
-        return width[sites.site]
+        return self._width(sites, lambda ratios: ratios.square().mean(0).sqrt())
 
     def half_width(self, sites: Sites, coverage: float) -> Tensor:
         """Half the width of intervals at all nodes, `[N, F]`."""
-        errors, deviation = self._errors()
         # Fewer errors have no conformal quantile.
         least = max(LEAST_ERRORS, math.ceil(coverage / (1 - coverage) - 1e-9))
-        if len(errors) < least:
+        if len(self.signal.values) < least:
             raise ValueError(
                 f'intervals of coverage={coverage} need {least} known places '
                 f'(feature {int(self.features[0])} of the signal has '
-                f'{len(errors)})'
+                f'{len(self.signal.values)})'
             )
-        signal = self._observe(sites)
-        quantile = _quantile(errors / deviation.unsqueeze(1), coverage)
-        width = self._deviation(signal).unsqueeze(1) * quantile
+        summary = partial(_quantile, coverage=coverage)
+        return self._width(sites, summary, least)
+
+    def _width(
+        self,
+        sites: Sites,
+        summary: Callable[[Tensor], Tensor],
+        least: int = LEAST_ERRORS,
+    ) -> Tensor:
+        """A summary of absolute errors, at all nodes."""
+        signal, ratios = self._observe(sites), self._ratios()
+        width = self._spread(signal) * summary(ratios)
         # Missing nodes of known sites err as replicates do. With too few of
         # these: the noise of a node is at most its error when left out, and
         # two nodes differ by the root of two times that.
-        replicates = self.signal.sites.replicate_errors(self.features)
-        if len(replicates) >= least:
-            width[signal.known] = _quantile(replicates, coverage)
-        else:
-            width[signal.known] = 2**0.5 * _quantile(errors, coverage)
+        if len(signal.known):
+            errors = self.signal.sites.replicate_errors(self.features)
+            if len(errors) < least:
+                errors = 2**0.5 * ratios * self.known_spread
+            width[signal.known] = summary(errors)
         return width[sites.site]
 
-    def _errors(self) -> tuple[Tensor, Tensor]:
-        """Absolute errors of known sites `[K, F]`, and their deviations but
-        for a factor `[K]`, by fits that have not seen them if these are few.
+    def _ratios(self) -> Tensor:
+        """Absolute errors of known sites over their deviations, `[K, F]`, by
+        fits that have not seen them.
         """
         if self._unseen is None:
             values = self.signal.values
-            known = len(values)
-            if not bool((values != values[0]).any()):
-                self._unseen = torch.zeros_like(values), values.new_ones(known)
-            elif self.tuned is not None and known > _NESTED:
-                self._unseen = self.tuned
-            else:
-                self._unseen = self._leave_out()
+            constant = bool((values == values[0]).all())
+            self._unseen = 0 * values if constant else self._leave_out()
         return self._unseen
 
-    def _leave_out(self) -> tuple[Tensor, Tensor]:
-        """Errors and deviations of fits to all but one of some folds."""
-        signal = self.signal
-        values = signal.values
-        errors, deviation = (
-            torch.zeros_like(values),
-            values.new_ones(len(values)),
-        )
-        order = np.random.default_rng(self.settings[-1]).permutation(
-            len(values)
-        )
-        fold = torch.from_numpy(order % _OUTER_FOLDS)
-        for k in range(int(fold.max()) + 1):
-            out = fold == k
+    def _leave_out(self) -> Tensor:
+        """Ratios of fits to all but one of some folds.
+
+        Of many sites, some folds tell how much larger these are than those of
+        the folds of the tuning.
+        """
+        signal, values = self.signal, self.signal.values
+        ratios = torch.zeros_like(values)
+        chance = np.random.default_rng(self.settings[-1])
+        fold = chance.permutation(len(values)) % _OUTER_FOLDS
+        share = values.numel() / _OUTER_FOLDS
+        count = min(_OUTER_FOLDS, math.ceil(_OUTER_ERRORS / share))
+        for k in range(min(count, len(values))):
+            out = torch.from_numpy(fold == k)
             rest = signal.part(~out)
             fit = FeatureFit.make(self.features, rest, self.settings)
             wanted = signal.known[out]
-            errors[out] = (fit._predict(rest)[wanted] - values[out]).abs()
-            deviation[out] = fit._deviation(rest)[wanted]
-        return errors, deviation
+            error = (fit._predict(rest)[wanted] - values[out]).abs()
+            ratios[out] = error / fit._spread(rest)[wanted]
+        if self.tuned is None or count == _OUTER_FOLDS:
+            return ratios
+        seen = torch.from_numpy(fold < count)
+        usual = self.tuned[seen].mean(0).clamp(min=1e-30)
+        return self.tuned * ratios[seen].mean(0) / usual
 
     def _observe(self, sites: Sites) -> SiteSignal:
         """The signal of sites: what was fitted, at other places unless they
@@ -191,13 +201,12 @@ class FeatureFit:
         out = [blend.predict(part) for (_, blend), part in parts]
         return self._signals(torch.cat(out, 1))
 
-    def _deviation(self, signal: SiteSignal) -> Tensor:
-        """Deviations at all sites of a signal but for a factor, `[M]`."""
+    def _spread(self, signal: SiteSignal) -> Tensor:
+        """Deviations at all sites of a signal, `[M, F]`."""
         if self.error_model is None:
-            return signal.y.new_ones(len(signal.y))
-        return self.error_model.deviation(self._parts(signal)[0]).clamp(
-            min=1e-12
-        )
+            return self.unit.expand(len(signal.y), -1).clone()
+        deviation = self.error_model.deviation(self._parts(signal)[0])
+        return deviation.clamp(min=1e-12).unsqueeze(1) * self.unit
 
     def _components(self, signal: SiteSignal) -> SiteSignal:
         """Principal components of signals."""

@@ -22,6 +22,7 @@ from pyg_unroll.estimators.inputs import Sites, SiteSignal
 from pyg_unroll.estimators.kriging import Kriging
 from pyg_unroll.estimators.smoothing import GraphSmoother
 from pyg_unroll.estimators.tables import Columns, Target, to_numpy
+from pyg_unroll.estimators.trends import Detrended
 from pyg_unroll.graph import Topology
 from pyg_unroll.threads import one_thread
 
@@ -30,7 +31,7 @@ _NUMBERS: dict[str, Any] = {'dtype': np.float64, 'order': 'C', 'copy': True}
 # Classes that files of estimators hold.
 _SAVED: list[type] = [
     *(Sites, SiteSignal, Topology, FeatureFit, Blend),
-    *(Kriging, GraphSmoother, Columns, Target),
+    *(Kriging, GraphSmoother, Detrended, Columns, Target),
 ]
 
 

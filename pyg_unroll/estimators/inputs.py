@@ -19,6 +19,10 @@ from pyg_unroll.transforms import KNNGraph
 Graphs: TypeAlias = dict[str, tuple[Topology, Tensor]]
 
 
+# Ratio of extents above which axes have units of their own.
+_APART = 30
+
+
 def read_observations(
     data: Data, series: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -67,7 +71,27 @@ def nearest_neighbors(pos: Tensor, neighbors: int) -> Topology:
             '(got neither); set one of them'
         )
     near = KNNGraph(min(neighbors, pos.size(0) - 1))
+    unit = axis_units(pos)
+    if bool((unit != unit[0]).any()):
+        pos = pos * unit
     return near.topology(Data(pos=pos))
+
+
+def axis_units(pos: Tensor) -> Tensor:
+    """Inverse units of axes `[P]`: the largest extent, which they share unless
+    their extents are so far apart that they measure different things.
+    """
+    ordered = pos.sort(0).values
+    extent = ordered[-1] - ordered[0]
+    # Bounded by the interquartile range, for outliers.
+    quarter = len(ordered) // 4
+    middle = ordered[-1 - quarter] - ordered[quarter]
+    extent = torch.where(middle > 0, extent.minimum(10 * middle), extent)
+    on_sphere = bool((pos.norm(dim=1) - 1).abs().max() < 1e-9)
+    some = extent[extent > 0]
+    if on_sphere or not len(some) or some.max() < _APART * some.min():
+        extent = extent.max().expand_as(extent) if len(extent) else extent
+    return 1 / torch.where(extent > 0, extent, 1)
 
 
 @dataclass
@@ -104,11 +128,6 @@ class Sites:
         pos = read_columns(data, 'pos', count)
         pos = on_sphere(pos, 'data.pos') if geographic else pos
         features = torch.cat([pos, read_columns(data, covariates, count)], 1)
-        if features.size(1) and not pos.size(1):
-            raise ValueError(
-                f"'data.{covariates}' is of use with positions only; set "
-                f"'data.pos', too, or drop it"
-            )
         site = torch.arange(count)
         if pos.size(1):
             site, first = _group(features, merge=edges is None)

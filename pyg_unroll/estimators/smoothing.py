@@ -231,23 +231,23 @@ class GraphSmoother:
         """Searches the whole grid of settings, each known site left out in
         closed form; returns the best predictions.
         """
-        y, known, values = signal.y, signal.known, signal.values
         system, unit = self._prior(signal.sites)
-        eye = torch.eye(len(y), dtype=y.dtype).unsqueeze(-1)
+        eye = torch.eye(len(unit), dtype=unit.dtype).unsqueeze(-1)
         precision = system(torch.zeros_like(unit))(eye).squeeze(-1)
-        unit = unit.squeeze(1)
+        size, modes = torch.linalg.eigh(precision / unit / unit.T)
+        modes, size = modes[signal.known], size.clamp(min=0)
+        values = signal.values
         best, out = math.inf, values
-        for trust, ridge in product(TRUST, RIDGE):
-            c = y.new_zeros(len(y))
-            c[known] = trust
-            matrix = precision + torch.diag((c + ridge) * unit.square())
-            inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-            inverse = unit.unsqueeze(1) * inverse * unit
-            fitted = (inverse @ (c.unsqueeze(1) * y))[known]
-            share = 1 - trust * inverse.diagonal()[known]
-            change = (values - fitted) / share.clamp(min=1e-9).unsqueeze(1)
-            error = float(change.square().mean())
-            if error < best:
-                best, out = error, values - change
-                self.trust, self.ridge = trust, ridge
+        for ridge in RIDGE:
+            # Covariances of the known sites, with noise of variance 1 / trust.
+            covariance = (modes / (size + ridge)) @ modes.T
+            scale, basis = torch.linalg.eigh(covariance)
+            turned = basis.T @ values
+            for trust in TRUST:
+                inverse = 1 / (scale.clamp(min=0) + 1 / trust).unsqueeze(1)
+                change = basis @ (inverse * turned) / (basis.square() @ inverse)
+                error = float(change.square().mean())
+                if error < best:
+                    best, out = error, values - change
+                    self.trust, self.ridge = trust, ridge
         return out

@@ -5,6 +5,8 @@ from functools import cache
 from typing import ClassVar, Self
 
 import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import NotFittedError
 from torch import Tensor
 from torch_geometric.data import Data
 
@@ -33,7 +35,7 @@ LEAST_SHARED = 10
 _SAME = 1e-6
 
 
-class TemporalInterpolator:
+class TemporalInterpolator(BaseEstimator):
     r"""Interpolates missing readings of sensors from their neighbours and
     from the times before and after.
 
@@ -56,6 +58,10 @@ class TemporalInterpolator:
             positions only. (default: :obj:`8`)
         seed (int, optional): Seed of the held-out readings.
             (default: :obj:`0`)
+
+    Attributes:
+        report_ (dict[str, float]): The weight of time, the noise, and the
+            error of held-out readings (RMSE, NaN if too few are known).
 
     Shapes:
         - **input:** :class:`~torch_geometric.data.Data` with :obj:`x`
@@ -82,18 +88,12 @@ class TemporalInterpolator:
     }
 
     def __init__(self, neighbors: int = 8, seed: int = 0) -> None:
-        checks.check_parameters(self._checks, locals())
         self.neighbors = neighbors
         self.seed = seed
-        self.report: dict[str, float] = {}
-        self._fitted: _Readings | None = None
 
     @one_thread()
     def fit(self, data: Data) -> Self:
         """Chooses the weights by the known readings.
-
-        Afterwards, :obj:`report` holds the weight of time, the noise, and
-        the error of held-out readings (RMSE, NaN if too few are known).
 
         Args:
             data (Data): See the class.
@@ -102,6 +102,7 @@ class TemporalInterpolator:
             ValueError: If shapes or types do not fit, values are not finite,
                 nothing is known, or there is neither a graph nor positions.
         """
+        checks.check_parameters(self._checks, self.get_params())
         readings = self._read(data)
         mask = readings.mask
         generator = torch.Generator().manual_seed(self.seed)
@@ -123,7 +124,7 @@ class TemporalInterpolator:
             near = (0.5 * weight, weight, 2 * weight)
             weight = min(near, key=lambda w: error(w, noise))
             best = error(weight, noise)
-        self.report = {'time_weight': weight, 'noise': noise, 'error': best}
+        self.report_ = {'time_weight': weight, 'noise': noise, 'error': best}
         self._fitted = readings
         return self
 
@@ -145,10 +146,10 @@ class TemporalInterpolator:
         Warns:
             ConvergenceWarning: If the system was not solved to its tolerance.
         """
-        if self._fitted is None:
-            raise ValueError("call 'fit' first")
+        if not hasattr(self, 'report_'):
+            raise NotFittedError(f"{type(self).__name__}: call 'fit' first")
         readings = self._fitted if data is None else self._read(data)
-        settings = self.report['time_weight'], self.report['noise']
+        settings = self.report_['time_weight'], self.report_['noise']
         out = readings.fill(*settings, tol=1e-6)
         return torch.where(readings.mask, readings.x, out).to(readings.like)
 
@@ -163,9 +164,6 @@ class TemporalInterpolator:
         else:
             topology, _ = resolve_graph(edges, None, count, torch.float64)
         return _Readings(x, mask, topology.cpu(), data.x.new_empty(0))
-
-    def __repr__(self) -> str:
-        return f'{self.__class__.__name__}(neighbors={self.neighbors})'
 
 
 @dataclass(frozen=True, eq=False)

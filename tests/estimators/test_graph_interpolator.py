@@ -307,7 +307,7 @@ def test_components_without_known_nodes():
         ({'pos': torch.zeros(40, 1)}, 'more than one site'),
         (
             {'pos': None, 'covariates': torch.rand(40)},
-            "'data.covariates' is of use with positions only",
+            "must have 'edge_index', or 'pos'",
         ),
         (
             {'pos': None, 'edge_index': torch.empty(2, 0, dtype=torch.long)},

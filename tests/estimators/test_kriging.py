@@ -114,7 +114,7 @@ def test_few_and_equal_points():
 def test_metric_does_not_overflow():
     # Any scale, however short, is likely of white noise.
     theta = torch.tensor([1e3, -1e3, 0.5, 0.0], dtype=torch.float64)
-    factor = metric_factor(theta)
+    factor = metric_factor(theta, 2)
     assert factor.isfinite().all() and (factor.diagonal() > 0).all()
 
 

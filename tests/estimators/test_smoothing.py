@@ -132,3 +132,14 @@ def test_tuning_finds_the_noise(sites):
     signal = smooth.predict(SiteSignal(sites, known[:4], noise))
     smooth.tune(SiteSignal(sites, known, signal), folds)
     assert smooth.ridge < noisy.ridge
+
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_leaving_one_out_in_closed_form(sites, kind):
+    smoother = GraphSmoother('given', *kind)
+    signal = observe(sites, 2)
+    folds = torch.arange(len(signal.known))
+    out, _ = smoother.tune(signal, folds)
+    setting = smoother.trust, smoother.ridge
+    expected = smoother.held_out(signal, folds, [setting]).squeeze(-1)
+    torch.testing.assert_close(out, expected, atol=5e-3, rtol=0)

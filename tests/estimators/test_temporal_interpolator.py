@@ -76,7 +76,7 @@ def test_better_than_time_or_space_alone(missing):
     peer = from_product(graph)[..., 0]
     assert ours < 0.5 * rmse(peer, truth, data.mask)
     # Held-out readings foretell the error.
-    assert 0.5 < fitted.report['error'] / ours < 2
+    assert 0.5 < fitted.report_['error'] / ours < 2
 
 
 def test_likelihood_weighs_sensors():
@@ -157,7 +157,7 @@ def test_little_data():
     fitted = TemporalInterpolator().fit(data.update({'x': truth}))
     expected = truth[2, 3].expand(5, 8)
     torch.testing.assert_close(fitted.predict(), expected)
-    assert np.isnan(fitted.report['error'])
+    assert np.isnan(fitted.report_['error'])
     one = Data(x=torch.tensor([[1.0, torch.nan, 3.0]]), pos=torch.zeros(1, 2))
     out = TemporalInterpolator().fit(one).predict()
     torch.testing.assert_close(out, torch.tensor([[1.0, 2.0, 3.0]]))
@@ -189,7 +189,7 @@ def test_wrong_data():
         TemporalInterpolator().predict()
     for name, value in (('neighbors', 0), ('seed', 0.5), ('seed', -1)):
         with pytest.raises(ValueError, match=f"'{name}' must be"):
-            TemporalInterpolator(**{name: value})
+            TemporalInterpolator(**{name: value}).fit(data)
 
 
 def test_hours_of_traffic():
