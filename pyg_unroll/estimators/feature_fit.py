@@ -221,10 +221,13 @@ class FeatureFit:
 
 
 def _quantile(values: Tensor, coverage: float) -> Tensor:
-    """Conformal quantile of each column."""
-    count = len(values)
-    rank = min(math.ceil((count + 1) * coverage), count)  # but for rounding
-    return values.kthvalue(rank, 0).values
+    """Conformal quantile of each column: another value is below the k-th of n
+    with probability k / (n + 1).
+    """
+    ordered, count = values.sort(0).values, len(values)
+    rank = min((count + 1) * coverage - 1, count - 1.0)  # but for rounding
+    below, above = ordered[math.floor(rank)], ordered[math.ceil(rank)]
+    return torch.lerp(below, above, rank % 1)
 
 
 def _groups(rank: int, known: int) -> list[slice]:

@@ -15,6 +15,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from torch_geometric.data import Data
 
 from pyg_unroll import GraphInterpolator
+from pyg_unroll.estimators.feature_fit import _quantile
 from pyg_unroll.testing import assert_same
 
 
@@ -228,6 +229,26 @@ def test_few_points():
     model = GraphInterpolator().fit(pos[:11], y[:11])
     with pytest.raises(ValueError, match=r'need 12 known places.*has 11'):
         model.predict(pos, return_interval=0.9)
+
+
+@pytest.mark.parametrize('known', [12, 40])
+def test_intervals_hold_from_few_points_on(known):
+    held = []
+    for seed in range(6):
+        pos, y = field(known + 200, seed, noise=0.1 * (seed % 3))
+        model = GraphInterpolator().fit(pos[:known], y[:known])
+        low, high = model.predict_interval(pos[known:], 0.9)
+        held.append(np.mean((low <= y[known:]) & (y[known:] <= high)))
+    assert 0.8 < np.mean(held) < 0.99
+
+
+def test_quantile_has_the_coverage_of_another_value():
+    # Of n uniform values, the expectation of the k-th is k / (n + 1).
+    torch.manual_seed(0)
+    for count in (12, 25):
+        values = torch.rand(count, 20_000, dtype=torch.float64)
+        mean = float(_quantile(values, 0.9).mean())
+        assert mean == pytest.approx(0.9, abs=0.002)
 
 
 def test_constants_have_no_width():
