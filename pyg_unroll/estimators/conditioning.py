@@ -10,7 +10,7 @@ from torch import Tensor
 # Observations up to which all are used, and neighbours of a place beyond.
 _ALL = 500
 _NEIGHBORS = 40
-_CHUNK = 2000
+_CHUNK = 256  # places at once, which fit in a cache
 _JITTER = 1e-8
 
 
@@ -25,8 +25,10 @@ class Covariance:
 
     def between(self, a: Tensor, b: Tensor) -> Tensor:
         """Of the process at two sets of places, `[..., N, M]`."""
-        squared = (a.unsqueeze(-2) - b.unsqueeze(-3)).square().sum(-1)
-        r = math.sqrt(2 * self.smoothness) * squared.clamp(min=1e-12).sqrt()
+        # By products, small distances would be lost to rounding.
+        exact = 'donot_use_mm_for_euclid_dist'
+        distance = torch.cdist(a, b, compute_mode=exact).clamp(min=1e-6)
+        r = math.sqrt(2 * self.smoothness) * distance
         factor: Tensor | float = 1.0
         if self.smoothness == 1.5:
             factor = 1 + r

@@ -6,9 +6,9 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
+
+from pyg_unroll.files import read_tensors, write_tensors
 
 _KEY = 'pyg_unroll.estimators'
 
@@ -21,7 +21,7 @@ def write(path: str | PathLike[str], state: Any) -> None:
 
     def pack(value: Any) -> Any:
         if isinstance(value, Tensor):
-            tensors[str(len(tensors))] = value.detach().clone().contiguous()
+            tensors[str(len(tensors))] = value.detach().clone()
             return {'tensor': str(len(tensors) - 1)}
         if isinstance(value, (list, tuple)):
             return {type(value).__name__: [pack(v) for v in value]}
@@ -44,25 +44,18 @@ def write(path: str | PathLike[str], state: Any) -> None:
 
     packed = pack(state)
     text = json.dumps({'state': packed, 'objects': objects})
-    save_file(tensors, path, {_KEY: text})
+    write_tensors(path, tensors, {_KEY: text})
 
 
 def read(path: str | PathLike[str], classes: list[type]) -> Any:
     """The inverse of `write`, for some dataclasses."""
-    try:
-        with safe_open(path, 'pt') as file:
-            text = (file.metadata() or {}).get(_KEY)
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(
-            f"'path' must be a file that 'save' wrote (got {path}: {error})"
-        ) from error
-    if text is None:
+    tensors, texts = read_tensors(path)
+    if _KEY not in texts:
         raise ValueError(
             f"'path' must be a file that 'save' of an estimator wrote (got "
             f'{path}, of tensors of something else)'
         )
-    content = json.loads(text)
+    content = json.loads(texts[_KEY])
     by_name = {cls.__name__: cls for cls in classes}
     made: dict[int, Any] = {}
 

@@ -16,6 +16,7 @@ from torch_geometric.data import Data
 
 from pyg_unroll import GraphInterpolator
 from pyg_unroll.estimators.feature_fit import _quantile
+from pyg_unroll.files import write_tensors
 from pyg_unroll.testing import assert_same
 
 
@@ -216,8 +217,11 @@ def test_files_and_pickles(tmp_path, door):
         out = other.predict(*args, return_std=True, return_interval=0.9)
         assert_same(out, expected)
     (tmp_path / 'no').write_text('no')
-    with pytest.raises(ValueError, match="file that 'save' wrote"):
+    with pytest.raises(ValueError, match='not a readable safetensors file'):
         GraphInterpolator.load(tmp_path / 'no')
+    write_tensors(tmp_path / 'other', {'a': pos}, {})
+    with pytest.raises(ValueError, match="'save' of an estimator wrote"):
+        GraphInterpolator.load(tmp_path / 'other')
 
 
 def test_few_points():
