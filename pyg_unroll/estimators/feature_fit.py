@@ -46,7 +46,7 @@ class FeatureFit:
     # site predicted from the other folds of the tuning.
     known_spread: Tensor = field(default_factory=lambda: torch.ones(1))
     tuned: Tensor | None = None
-    _unseen: Tensor | None = None
+    unseen: Tensor | None = None  # those of `_leave_out`, when asked for
 
     @classmethod
     def make(
@@ -145,11 +145,11 @@ class FeatureFit:
         """Absolute errors of known sites over their deviations, `[K, F]`, by
         fits that have not seen them.
         """
-        if self._unseen is None:
+        if self.unseen is None:
             values = self.signal.values
             constant = bool((values == values[0]).all())
-            self._unseen = 0 * values if constant else self._leave_out()
-        return self._unseen
+            self.unseen = 0 * values if constant else self._leave_out()
+        return self.unseen
 
     def _leave_out(self) -> Tensor:
         """Ratios of fits to all but one of some folds.

@@ -86,7 +86,8 @@ class GraphInterpolator(RegressorMixin, BaseEstimator):
 
     Shapes:
         - **X:** table :math:`(N, P + D)` of places: an array, a tensor or a
-          data frame, whose columns that are no numbers are categories
+          data frame, whose columns that are no numbers are categories; points
+          of a GeoDataFrame are its first columns
         - **y:** signal :math:`(N)` or :math:`(N, F)`, NaN where not known;
           results are of its kind
         - **data:** :class:`~torch_geometric.data.Data` with :obj:`x`

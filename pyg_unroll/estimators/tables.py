@@ -16,8 +16,20 @@ _LEVELS = 20
 
 
 def to_numpy(table: Any) -> Any:
-    """Tensors as arrays; other tables as they are."""
-    return table.detach().cpu().numpy() if isinstance(table, Tensor) else table
+    """Tensors as arrays, points of a GeoDataFrame as its first two columns,
+    other tables as they are.
+    """
+    if isinstance(table, Tensor):
+        return table.detach().cpu().numpy()
+    name = getattr(table, 'active_geometry_name', None)
+    if name is None:
+        return table
+    import pandas as pd
+
+    points, table = table.geometry, pd.DataFrame(table.drop(columns=name))
+    table.insert(0, f'{name}.x', points.x)
+    table.insert(1, f'{name}.y', points.y)
+    return table
 
 
 def is_frame(table: Any) -> bool:

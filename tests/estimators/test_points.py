@@ -168,6 +168,20 @@ def test_categories():
     assert np.isfinite(model.predict(other)).all()
 
 
+def test_points_of_a_geodataframe():
+    gpd = pytest.importorskip('geopandas')
+    pos, y = field(60)
+    frame = gpd.GeoDataFrame(
+        {'height': 0 * y, 'rain': y}, geometry=gpd.points_from_xy(*pos.T)
+    )
+    places = frame.drop(columns='rain')
+    model = GraphInterpolator().fit(places, frame['rain'])
+    out = model.predict(places[:5])
+    table = np.hstack([pos, 0 * y[:, None]])
+    expected = GraphInterpolator().fit(table, y).predict(table[:5])
+    np.testing.assert_allclose(out, expected, atol=1e-9)
+
+
 def test_longitude_and_latitude():
     chance = np.random.default_rng(0)
     lon = chance.uniform(170, 190, 150)
