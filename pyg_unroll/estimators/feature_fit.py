@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.estimators.blending import Blend, Candidate
-from pyg_unroll.estimators.inputs import Sites, SiteSignal
+from pyg_unroll.estimators.conditioning import Neighbors
+from pyg_unroll.estimators.inputs import Sites, SiteSignal, same_place
 
 # Known sites below which nothing is learned, and below which intervals are
 # refused.
@@ -46,6 +47,7 @@ class FeatureFit:
     # site predicted from the other folds of the tuning.
     known_spread: Tensor = field(default_factory=lambda: torch.ones(1))
     tuned: Tensor | None = None
+    _places: Neighbors | None = None  # known sites, to be found again
     unseen: Tensor | None = None  # those of `_leave_out`, when asked for
 
     @classmethod
@@ -182,9 +184,30 @@ class FeatureFit:
         """
         if sites is self.signal.sites:
             return self.signal
-        if not bool(sites.mask.any()):
-            return self.signal.at(sites)
-        return sites.average(self.features)
+        if bool(sites.mask.any()):
+            return sites.average(self.features)
+        signal = self.signal.at(sites)
+        if self._repeats():
+            own, known = self.signal, self.signal.known
+            places = own.sites.features[known]
+            if self._places is None:
+                self._places = Neighbors(places)
+            near = self._places.nearest(sites.features, 1).squeeze(1)
+            away = (places[near] - sites.features).abs()
+            same = (away <= same_place(places)).all(1)
+            signal.known = same.nonzero().squeeze(1)
+            signal.y[same] = own.values[near[same]]
+        return signal
+
+    def _repeats(self) -> bool:
+        """Whether the mean of a known site predicts another observation there
+        better than its neighbours do, as far as replicates tell.
+        """
+        errors = self.signal.sites.replicate_errors(self.features)
+        if len(errors) < LEAST_ERRORS or self.tuned is None:
+            return False
+        others = (self.tuned * self.known_spread).square().mean(0)
+        return bool((errors.square().mean(0) / others).mean() < 1)
 
     def _parts(self, signal: SiteSignal) -> list[SiteSignal]:
         """Components of a signal, by blend."""

@@ -262,17 +262,24 @@ class SiteSignal:
         return SiteSignal(sites, self.known[:0], y, self)
 
 
-def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:
-    """Site of each node, and the first node of each site, sorted; merging
-    nodes less than a millionth of the spread apart.
+def same_place(features: Tensor) -> Tensor:
+    """Distances in each feature below which places are the same: a millionth
+    of the spread.
     """
     ordered = features.sort(0).values
     count = len(ordered)
     # Interquartile: an outlier would merge all other nodes.
     spread = ordered[3 * count // 4] - ordered[count // 4]
     extent = (ordered[-1] - ordered[0]).clamp(min=1e-300)
-    spread = torch.where(spread > 0, spread, extent)
-    cell = ((features - ordered[0]) / spread * 1e6).round()
+    return torch.where(spread > 0, spread, extent) / 1e6
+
+
+def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:
+    """Site of each node, and the first node of each site, sorted; merging
+    nodes less than a millionth of the spread apart.
+    """
+    count = len(features)
+    cell = ((features - features.amin(0)) / same_place(features)).round()
     if not merge:
         own = torch.arange(count, dtype=cell.dtype).unsqueeze(1)
         cell = torch.cat([cell, own], 1)

@@ -83,9 +83,7 @@ def trace(model: BlockRestorer, pattern: str) -> ExportedProgram:
     shapes = {2: height, 3: width}, *[None] * (len(inputs) - 1)
     with torch.no_grad():
         return torch.export.export(
-            Program(model, pattern),
-            tuple(inputs),
-            dynamic_shapes=shapes,
+            Program(model, pattern), tuple(inputs), dynamic_shapes=shapes
         )
 
 
