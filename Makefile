@@ -7,7 +7,7 @@
 #   make dist    build the sdist and the wheel
 #   make smoke   try the wheel in a new environment without extras
 #   make test-oldest   run the tests with the oldest releases of all packages
-# Other builds of PyTorch: make test TORCH='torch==2.8.0'
+# Other builds of PyTorch: make test TORCH='torch==2.12.1'
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0

@@ -12,6 +12,7 @@ written as PNG, at most an eighth of all from one photograph.
 from __future__ import annotations
 
 import sys
+from itertools import product
 from pathlib import Path
 
 import torch.nn.functional as F
@@ -41,7 +42,7 @@ def squares(
                 slice(col * side, (col + 1) * side),
             ),
         )
-        for row, col in local.new_ones(local.shape).nonzero().tolist()
+        for row, col in product(*map(range, local.shape))
     ]
 
 

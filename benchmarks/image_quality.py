@@ -16,9 +16,9 @@ all pixels and colours, no border cut, then the mean over the images; SSIM of
 scikit-image. Noise is Gaussian with a standard deviation in units of 1/255,
 added to the mosaic, not clipped, the same for all methods; the models for noise
 are told its level. Of defective pixels, a third is dead (0), the others are hot
-(0.6 to 1). Linear data are the images to the power of 2.2, as cameras give
-them; outputs are encoded again before they are scored. "Won" is the share
-of images that a method restores better than demosaicnet (`pip install
+(0.6 to 1 of the largest value). Linear data are the images to the power of 2.2,
+as cameras give them; outputs are encoded again before they are scored. "Won" is
+the share of images that a method restores better than demosaicnet (`pip install
 demosaicnet wget 'setuptools<81'`).
 """
 
@@ -341,7 +341,7 @@ def make_problem(
     one = 1, *image.shape[1:]
     chance, value = torch.rand((2, *one), generator=generator)
     defects = chance < share
-    value = torch.where(value < 1 / 3, 0, 0.4 + 0.6 * value)
+    value = torch.where(value < 1 / 3, 0, 0.4 + 0.6 * value) * image.amax()
     hidden = torch.where(mask, torch.where(defects, value, image), 0)
     return HiddenImage(hidden, mask, noise, grid, pattern, defects)
 

@@ -78,9 +78,11 @@ class Patches(Dataset[Sample]):
         variety: Variety | None = None,
         seed: int = 0,
     ) -> None:
-        if side < 32 or side % 2:
+        cell = 6 if task.mask == 'xtrans' else 2
+        if side < 32 or side % cell:
             raise ValueError(
-                f"'side' must be even and at least 32 (got {side})"
+                f"'side' must be a multiple of {cell} and at least 32 (got "
+                f'{side})'
             )
         self.images = [im for im in images if min(im.shape[1:]) >= side]
         if not self.images:

@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from shutil import copymode
+from uuid import uuid4
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -18,20 +20,31 @@ def write_tensors(
     """Writes a file, which is there whole or as it was before; a `ValueError`
     if it cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(f'.{path.name}.{os.getpid()}')
+    part: Path | None = None
     try:
+        path = Path(path).resolve()  # links stay
         state = {name: value.contiguous() for name, value in tensors.items()}
-        part.write_bytes(save(state, dict(texts)))
+        data = save(state, dict(texts))
+        if path.exists() and not path.is_file():
+            path.write_bytes(data)  # a pipe, for example
+            return
+        part = path.with_name(f'.{uuid4().hex}')
+        part.write_bytes(data)
+        if path.exists():
+            copymode(path, part)
         part.replace(path)
-    except (TypeError, OSError, SafetensorError) as error:
+    except (
+        *(TypeError, ValueError, OSError, RuntimeError),
+        SafetensorError,
+    ) as error:
         raise ValueError(
             f"'path' cannot be written, or 'notes' are not texts (got {path}: "
             f'{error})'
         ) from error
     finally:
-        with suppress(OSError):
-            part.unlink(missing_ok=True)
+        if part is not None:
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def read_tensors(

@@ -400,7 +400,7 @@ RESTORERS = [
     ),
     (
         lambda: demosaic()(mosaic(IMAGE, 'X-Trans')),
-        "'mask' must be that of a Bayer pattern.*GraphDemosaic",
+        "'mask' must be that of Bayer sensors.*GraphDemosaic",
     ),
     (
         lambda: demosaic().restore(IMAGE, BAYER),

@@ -29,6 +29,22 @@ def test_usual_permissions(tmp_path):
     assert modes[0] == modes[1]
 
 
+@pytest.mark.skipif(os.name == 'nt', reason='links and modes of POSIX')
+def test_links_and_modes_stay(tmp_path):
+    path, link = tmp_path / 'a', tmp_path / 'link'
+    path.write_bytes(b'')
+    path.chmod(0o600)
+    link.symlink_to(path)
+    write_tensors(link, {'x': torch.ones(2)}, {})
+    assert link.is_symlink() and torch.equal(
+        read_tensors(path)[0]['x'], torch.ones(2)
+    )
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for wrong in ('', '/', tmp_path, 3):
+        with pytest.raises(ValueError, match="'path' cannot be written"):
+            write_tensors(wrong, {}, {})
+
+
 def test_a_failure_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / 'a.safetensors'
     write_tensors(path, {'x': torch.ones(3)}, {})

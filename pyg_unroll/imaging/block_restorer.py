@@ -147,9 +147,9 @@ class BlockRestorer(Restorer):
         if phase != (0, 0) or any(size % cell for size in image.shape[2:]):
             raise ValueError(
                 f"'image' must consist of whole cells of {cell} x {cell} "
-                f'pixels, from [0, 0] on (got {list(image.shape)}, whose first '
-                f'begins at '
-                f"{list(phase)}); use 'restore' for others"
+                f'pixels, of which the first begins at [0, 0] (got '
+                f'{list(image.shape)}, where it begins at {list(phase)}); use '
+                f"'restore' for others"
             )
         return self._estimates(*images)
 
@@ -253,6 +253,7 @@ class BlockRestorer(Restorer):
         if noise_std is None:
             if self.fidelity == 'hard':
                 return None
+            image, mask = self.first_estimate.fill(image, mask)
             noise = self.first_estimate.noise_std(image, mask)
             return noise.view(-1, 1, 1, 1)
         noise = torch.as_tensor(

@@ -125,9 +125,9 @@ def check_one_color(mask: Tensor) -> None:
 def find_pattern(
     mask: Tensor, arrays: Sequence[str] = tuple(CELLS)
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The whole pattern, `[1, 3, H, W]`, that masks `[B, 3, H, W]` are part of,
-    all of the same, and row and column of its first cell, see `CELLS`; a
-    `ValueError` if it is none of some arrays in any phase.
+    """The whole pattern that a mask is part of, both `[1, 3, H, W]`, and row
+    and column of its first cell, see `CELLS`; a `ValueError` if it is none of
+    some arrays in any phase.
     """
     height, width = mask.shape[-2:]
     for pattern, cell in (CELLS[name] for name in arrays):
@@ -141,13 +141,30 @@ def find_pattern(
             corner = ..., slice(2 * side), slice(2 * side)
             if all(not (mask[k] & ~whole[k]).any() for k in (corner, ...)):
                 return whole, (-row % cell, -col % cell)
+    cure = 'pixels that measure nothing are filled in for these only'
+    if len(arrays) == 1:
+        cure = (
+            'for other colour filter arrays, there is '
+            "'pyg_unroll.imaging.GraphDemosaic'"
+        )
     names = ' or '.join(arrays)
-    sizes = ' or '.join(
-        f'{side} x {side}'
-        for side in (len(_TILES[CELLS[name][0]]) for name in arrays)
-    )
+    sizes = [f'{len(_TILES[CELLS[name][0]])}' for name in arrays]
     raise ValueError(
-        f"'mask' must be that of a {names} pattern, in any phase, or a part "
-        f'of it, on at least {sizes} pixels; for other colour filter arrays, '
-        f"there is 'pyg_unroll.imaging.GraphDemosaic'"
+        f"'mask' must be that of {names} sensors, in any phase, or a part of "
+        f'it, on at least {" or ".join(f"{s} x {s}" for s in sizes)} pixels; '
+        f'{cure}'
     )
+
+
+def cell_phase(mask: Tensor, array: str) -> tuple[int, int]:
+    """Row and column of the first cell of masks `[B, 3, H, W]`; a `ValueError`
+    unless they are of one array and phase.
+    """
+    phases = {find_pattern(part, [array])[1] for part in mask.split(1)}
+    if len(phases) > 1:
+        raise ValueError(
+            f"'mask' must be in one phase for all images of a batch (got "
+            f'cells that begin at {sorted(phases)}); restore them one by one, '
+            f'or as data'
+        )
+    return phases.pop()

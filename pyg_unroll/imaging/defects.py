@@ -25,12 +25,11 @@ _REACH = 2
 # Change of the other colours, of the white level, that counts as an edge, and
 # the least weight: all pixels are joined.
 _EDGE = 0.05
-_LEAST = 1e-6
+_LEAST = 1e-3
 
 # A small light or a fine texture moves the pixels beside it, too, off the mean
 # of their colour: a defect is so many times as far out as they are.
 _ALONE = 2.0
-
 
 # Pixels that are searched at once, and the rows around them that matter.
 _STRIP = 2**20
@@ -38,9 +37,10 @@ _MARGIN = 4
 
 
 def find_defects(image: Tensor, mask: Tensor, threshold: float = 0.1) -> Tensor:
-    r"""Finds hot and dead pixels of mosaics: those beyond all pixels of their
-    colour nearby but one, by far more than the pixels beside them differ from
-    theirs, as they are and relative to the other colours.
+    r"""Finds hot and dead pixels of mosaics. A pixel is one if it lies beyond
+    all pixels of its colour nearby but one, both by itself and relative to the
+    other colours, and by far more than the pixels beside it differ from those
+    of their colours.
 
     .. code-block:: python
 
@@ -50,19 +50,23 @@ def find_defects(image: Tensor, mask: Tensor, threshold: float = 0.1) -> Tensor:
     Args:
         image (torch.Tensor): Mosaics :math:`(B, 3, H, W)`.
         mask (torch.Tensor): True where known, boolean, :math:`(B, 3, H, W)`
-            or :math:`(1, 3, H, W)`; one colour for each pixel.
+            or :math:`(1, 3, H, W)`; one colour for each pixel, or none where
+            a defect is known already.
         threshold (float, optional): Least distance from the others, as a
             share of the image's white level. (default: :obj:`0.1`)
 
     Returns:
-        True at defects, boolean, :math:`(B, 1, H, W)`.
+        True at defects that were not known, boolean, :math:`(B, 1, H, W)`.
 
     Raises:
-        ValueError: If shapes or types do not fit, a pixel has not one colour,
-            known values are not finite, or the threshold is not positive.
+        ValueError: If shapes or types do not fit, a pixel has several
+            colours, known values are not finite, or the threshold is not
+            positive.
     """
     check_between('threshold', threshold)
     read_images(image, mask, 3, allow_unknown=True)
+    measured = mask.any(1, keepdim=True)
+    image, mask = complete(image, mask)
     check_one_color(mask)
     level = white_level(image, mask)
     height, width = image.shape[2:]
@@ -73,7 +77,7 @@ def find_defects(image: Tensor, mask: Tensor, threshold: float = 0.1) -> Tensor:
         rows = ..., slice(first, end + _MARGIN), slice(None)
         strip = _stand_out(image[rows] / level, mask[rows], threshold)
         found[:, :, top:end] = strip[:, :, top - first :][:, :, :step]
-    return found
+    return found & measured
 
 
 def _stand_out(image: Tensor, mask: Tensor, threshold: float) -> Tensor:
@@ -90,12 +94,13 @@ def _stand_out(image: Tensor, mask: Tensor, threshold: float) -> Tensor:
 def complete(
     image: Tensor, mask: Tensor, arrays: Sequence[str] = tuple(CELLS)
 ) -> tuple[Tensor, Tensor]:
-    """Mosaics of some arrays whose pixels all measure one colour, those that
-    measured none filled in, and their mask; others as they are.
+    """Mosaics whose pixels that measure nothing are filled in, and their
+    masks, without holes then; a `ValueError` if there are holes in other than
+    some arrays.
     """
     if not can_read_values(mask) or bool(mask.any(1).all()):
         return image, mask
-    whole, _ = find_pattern(mask, arrays)
+    whole = torch.cat([find_pattern(m, arrays)[0] for m in mask.split(1)])
     return fill_defects(image, mask, whole), whole
 
 
@@ -106,40 +111,43 @@ def fill_defects(image: Tensor, mask: Tensor, whole: Tensor) -> Tensor:
     """
     height, width = image.shape[2:]
     measured = mask.any(1).expand(image.size(0), -1, -1)
-    hole = (~measured).nonzero().unsqueeze(1)  # [K, 1, 3]
+    number, row, col = (~measured).nonzero().unsqueeze(1).unbind(-1)
     near = torch.tensor(list(_offsets(_REACH)), device=image.device)
-    place = hole[..., 1:] + near
-    size = place.new_tensor([height, width])
-    is_inside = ((place >= 0) & (place < size)).all(-1)
-    place = torch.minimum(place.clamp(min=0), size - 1)
-    colour = _colours(whole)[0, 0]
-    has_colour = colour[place[..., 0], place[..., 1]]
-    joined = is_inside & (has_colour == colour[hole[..., 1], hole[..., 2]])
-    step = place.new_tensor([height * width, width, 1])
-    ends = torch.stack(
-        [
-            (hole * step).sum(-1).expand_as(joined)[joined],
-            (hole[..., 0] * step[0] + place @ step[1:])[joined],
-        ]
-    )
-    ends = ends.sort(dim=0).values.unique(dim=1)
+    to_row, to_col = row + near[:, 0], col + near[:, 1]  # [K, 24]
+    is_inside = (to_row >= 0) & (to_row < height)
+    is_inside &= (to_col >= 0) & (to_col < width)
+    colour = _colours(whole)[:, 0].expand(image.size(0), -1, -1)
+    start = ((number * height + row) * width + col).expand_as(to_row)
+    start = start[is_inside]
+    end = ((number * height + to_row) * width + to_col)[is_inside]
+    is_same = colour.reshape(-1)[start] == colour.reshape(-1)[end]
+    start, end = start[is_same], end[is_same]
+    # Once, where both ends are holes.
+    pixels = image.size(0) * height * width
+    low, high = torch.minimum(start, end), torch.maximum(start, end)
+    key = (low * pixels + high).unique()
+    ends = torch.stack([key // pixels, key % pixels])
     node, edge = ends.unique(return_inverse=True)
-    # Both ends have one colour: the change of the two others counts.
+    # Both ends have one colour: the change of the two others counts, where
+    # they are seen at all.
     shown = local_mean(image, mask, WIDE) / white_level(image, mask)
     shown = torch.where(whole, 0, shown).movedim(1, -1).reshape(-1, 3)[node]
+    seen = local_mean(mask.to(image.dtype), mask, WIDE) > 0
+    seen = seen.expand_as(image).movedim(1, -1).reshape(-1, 3)[node]
     change = (shown[edge[0]] - shown[edge[1]]) / _EDGE
+    change = torch.where(seen[edge[0]] & seen[edge[1]], change, 0)
     row, col = node % (height * width) // width, node % width
     length = (row[edge[0]] - row[edge[1]]) ** 2
     length = length + (col[edge[0]] - col[edge[1]]) ** 2
     weight = (_LEAST + torch.exp(-change.square().sum(1))) / length
     known = measured.flatten()[node]
+    filled = sensor_values(image, mask).flatten()
     result = glr(
-        sensor_values(image, mask).flatten()[node].unsqueeze(1),
+        filled[node].unsqueeze(1),
         torch.cat([edge, edge.flip(0)], 1),
         weight.repeat(2),
         mask=known,
     )
-    filled = sensor_values(image, mask).flatten()
     filled = filled.scatter(0, node[~known], result.x[~known, 0])
     return torch.where(whole, filled.view(-1, 1, height, width), 0)
 

@@ -112,6 +112,6 @@ class Demosaic(BlockRestorer):
                 or the pattern is none of Bayer, or the model not for it.
             ImportError: If onnx or onnxscript is missing.
         """
-        check_choice('pattern', pattern, BAYER_PATTERNS)
         check_choice('cfa', self.cfa, ('Bayer',))
+        check_choice('pattern', pattern, BAYER_PATTERNS)
         write(self, path, pattern)

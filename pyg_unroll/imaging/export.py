@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram
 
 from pyg_unroll.graph import Topology
 from pyg_unroll.imaging.block_restorer import BlockRestorer
-from pyg_unroll.imaging.cfa import cfa_mask, find_pattern
+from pyg_unroll.imaging.cfa import cell_phase, cfa_mask
 from pyg_unroll.imaging.tiles import mirrored_frame
 from pyg_unroll.ops.lattice import PlainOperations, lattice
 from pyg_unroll.transforms import GridGraph
@@ -42,7 +42,7 @@ class Program(torch.nn.Module):
         super().__init__()
         self.model = copy.copy(model)
         self.model.graph = _Lattices(model.graph.offsets)
-        self.phase = find_pattern(cfa_mask(pattern, 2, 2)[None], ['Bayer'])[1]
+        self.phase = cell_phase(cfa_mask(pattern, 2, 2)[None], 'Bayer')
 
     def forward(
         self,

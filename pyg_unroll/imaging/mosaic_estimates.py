@@ -7,7 +7,7 @@ from torch import Tensor
 from pyg_unroll.imaging import filters
 from pyg_unroll.imaging.block_restorer import FirstEstimate
 from pyg_unroll.imaging.blocks import DifferenceBlock
-from pyg_unroll.imaging.cfa import find_pattern, sensor_values
+from pyg_unroll.imaging.cfa import cell_phase, sensor_values
 from pyg_unroll.imaging.defects import complete
 from pyg_unroll.imaging.noise import smooth_noise
 
@@ -25,7 +25,7 @@ class BayerEstimate(FirstEstimate):
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """Row and column of the first cell with red at its top left."""
-        return find_pattern(mask, ['Bayer'])[1]
+        return cell_phase(mask, 'Bayer')
 
     def fill(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`FirstEstimate`: defective pixels."""
@@ -99,7 +99,7 @@ class XTransEstimate(FirstEstimate):
 
     def phase(self, mask: Tensor) -> tuple[int, int]:
         """Row and column of the first cell with green at its corners."""
-        return find_pattern(mask, ['X-Trans'])[1]
+        return cell_phase(mask, 'X-Trans')
 
     def fill(self, image: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """See :class:`FirstEstimate`: defective pixels."""

@@ -352,9 +352,7 @@ class _Transformed(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, call: _Call, *flat: Any) -> Any:
-        out = on_heads(in_dims[1:], info.batch_size)(call, *flat)
-        # PyTorch 2.8 sums derivatives wrongly with negative dimensions.
-        return out, tuple(v.dim() - 2 for v in out)
+        return on_heads(in_dims[1:], info.batch_size)(call, *flat), -2
 
 
 def on_heads(dims: Iterable[int | None], size: int) -> Apply:

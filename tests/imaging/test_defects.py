@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.sparse import coo_array, diags
 from scipy.sparse.linalg import spsolve
+from torch_geometric.data import Batch
 
 from pyg_unroll import Demosaic, GraphDemosaic, mosaic
 from pyg_unroll.imaging import SelfEnsemble, Tiled, find_defects
@@ -81,6 +82,51 @@ def test_restorers_take_masks_with_holes(pattern, large_photo):
         assert psnr(out, large_photo) > psnr(dark, large_photo) + 3
 
 
+@pytest.mark.parametrize('pattern', ['RGGB', 'X-Trans'])
+def test_wide_holes_take_the_colours_around(pattern):
+    # Where a whole colour is unseen it must not count as black.
+    flat = torch.full((1, 3, 64, 64), 0.8)
+    flat[..., :3] = 0.02
+    image, whole = mosaics(flat, pattern)
+    mask = whole.clone()
+    mask[..., 20:40, 6:40] = False
+    out = fill_defects(image, mask, whole)
+    torch.testing.assert_close(out, image, rtol=0, atol=0.01)
+
+
+@torch.no_grad()
+def test_batches_of_other_holes_and_patterns(photo):
+    examples = [mosaic(photo, p) for p in ('RGGB', 'GBRG', 'X-Trans')]
+    for k, data in enumerate(examples):
+        data.mask[100 * k + 55] = False
+    model = GraphDemosaic()
+    out = model(Batch.from_data_list(examples))
+    expected = torch.cat([model(data) for data in examples])
+    torch.testing.assert_close(out, expected)
+
+
+@torch.no_grad()
+def test_noise_is_estimated_beside_holes(large_photo):
+    torch.manual_seed(0)
+    noisy = large_photo + 0.02 * torch.randn_like(large_photo)
+    image, whole = mosaics(noisy[None])
+    mask = whole & ~scattered(whole, 0.1)
+    image = torch.where(mask, image, 0)
+    model = make(fidelity='soft', strength=1.0)
+    expected = model.restore(image, mask)
+    out = SelfEnsemble(model, 1).restore(image, mask)
+    torch.testing.assert_close(out, expected)
+
+
+def test_known_holes_are_not_found_again(large_photo):
+    image, mask = mosaics(0.5 * large_photo[None])
+    image[..., 70, 70] = image[..., 30, 40] = 0.9
+    image, first = torch.where(mask, image, 0), mask.clone()
+    first[..., 70, 70] = False
+    found = find_defects(image, first)
+    assert found[..., 30, 40].all() and not found[..., 70, 70].any()
+
+
 @torch.no_grad()
 def test_data_with_holes(photo):
     model = GraphDemosaic()
@@ -143,11 +189,17 @@ def test_bad_input(photo):
     with pytest.raises(ValueError, match="'threshold' must"):
         find_defects(image, mask, 0.0)
     with pytest.raises(ValueError, match='one of three colours at each pixel'):
-        find_defects(image, mask & ~scattered(mask))
+        find_defects(image, mask | scattered(mask))
+    # Other colour filter arrays have no holes.
+    quad = mask.repeat_interleave(2, 2).repeat_interleave(2, 3)[..., :20, :20]
+    part = image[..., :20, :20]
+    assert GraphDemosaic().restore(part, quad).isfinite().all()
+    with pytest.raises(ValueError, match=r'Bayer or X-Trans .* for these only'):
+        GraphDemosaic().restore(part, quad & ~scattered(quad, 0.05))
     # A colour that is nowhere cannot be filled in.
     nothing = mask & torch.tensor([True, True, False]).view(3, 1, 1)
     for model in (make(), GraphDemosaic()):
         with pytest.raises(ValueError, match='known'):
             model.restore(image, nothing)
-    with pytest.raises(ValueError, match="'mask' must be that of a Bayer"):
+    with pytest.raises(ValueError, match="'mask' must be that of Bayer"):
         make().restore(image, mask.roll(1, 1) & ~scattered(mask))

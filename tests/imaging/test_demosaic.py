@@ -174,7 +174,7 @@ def test_noise_is_estimated(photo):
 
 def test_errors(photo):
     model = make()
-    with pytest.raises(ValueError, match=r'of a Bayer pattern.*GraphDemosaic'):
+    with pytest.raises(ValueError, match=r'of Bayer sensors.*GraphDemosaic'):
         model(mosaic(photo, 'X-Trans'))
     with pytest.raises(ValueError, match='at least 2 x 2'):
         model.restore(photo[None, :, :1, :9], photo[None, :, :1, :9] > -1)

@@ -4,6 +4,7 @@ from itertools import product
 
 import pytest
 import torch
+from torch_geometric.data import Batch
 
 from pyg_unroll import Demosaic, cfa_mask, data_to_image, mosaic
 from pyg_unroll.imaging import DifferenceBlock, GuidedBlock, Tiled
@@ -75,6 +76,24 @@ def test_a_shifted_sensor_gives_a_shifted_image(block, shift):
     # The white level is that of a few pixels more.
     torch.testing.assert_close(out[inner], expected, rtol=0, atol=1e-3)
     assert torch.equal(out[mask[0]], part[mask])
+
+
+@torch.no_grad()
+def test_batch_of_all_shifts():
+    torch.manual_seed(4)
+    examples = []
+    for row, col in ((0, 0), (3, 0), (1, 2), (4, 2)):
+        mask = shifted(row, col, 20, 22)
+        data = mosaic(torch.rand(3, 20, 22).double(), 'X-Trans')
+        data.mask = mask[0].flatten(1).T.contiguous()
+        examples.append(data)
+    model = make(num_blocks=1)
+    out = model(Batch.from_data_list(examples))
+    expected = torch.cat([model(data) for data in examples])
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    masks = torch.cat([shifted(0, 0, 20, 22), shifted(1, 0, 20, 22)])
+    with pytest.raises(ValueError, match='in one phase for all images'):
+        model.restore(masks.double(), masks)
 
 
 @torch.no_grad()
@@ -162,7 +181,7 @@ def test_derivatives_reach_all_parameters():
 def test_errors(photo, tmp_path):
     model = make(dtype=torch.float32)
     with pytest.raises(
-        ValueError, match=r"'mask' must be that of a X-Trans pattern"
+        ValueError, match=r"'mask' must be that of X-Trans sensors"
     ):
         model(mosaic(photo))
     with pytest.raises(ValueError, match='6 x 6 pixels'):

@@ -317,6 +317,10 @@ def test_stack(stack):
             assert_same(found[name][k], wanted)
 
 
+@pytest.mark.skipif(
+    torch.torch_version.TorchVersion(torch.__version__) < (2, 13),
+    reason='PyTorch 2.11 cannot compile functions that `vmap` transforms',
+)
 def test_compiled_samples(make_conv):
     graph = random_graph(N, 12)
     topology, conv = Topology.from_edge_index(graph.edge_index, N), make_conv()
