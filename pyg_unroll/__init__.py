@@ -27,13 +27,17 @@ from pyg_unroll.transforms import (
 )
 
 if TYPE_CHECKING:
-    from pyg_unroll.estimators import GraphInterpolator, TemporalInterpolator
+    from pyg_unroll.estimators import GraphInterpolator as GraphInterpolator
+    from pyg_unroll.estimators import (
+        TemporalInterpolator as TemporalInterpolator,
+    )
 
 _ESTIMATORS = 'GraphInterpolator', 'TemporalInterpolator'
 
 
 def __getattr__(name: str) -> Any:
-    # Late: scikit-learn, which they are built on, is slow to load.
+    # Late: scikit-learn, which they are built on, is an extra and slow to
+    # load. Hence not in `__all__`, of which `import *` loads each.
     if name in _ESTIMATORS:
         try:
             return getattr(import_module('pyg_unroll.estimators'), name)
@@ -55,13 +59,11 @@ __all__ = [
     'GLRConv',
     'GTVConv',
     'GraphDemosaic',
-    'GraphInterpolator',
     'GridGraph',
     'Inpaint',
     'InterpolateFeatures',
     'KNNGraph',
     'MahalanobisGraph',
-    'TemporalInterpolator',
     'TemporalProduct',
     'Topology',
     'UnrolledGLR',

@@ -18,7 +18,18 @@ def test_oldest_releases():
     # Those that run the tests; other tools of `dev` change nothing there.
     extras = PROJECT['optional-dependencies']
     wanted = [*PROJECT['dependencies'], 'pytest>=8']
-    for name in ('amg', 'fast', 'images', 'raw', 'train', 'viz', 'peers'):
+    for name in (
+        *(
+            'amg',
+            'estimators',
+            'fast',
+            'images',
+            'peers',
+            'raw',
+            'train',
+            'viz',
+        ),
+    ):
         wanted += extras[name]
     assert 'pytest>=8' in extras['dev']
     lines = (ROOT / '.ci' / 'oldest.txt').read_text().splitlines()
