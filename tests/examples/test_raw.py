@@ -7,6 +7,8 @@ import tifffile
 import torch
 from PIL import Image
 
+from pyg_unroll import cfa_mask
+
 rawpy = pytest.importorskip('rawpy', reason='needs the extra raw')
 
 BLACK, WHITE = 512, 15360
@@ -35,10 +37,10 @@ def write_dng(path, image, pattern='RGGB', orientation=1, hot=()):
     forward = MATRIX @ XYZ
     forward /= forward.sum(1, keepdims=True)
     camera = decode(image) @ forward.T * NEUTRAL
-    colour = ['RGB'.index(c) for c in pattern]
     height, width = image.shape[:2]
-    tile = np.array(colour).reshape(2, 2)
-    number = np.tile(tile, (height // 2 + 1, width // 2 + 1))[:height, :width]
+    number = cfa_mask(pattern, height, width).byte().argmax(0).numpy()
+    side = 6 if pattern == 'X-Trans' else 2
+    colour = number[:side, :side].flatten().tolist()
     sensor = np.take_along_axis(camera, number[..., None], 2)[..., 0]
     sensor = (BLACK + sensor * (WHITE - BLACK)).round().astype(np.uint16)
     for row, col in hot:
@@ -46,8 +48,8 @@ def write_dng(path, image, pattern='RGGB', orientation=1, hot=()):
     tags = [
         (50706, 'B', 4, (1, 4, 0, 0), False),  # DNGVersion
         (50708, 's', 0, 'Test Camera', False),
-        (33421, 'H', 2, (2, 2), False),
-        (33422, 'B', 4, tuple(colour), False),
+        (33421, 'H', 2, (side, side), False),
+        (33422, 'B', len(colour), tuple(colour), False),
         (274, 'H', 1, orientation, False),
         (50714, 'H', 1, BLACK, False),
         (50717, 'H', 1, WHITE, False),
@@ -73,7 +75,7 @@ def psnr(path, truth):
     return -10 * np.log10(np.mean((pixels / 65535 - truth) ** 2))
 
 
-@pytest.mark.parametrize('pattern', ['RGGB', 'GBRG'])
+@pytest.mark.parametrize('pattern', ['RGGB', 'GBRG', 'X-Trans'])
 def test_colours_come_back(run, pattern, photo, tmp_path):
     write_dng(tmp_path / 'photo.dng', photo, pattern)
     out = tmp_path / 'photo.tif'

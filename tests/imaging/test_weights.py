@@ -28,6 +28,7 @@ SHIPPED = [
     (Demosaic, 'bayer', 'glr'),
     (Demosaic, 'bayer', 'gtv'),
     (Demosaic, 'bayer-noisy', 'glr'),
+    (Demosaic, 'xtrans', 'glr'),
     (Inpaint, 'random', 'glr'),
     (Inpaint, 'random', 'gtv'),
 ]
@@ -84,6 +85,19 @@ def test_demosaic_bayer(prior, pattern, shipped, large_photo):
         assert torch.equal(out[mask], image[mask])
         scores.append(psnr(out, large_photo))
     assert scores[0] > scores[1] + 0.2
+
+
+@torch.no_grad()
+def test_demosaic_xtrans(shipped, large_photo):
+    image, mask = mosaics(large_photo[None], 'X-Trans')
+    image, mask = image[..., 1:, 2:], mask[..., 1:, 2:]
+    truth = large_photo[:, 1:, 2:]
+    scores = []
+    for model in (shipped[Demosaic, 'xtrans', 'glr'], GraphDemosaic()):
+        out = model.restore(image, mask)
+        assert torch.equal(out[mask], image[mask])
+        scores.append(psnr(out, truth))
+    assert scores[0] > scores[1] + 2
 
 
 @pytest.mark.parametrize(('sigma', 'gain'), [(10, 2), (20, 4), (50, 6)])
