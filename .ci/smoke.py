@@ -47,10 +47,11 @@ def check_weights() -> None:
     holes = image_to_data(image)
     holes.mask = torch.rand(48 * 40) < 0.5
     for cls, prior in product((Demosaic, Inpaint), ('glr', 'gtv')):
-        data = mosaic(image, 'GBRG') if cls is Demosaic else holes
         names = cls.pretrained_names(prior)
         assert names, f'no weights of {cls.__name__}, {prior}'
         for name in names:
+            pattern = 'X-Trans' if name == 'xtrans' else 'GBRG'
+            data = mosaic(image, pattern) if cls is Demosaic else holes
             with torch.no_grad():
                 out = cls.from_pretrained(name, prior)(data)
             error = data_to_image(data, out) - image

@@ -72,7 +72,7 @@ class Demosaic(BlockRestorer):
 
     @property
     def config(self) -> dict[str, Any]:
-        """See :class:`BlockRestorer`."""
+        """Arguments that build the model again."""
         return {**super().config, 'cfa': self.cfa}
 
     def export(self, path: str | Path, pattern: str = 'RGGB') -> None:
