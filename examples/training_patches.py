@@ -80,9 +80,9 @@ class Patches(Dataset[Sample]):
     ) -> None:
         cell = 6 if task.mask == 'xtrans' else 2
         if side < 32 or side % cell:
+            whole = 'even' if cell == 2 else f'a multiple of {cell}'
             raise ValueError(
-                f"'side' must be a multiple of {cell} and at least 32 (got "
-                f'{side})'
+                f"'side' must be {whole} and at least 32 (got {side})"
             )
         self.images = [im for im in images if min(im.shape[1:]) >= side]
         if not self.images:

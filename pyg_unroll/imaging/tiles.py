@@ -69,7 +69,8 @@ def mirror_lines(
 
 def whole(size: int, cell: int) -> int:
     """A size, or the next larger one of whole cells."""
-    return -(-size // cell) * cell
+    # ONNX rounds quotients towards zero: no negative ones.
+    return (size + cell - 1) // cell * cell
 
 
 def tile_workers(device: torch.device) -> int:
