@@ -55,7 +55,6 @@ def read(path: str | PathLike[str], classes: list[type]) -> Any:
             f"'path' must be a file that 'save' of an estimator wrote (got "
             f'{path}, of tensors of something else)'
         )
-    content = json.loads(texts[_KEY])
     by_name = {cls.__name__: cls for cls in classes}
     made: dict[int, Any] = {}
 
@@ -80,4 +79,10 @@ def read(path: str | PathLike[str], classes: list[type]) -> Any:
             made[inner] = by_name[name](**values)
         return made[inner]
 
-    return unpack(content['state'])
+    try:
+        content = json.loads(texts[_KEY])
+        return unpack(content['state'])
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"'path' holds an estimator that is damaged (got {path}: {error})"
+        ) from error

@@ -163,7 +163,7 @@ class BlockRestorer(Restorer):
     def halo(self, images: Sequence[Tensor]) -> int:
         """See :class:`Restorer`."""
         is_loose = self.fidelity == 'hard' and len(images) == 4
-        # Mosaics are smoothed at half resolution before.
+        # Bayer mosaics are smoothed at half resolution before.
         smoothing = 3 * REACH if is_loose else 0
         return self.receptive_field + whole(smoothing, self.cell)
 

@@ -111,34 +111,16 @@ def fill_defects(image: Tensor, mask: Tensor, whole: Tensor) -> Tensor:
     """
     height, width = image.shape[2:]
     measured = mask.any(1).expand(image.size(0), -1, -1)
-    number, row, col = (~measured).nonzero().unsqueeze(1).unbind(-1)
-    near = torch.tensor(list(_offsets(_REACH)), device=image.device)
-    to_row, to_col = row + near[:, 0], col + near[:, 1]  # [K, 24]
-    is_inside = (to_row >= 0) & (to_row < height)
-    is_inside &= (to_col >= 0) & (to_col < width)
-    colour = _colours(whole)[:, 0].expand(image.size(0), -1, -1)
-    start = ((number * height + row) * width + col).expand_as(to_row)
-    start = start[is_inside]
-    end = ((number * height + to_row) * width + to_col)[is_inside]
-    is_same = colour.reshape(-1)[start] == colour.reshape(-1)[end]
-    start, end = start[is_same], end[is_same]
-    # Once, where both ends are holes.
-    pixels = image.size(0) * height * width
-    low, high = torch.minimum(start, end), torch.maximum(start, end)
-    key = (low * pixels + high).unique()
-    ends = torch.stack([key // pixels, key % pixels])
-    node, edge = ends.unique(return_inverse=True)
+    node, edge = _pairs(~measured, whole).unique(return_inverse=True)
+    row, col = node % (height * width) // width, node % width
+    length = _change(row, edge) ** 2 + _change(col, edge) ** 2
     # Both ends have one colour: the change of the two others counts, where
     # they are seen at all.
     shown = local_mean(image, mask, WIDE) / white_level(image, mask)
-    shown = torch.where(whole, 0, shown).movedim(1, -1).reshape(-1, 3)[node]
     seen = local_mean(mask.to(image.dtype), mask, WIDE) > 0
-    seen = seen.expand_as(image).movedim(1, -1).reshape(-1, 3)[node]
-    change = (shown[edge[0]] - shown[edge[1]]) / _EDGE
-    change = torch.where(seen[edge[0]] & seen[edge[1]], change, 0)
-    row, col = node % (height * width) // width, node % width
-    length = (row[edge[0]] - row[edge[1]]) ** 2
-    length = length + (col[edge[0]] - col[edge[1]]) ** 2
+    shown = _at(torch.where(whole, 0, shown), node)
+    both = _at(seen.expand_as(image), node)[edge].all(0)
+    change = torch.where(both, _change(shown, edge) / _EDGE, 0)
     weight = (_LEAST + torch.exp(-change.square().sum(1))) / length
     known = measured.flatten()[node]
     filled = sensor_values(image, mask).flatten()
@@ -150,6 +132,38 @@ def fill_defects(image: Tensor, mask: Tensor, whole: Tensor) -> Tensor:
     )
     filled = filled.scatter(0, node[~known], result.x[~known, 0])
     return torch.where(whole, filled.view(-1, 1, height, width), 0)
+
+
+def _pairs(hole: Tensor, whole: Tensor) -> Tensor:
+    """Pixels near each other, of one colour and one of them a hole, by their
+    numbers in `[B, H, W]`, each pair once, `[2, E]`.
+    """
+    _, height, width = hole.shape
+    number, row, col = hole.nonzero().unsqueeze(1).unbind(-1)
+    near = torch.tensor(list(_offsets(_REACH)), device=hole.device)
+    to_row, to_col = row + near[:, 0], col + near[:, 1]  # [K, 24]
+    is_inside = (to_row >= 0) & (to_row < height)
+    is_inside &= (to_col >= 0) & (to_col < width)
+    start = ((number * height + row) * width + col).expand_as(to_row)
+    start = start[is_inside]
+    end = ((number * height + to_row) * width + to_col)[is_inside]
+    colour = _colours(whole)[:, 0].expand_as(hole).reshape(-1)
+    is_same = colour[start] == colour[end]
+    start, end = start[is_same], end[is_same]
+    # One number for a pair: `unique` along a dimension is far slower.
+    low, high = torch.minimum(start, end), torch.maximum(start, end)
+    key = (low * hole.numel() + high).unique()
+    return torch.stack([key // hole.numel(), key % hole.numel()])
+
+
+def _at(images: Tensor, node: Tensor) -> Tensor:
+    """Values of images `[B, C, H, W]` at pixels, `[N, C]`."""
+    return images.movedim(1, -1).flatten(0, 2)[node]
+
+
+def _change(value: Tensor, edge: Tensor) -> Tensor:
+    """Differences of values of nodes along edges `[2, E]`."""
+    return value[edge[0]] - value[edge[1]]
 
 
 def _colours(mask: Tensor) -> Tensor:

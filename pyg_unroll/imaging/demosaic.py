@@ -31,6 +31,9 @@ class Demosaic(BlockRestorer):
     in a thousand of their pixels exceeds, and multiplied by it again. Samples
     come out as they were measured, bit for bit, unless they are noisy.
 
+    Pixels that measure nothing, False in the mask of all colours, are filled
+    in before, see :func:`~pyg_unroll.imaging.find_defects`.
+
     Blocks that were trained without noise hold the samples. Where the noise is
     given, they are smoothed before, and images after, on graphs of patches
     whose distances are corrected for it.

@@ -34,6 +34,9 @@ class GraphDemosaic(Restorer):
        differences to the corrected green on its graph, known entries held
        (:class:`~pyg_unroll.imaging.color_differences.ColorDifferences`).
 
+    Pixels of Bayer and X-Trans mosaics that measure nothing are filled in
+    before.
+
     Args:
         prior (str, optional): :obj:`'glr'`
             (:class:`~pyg_unroll.nn.GLRConv`) or :obj:`'gtv'`

@@ -16,7 +16,7 @@ from torch_geometric.data import Data
 
 from pyg_unroll import GraphInterpolator
 from pyg_unroll.estimators.feature_fit import _quantile
-from pyg_unroll.files import write_tensors
+from pyg_unroll.files import read_tensors, write_tensors
 from pyg_unroll.testing import assert_same
 
 
@@ -236,6 +236,27 @@ def test_files_and_pickles(tmp_path, door):
     write_tensors(tmp_path / 'other', {'a': pos}, {})
     with pytest.raises(ValueError, match="'save' of an estimator wrote"):
         GraphInterpolator.load(tmp_path / 'other')
+
+
+@pytest.mark.parametrize(
+    ('old', 'new'),
+    [
+        ('"FeatureFit"', '"Unknown"'),
+        ('"settings"', '"setting"'),
+        ('{"tensor": "0"}', '{"tensor": "999"}'),
+        ('"objects"', '"object"'),
+        ('{"state"', '["state"'),
+    ],
+)
+def test_damaged_files(tmp_path, old, new):
+    pos, y = field(20)
+    GraphInterpolator().fit(pos, y).save(tmp_path / 'fit')
+    tensors, texts = read_tensors(tmp_path / 'fit')
+    ((key, text),) = texts.items()
+    assert old in text
+    write_tensors(tmp_path / 'fit', tensors, {key: text.replace(old, new)})
+    with pytest.raises(ValueError, match="'path' holds an estimator that is"):
+        GraphInterpolator.load(tmp_path / 'fit')
 
 
 def test_few_points():
