@@ -15,6 +15,7 @@ from pyg_unroll.imaging import (
     image_to_data,
     mosaic,
 )
+from pyg_unroll.inputs import FillWarning
 from pyg_unroll.nn import GLRConv, GTVConv, UnrolledGLR, UnrolledGTV
 from pyg_unroll.transforms import (
     GridGraph,
@@ -56,6 +57,7 @@ except PackageNotFoundError:  # on the path, but not installed
 
 __all__ = [
     'Demosaic',
+    'FillWarning',
     'GLRConv',
     'GTVConv',
     'GraphDemosaic',

@@ -11,6 +11,10 @@ from pyg_unroll import checks
 Fidelity: TypeAlias = Literal['hard', 'soft']
 
 
+class FillWarning(UserWarning):
+    """Values were filled in that no observation determines."""
+
+
 @dataclass(frozen=True, eq=False)
 class Signal:
     """A node signal and its observed entries.

@@ -47,7 +47,7 @@ class Blend:
         candidates = _candidates(signal, kriging, seed)
         tuned = [candidate.tune(signal, folds) for candidate in candidates]
         guesses = torch.stack([guess for guess, _ in tuned], -1)
-        weights = _weights(guesses, signal.values)
+        weights = stacking_weights(guesses, signal.values)
         terms = list(zip(weights.tolist(), candidates, strict=True))
         return cls(terms, guesses @ weights, [spread for _, spread in tuned])
 
@@ -115,7 +115,7 @@ def _candidates(
     return out
 
 
-def _weights(guesses: Tensor, target: Tensor) -> Tensor:
+def stacking_weights(guesses: Tensor, target: Tensor) -> Tensor:
     """Stacking weights of held-out predictions `[K, F, C]` for observations
     `[K, F]`: non-negative least squares with a ridge towards weights that sum
     to one, those of candidates as likely as their errors on a quarter of the

@@ -121,7 +121,7 @@ class FeatureFit:
                 f'(feature {int(self.features[0])} of the signal has '
                 f'{len(self.signal.values)})'
             )
-        summary = partial(_quantile, coverage=coverage)
+        summary = partial(quantile, coverage=coverage)
         return self._width(sites, summary, least)
 
     def _width(
@@ -243,7 +243,7 @@ class FeatureFit:
         return y @ self.rotation * self.scale + self.center
 
 
-def _quantile(values: Tensor, coverage: float) -> Tensor:
+def quantile(values: Tensor, coverage: float) -> Tensor:
     """Conformal quantile of each column: another value is below the k-th of n
     with probability k / (n + 1).
     """

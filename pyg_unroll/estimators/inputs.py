@@ -1,5 +1,6 @@
 """Inputs of the estimators: observations, positions, covariates, graphs."""
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
@@ -11,7 +12,8 @@ from torch_geometric.utils import scatter
 from pyg_unroll.checks import check_finite, check_one_graph
 from pyg_unroll.estimators.tables import on_sphere
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
-from pyg_unroll.inputs import read_signal
+from pyg_unroll.inputs import FillWarning, read_signal
+from pyg_unroll.solvers.problem import unreachable
 from pyg_unroll.transforms import KNNGraph
 
 # Edges and their weights of the graphs 'given', 'unweighted', 'sharpened' and
@@ -143,6 +145,8 @@ class Sites:
                 "'data.edge_index' has no edges between different sites; add "
                 "some, or set 'data.pos'"
             )
+        elif not features.size(1):
+            _warn_of_lost(graphs, mask)
         like = data.x.new_empty(0)
         return cls(x, mask, like, site, features, pos.size(1), graphs)
 
@@ -287,6 +291,20 @@ def _group(features: Tensor, merge: bool) -> tuple[Tensor, Tensor]:
     order = torch.arange(len(site) - 1, -1, -1)
     first = site.new_empty(len(unique)).scatter_(0, site[order], order)
     return site, first
+
+
+def _warn_of_lost(graphs: Graphs, mask: Tensor) -> None:
+    """Warns of nodes that only the mean of the others is known of."""
+    topology, weight = next(iter(graphs.values()))
+    lost = unreachable(topology, weight, mask).any(1).nonzero().squeeze(1)
+    if len(lost):
+        warnings.warn(
+            f'{len(lost)} node(s) are not joined to a known one '
+            f'({lost[:5].tolist()}): they get the mean; add edges, set '
+            f"'data.pos', or leave them out",
+            FillWarning,
+            stacklevel=5,
+        )
 
 
 def _given_graphs(data: Data, site: Tensor) -> Graphs:

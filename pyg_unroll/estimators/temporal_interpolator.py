@@ -1,235 +1,295 @@
 """Interpolation of missing sensor readings over time."""
 
-from dataclasses import dataclass, replace
-from functools import cache
-from typing import ClassVar, Self
+import warnings
+from dataclasses import replace
+from typing import Any, ClassVar, Self
 
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
-from torch_geometric.data import Data
 
 from pyg_unroll import checks
-from pyg_unroll.estimators.inputs import (
-    nearest_neighbors,
-    read_columns,
-    read_observations,
-)
-from pyg_unroll.graph import Topology, edges_of, resolve_graph
-from pyg_unroll.ops import divergence
-from pyg_unroll.ops.cg import LaplacianSystem
-from pyg_unroll.solvers import glr
-from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
+from pyg_unroll.estimators.blending import stacking_weights
+from pyg_unroll.estimators.feature_fit import LEAST_ERRORS, quantile
+from pyg_unroll.estimators.gaps import LEAST_HELD, Horizons, hold_out
+from pyg_unroll.estimators.readings import Readings
+from pyg_unroll.estimators.series import SmoothSeries
+from pyg_unroll.inputs import FillWarning
 from pyg_unroll.threads import one_thread
-from pyg_unroll.transforms import TemporalProduct, from_product
 
-TIME_WEIGHTS = tuple(4.0**k for k in range(6))
-NOISE = (0.0, 0.1, 0.3, 1.0)
-# Held-out readings below which none of these is chosen.
-LEAST_HELD = 10
-# Common times below which the variance of a difference is not estimated.
-LEAST_SHARED = 10
-# Variance of a difference, relative to that of the readings, below which it
-# is rounding.
-_SAME = 1e-6
+# Sensors, or times, above which courses that all share are not sought.
+_LARGEST = 1000
 
 
 class TemporalInterpolator(BaseEstimator):
     r"""Interpolates missing readings of sensors from their neighbours and
-    from the times before and after.
+    from the times before and after, with prediction intervals.
 
-    Readings less their sensor's level are smooth on the product of the sensor
+    Readings less their sensor's level are smooth on the product of a sensor
     graph and time (:class:`~pyg_unroll.transforms.TemporalProduct`):
 
     .. math::
         \arg\min_{\mathbf{Z}} \sum_{\textrm{known}} (z_{it} - y_{it})^2 + \mu
         \left( \sum_{\{i,j\}, t} w_{ij} (z_{it} - z_{jt})^2 + \omega
-        \sum_{i,t} (z_{it} - z_{i,t+1})^2 \right)
+        \sum_{i,t} \frac{(z_{it} - z_{i,t+1})^2}{\tau_t} \right)
 
     The weight of an edge between sensors is the inverse variance of their
-    difference at times when both are known, the maximum-likelihood estimate.
-    The weight :math:`\omega` of time and the noise :math:`\omega \mu` (zero
-    holds the readings) are those that predict a held-out tenth of the known
-    readings best.
+    difference at times when both are known, the maximum-likelihood estimate;
+    :math:`\tau_t` is the time between two readings. Several such candidates are
+    blended: on the graph of near sensors and on that of correlated ones, and
+    around courses that all sensors share, with a gain of each sensor (after
+    SoftImpute, Mazumder, Hastie, Tibshirani, 2010).
+
+    The weight :math:`\omega` of time, the noise :math:`\omega \mu` (zero holds
+    the readings) and the blend are those that predict held-out readings best.
+    These are single ones, and gaps as long as those that are there, counted as
+    often as missing readings are as far from known ones of their sensor.
 
     Args:
-        neighbors (int, optional): Neighbours of each sensor if the data has
-            positions only. (default: :obj:`8`)
+        neighbors (int, optional): Neighbours of each sensor, unless the data
+            has edges. (default: :obj:`8`)
+        geographic (bool, optional): Positions are longitude and latitude in
+            degrees. (default: :obj:`False`)
         seed (int, optional): Seed of the held-out readings.
             (default: :obj:`0`)
 
     Attributes:
-        report_ (dict[str, float]): The weight of time, the noise, and the
-            error of held-out readings (RMSE, NaN if too few are known).
+        report_ (dict[str, float]): Weights of the blended candidates by name,
+            and the :obj:`'error'` of held-out readings (RMSE, NaN if too few
+            are known to hold some out; the blend is then preset).
 
     Shapes:
-        - **input:** :class:`~torch_geometric.data.Data` with :obj:`x`
+        - **table:** times in rows, sensors in columns :math:`(T, N)`, NaN where
+          not known: an array, a tensor or a data frame, whose index are times
+          or numbers; **positions** :math:`(N, P)`, one row for each column, by
+          name in a data frame *(optional)*; results are of its kind
+        - **data:** :class:`~torch_geometric.data.Data` with :obj:`x`
           :math:`(N, T)`, :obj:`mask`, True where known, :math:`(N, T)` (where
           :obj:`x` is not NaN if absent), and an undirected :obj:`edge_index`
-          (empty if sensors have no neighbours) or :obj:`pos` :math:`(N, P)`;
-          weights of edges are not used
-        - **output:** readings :math:`(N, T)`, known ones unchanged
+          (empty if sensors have no neighbours) or :obj:`pos` :math:`(N, P)`,
+          and :obj:`time` :math:`(T)` *(optional)*; weights of edges are not
+          used; results are readings :math:`(N, T)`
+        - known readings are unchanged
 
     Example:
         >>> import torch
-        >>> from torch_geometric.data import Data
-        >>> x = torch.linspace(0, 6, 50).sin() + torch.arange(20.0).view(20, 1)
-        >>> data = Data(x=x, mask=torch.rand(20, 50) < 0.5)
-        >>> data.pos = torch.rand(20, 2)
-        >>> filled = TemporalInterpolator().fit(data).predict()
-        >>> bool((filled - x).abs().mean() < 0.1)
+        >>> wave = torch.linspace(0, 6, 50).sin().view(50, 1)
+        >>> table = wave * torch.rand(20) + torch.arange(20.0)
+        >>> gaps = torch.where(torch.rand(50, 20) < 0.5, table, torch.nan)
+        >>> filled = TemporalInterpolator().fit(gaps).predict()
+        >>> bool((filled - table).abs().mean() < 0.1)
         True
     """
 
     _checks: ClassVar[checks.Checks] = {
         'neighbors': checks.check_positive,
+        'geographic': checks.one_of(False, True),
         'seed': checks.check_count,
     }
 
-    def __init__(self, neighbors: int = 8, seed: int = 0) -> None:
+    def __init__(
+        self, neighbors: int = 8, geographic: bool = False, seed: int = 0
+    ) -> None:
         self.neighbors = neighbors
+        self.geographic = geographic
         self.seed = seed
 
     @one_thread()
-    def fit(self, data: Data) -> Self:
-        """Chooses the weights by the known readings.
+    def fit(self, X: Any, positions: Any = None) -> Self:
+        """Chooses weights by the known readings.
 
         Args:
-            data (Data): See the class.
+            X (DataFrame, array, torch.Tensor or Data): See the class.
+            positions (DataFrame, array or torch.Tensor, optional): Of the
+                columns of a table; without them, sensors are joined to
+                correlated ones only. (default: :obj:`None`)
 
         Raises:
             ValueError: If shapes or types do not fit, values are not finite,
-                nothing is known, or there is neither a graph nor positions.
+                times do not increase, nothing is known, or data has neither a
+                graph nor positions.
+
+        Warns:
+            FillWarning: If a sensor has no reading.
         """
         checks.check_parameters(self._checks, self.get_params())
-        readings = self._read(data)
-        mask = readings.mask
+        readings = self._read(X, positions)
         generator = torch.Generator().manual_seed(self.seed)
-        known = mask.flatten().nonzero().squeeze(1)
-        order = torch.randperm(known.numel(), generator=generator)
-        held = known[order[: known.numel() // 10]]
-        seen = mask.flatten().index_fill(0, held, False).view_as(mask)
-        part = replace(readings, mask=seen)
-
-        @cache
-        def error(time_weight: float, noise: float) -> float:
-            change = part.fill(time_weight, noise, tol=1e-3) - readings.x
-            return float(change.flatten()[held].square().mean().sqrt())
-
-        weight, noise, best = TIME_WEIGHTS[3], 0.0, float('nan')
-        if held.numel() >= LEAST_HELD:
-            weight = min(TIME_WEIGHTS, key=lambda w: error(w, NOISE[1]))
-            noise = min(NOISE, key=lambda n: error(weight, n))
-            near = (0.5 * weight, weight, 2 * weight)
-            weight = min(near, key=lambda w: error(w, noise))
-            best = error(weight, noise)
-        self.report_ = {'time_weight': weight, 'noise': noise, 'error': best}
+        held = hold_out(readings.mask, 0.1, generator)
+        # Others for intervals, which the tuning does not see.
+        fresh = hold_out(readings.mask & ~held, 0.1, generator)
+        self._series = _candidates(readings)
+        self._weights, self.report_ = self._blend(readings, held)
+        self._horizons, self._errors = self._judge(readings, fresh)
         self._fitted = readings
         return self
 
     @one_thread()
-    def predict(self, data: Data | None = None) -> Tensor:
+    def predict(
+        self,
+        X: Any = None,
+        positions: Any = None,
+        return_interval: float | None = None,
+    ) -> Any:
         """Predicts missing readings.
 
         Args:
-            data (Data, optional): Other sensors or times; those of
-                :meth:`fit` if :obj:`None`. (default: :obj:`None`)
+            X (optional): Other sensors or times, as in :meth:`fit`, or
+                :obj:`None` for those of the fit. (default: :obj:`None`)
+            positions (optional): As in :meth:`fit`. (default: :obj:`None`)
+            return_interval (float, optional): Return the lower and upper ends
+                of intervals, too, that hold a reading with this probability,
+                such as :obj:`0.9`. (default: :obj:`None`)
 
         Returns:
-            Readings :math:`(N, T)` in the type of :obj:`data.x`.
+            Readings in the kind of :obj:`X`; or these, and the pair of ends.
 
         Raises:
-            ValueError: If it was not fitted, or for other data as
-                :meth:`fit`.
+            ValueError: If it was not fitted, for other data as :meth:`fit`,
+                or if intervals are asked for of too few known readings.
 
         Warns:
-            ConvergenceWarning: If the system was not solved to its tolerance.
+            ConvergenceWarning: If a system was not solved to its tolerance.
         """
         if not hasattr(self, 'report_'):
             raise NotFittedError(f"{type(self).__name__}: call 'fit' first")
-        readings = self._fitted if data is None else self._read(data)
-        settings = self.report_['time_weight'], self.report_['noise']
-        out = readings.fill(*settings, tol=1e-6)
-        return torch.where(readings.mask, readings.x, out).to(readings.like)
+        readings = self._fitted if X is None else self._read(X, positions)
+        out = readings.x
+        if not bool(readings.mask.all()):
+            out = self._fill(readings, tol=1e-6)
+            out = torch.where(readings.mask, readings.x, out)
+        if return_interval is None:
+            return readings.give(out)
+        width = self._half_width(readings, return_interval)
+        ends = out - width, out + width
+        return readings.give(out), tuple(map(readings.give, ends))
 
-    def _read(self, data: Data) -> '_Readings':
-        x, mask = read_observations(data, series=True)
-        count, edges = len(x), edges_of(data)
-        if edges is None and count == 1:
-            edges = torch.empty((2, 0), dtype=torch.long)
-        if edges is None:
-            pos = read_columns(data, 'pos', count)
-            topology = nearest_neighbors(pos, self.neighbors)
-        else:
-            topology, _ = resolve_graph(edges, None, count, torch.float64)
-        return _Readings(x, mask, topology.cpu(), data.x.new_empty(0))
+    def predict_interval(
+        self, X: Any = None, positions: Any = None, coverage: float = 0.9
+    ) -> Any:
+        """Prediction intervals, as :meth:`predict` returns them.
 
+        Half their width is the quantile of the errors of held-out readings
+        that were as far from others of their sensor (conformal prediction), in
+        units of the usual change of a sensor from one reading to the next.
 
-@dataclass(frozen=True, eq=False)
-class _Readings:
-    """Readings of sensors, and their graph."""
+        Args:
+            X (optional): See :meth:`predict`. (default: :obj:`None`)
+            positions (optional): See :meth:`predict`. (default: :obj:`None`)
+            coverage (float, optional): The probability.
+                (default: :obj:`0.9`)
 
-    x: Tensor  # zero where unknown, [N, T]
-    mask: Tensor  # [N, T]
-    topology: Topology
-    like: Tensor  # empty, of the type of the user's readings
+        Returns:
+            Lower and upper ends; known readings are both.
 
-    def fill(self, time_weight: float, noise: float, tol: float) -> Tensor:
-        """All readings `[N, T]`, known ones smoothed if there is noise."""
-        if bool(self.mask.all()):
-            return self.x
-        level, weight = self._sensors()
-        graph = TemporalProduct(time_weight)(
-            Data(
-                x=torch.where(self.mask, self.x - level, 0),
-                mask=self.mask,
-                edge_index=self.topology.edge_index,
-                edge_weight=self.topology.directed_weight(weight),
-            )
-        )
-        out = glr(
-            *(graph.x, graph.edge_index, graph.edge_weight, graph.mask),
-            fidelity='soft' if noise else 'hard',
-            mu=noise / time_weight if noise else 1.0,
-            tol=tol,
-            fill='mean',
-        )
-        return level + from_product(graph, out.x).squeeze(-1)
-
-    def _sensors(self) -> tuple[Tensor, Tensor]:
-        """Levels of sensors `[N, 1]`, and weights of edges `[E]`: the inverse
-        variance of the difference of two sensors, one on average.
+        Raises:
+            ValueError: As :meth:`predict`, or if :obj:`coverage` is not
+                between 0 and 1.
         """
-        x, mask, topology = self.x, self.mask, self.topology
-        src, dst = topology.src.long(), topology.dst.long()
-        both = mask[src] & mask[dst]
-        count = both.sum(1)
-        change = torch.where(both, x[src] - x[dst], 0)
-        mean = change.sum(1) / count.clamp(min=1)
-        change = torch.where(both, change - mean.unsqueeze(1), 0)
-        square = change.square().sum(1) / count.clamp(min=1)
-        known = mask.sum(1, keepdim=True)
-        own = torch.where(mask, x, 0).sum(1, keepdim=True)
-        moves = torch.where(mask, x - own / known.clamp(min=1), 0)
-        least = _SAME * moves.square().sum() / known.sum()
-        sure = (count >= LEAST_SHARED) & (square > least)
-        weight = torch.ones_like(square)
-        if bool(sure.any()):
-            usual = square[sure].median()
-            square = torch.where(count >= LEAST_SHARED, square, usual)
-            weight = 1 / square.clamp(min=float(usual) / 100)
-            weight = weight / weight.mean()
-        # Least squares for the differences of neighbours at common times, which
-        # do not depend on the missing hours; a sensor's own mean counts little.
-        trust = (weight * count).unsqueeze(1)
-        system = LaplacianSystem.build(
-            topology, trust, 1e-3 * known.double().unsqueeze(2)
-        )
-        flow = trust * mean.unsqueeze(1)
-        right = 1e-3 * own.unsqueeze(2) + divergence(topology, flow[:, None])
-        level = conjugate_gradient(system, right, 1e-9, 10_000)[0].squeeze(-1)
-        seen = mask.any(1)
-        if not bool(seen.all()):
-            level = glr(level, topology, None, seen, tol=1e-6, fill='mean').x
-        return level, weight
+        return self.predict(X, positions, coverage)[1]
+
+    def _read(self, X: Any, positions: Any) -> Readings:
+        out = Readings.read(X, positions, self.neighbors, self.geographic)
+        silent = (~out.mask.any(1)).nonzero().squeeze(1).tolist()
+        if silent:
+            names = [out.names[k] for k in silent[:5]]
+            warnings.warn(
+                f'{len(silent)} sensor(s) have no reading ({names}): they get '
+                'the course of their neighbours, or of all without such; leave '
+                'them out if that is of no use',
+                FillWarning,
+                stacklevel=4,
+            )
+        return out
+
+    def _blend(
+        self, readings: Readings, held: Tensor
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Tunes candidates by held-out readings; their weights, and the
+        report.
+        """
+        count, names = int(held.sum()), [one.name for one in self._series]
+        if count < LEAST_HELD:
+            weights = torch.full((len(names),), 1 / len(names)).double()
+            report = dict(zip(names, weights.tolist(), strict=True))
+            return weights, {**report, 'error': float('nan')}
+        part = replace(readings, mask=readings.mask & ~held)
+        share = _as_often(part.distance[held], readings)
+        level = part.level.expand_as(readings.x)[held]
+        truth = readings.x[held]
+
+        def loss(out: Tensor) -> float:
+            return float((share * (out[held] - truth).square()).mean())
+
+        outs = [one.tune(part, loss)[held] for one in self._series]
+        root = share.sqrt().unsqueeze(1)
+        guesses = (torch.stack(outs, -1) - level.unsqueeze(1)) * root
+        target = (truth - level).unsqueeze(1) * root
+        weights = stacking_weights(guesses.unsqueeze(1), target)
+        error = (guesses @ weights - target.squeeze(1)).square().mean().sqrt()
+        report = dict(zip(names, weights.tolist(), strict=True))
+        return weights, {**report, 'error': float(error)}
+
+    def _fill(self, readings: Readings, tol: float) -> Tensor:
+        """The blend of all candidates `[N, T]`."""
+        level = readings.level
+        out = torch.zeros_like(readings.x)
+        pairs = zip(self._weights.tolist(), self._series, strict=True)
+        for weight, one in pairs:
+            if weight > 0:
+                out += weight * (one.fill(readings, tol) - level)
+        return level + out
+
+    def _judge(
+        self, readings: Readings, held: Tensor
+    ) -> tuple[Horizons, list[Tensor]]:
+        """Errors of held-out readings, in units of their sensor, by range of
+        the distance to others.
+        """
+        part = replace(readings, mask=readings.mask & ~held)
+        error = (self._fill(part, 1e-3) - readings.x).abs() / part.unit
+        distance = part.distance[held]
+        horizons = Horizons.of(distance, LEAST_HELD)
+        place = horizons(distance)
+        errors = error[held]
+        return horizons, [errors[place == k] for k in range(len(horizons))]
+
+    def _half_width(self, readings: Readings, coverage: float) -> Tensor:
+        checks.check_between('coverage', coverage, high=1.0)
+        if len(self._errors[0]) < LEAST_ERRORS:
+            raise ValueError(
+                'intervals need more known readings: at least '
+                f'{LEAST_ERRORS} to hold out (got {len(self._errors[0])})'
+            )
+        widths = [quantile(e.unsqueeze(1), coverage) for e in self._errors]
+        place = self._horizons(readings.distance)
+        width = torch.cat(widths)[place] * readings.unit
+        return torch.where(readings.mask, 0, width)
+
+
+def _candidates(readings: Readings) -> list[SmoothSeries]:
+    """All candidates that the readings allow."""
+    out = []
+    if readings.near.num_edges or len(readings.x) == 1:
+        out.append(SmoothSeries('near'))
+    if len(readings.x) > 1:
+        out.append(SmoothSeries('similar'))
+        if min(readings.x.shape) <= _LARGEST:
+            out.append(SmoothSeries('similar', courses=True))
+    return out
+
+
+def _as_often(distance: Tensor, readings: Readings) -> Tensor:
+    """Weights of held-out readings by their distance to others, such that
+    distances count as often as those of missing readings.
+    """
+    missing = readings.distance[~readings.mask]
+    if not len(missing):
+        return torch.ones_like(distance)
+    horizons = Horizons.of(distance, LEAST_HELD)
+    place, least = horizons(distance), len(horizons)
+    here = torch.bincount(place, minlength=least)
+    wanted = torch.bincount(horizons(missing), minlength=least)
+    share = (wanted / len(missing)) / (here / len(distance))
+    return share[place]

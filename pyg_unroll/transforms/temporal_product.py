@@ -27,6 +27,18 @@ def _check_period(name: str, value: Any) -> None:
         )
 
 
+def _check_weights(name: str, value: Any) -> None:
+    if not isinstance(value, Tensor):
+        return checks.check_between(name, value)
+    checks.check_shape(name, value, ['time_steps - 1'])
+    checks.check_finite(name, value)
+    if bool((value < 0).any()):
+        raise ValueError(
+            f"'{name}' must not be negative (its least value is "
+            f'{float(value.min())})'
+        )
+
+
 def _check_names(name: str, value: Any) -> None:
     if isinstance(value, str):
         raise ValueError(
@@ -63,9 +75,11 @@ class TemporalProduct(BaseTransform):
         x = from_product(graph, result.x)
 
     Args:
-        time_weight (float, optional): Weight :math:`\omega` of edges between
-            consecutive times; that of edges between sensors is one if the
-            data has no weights. (default: :obj:`1.0`)
+        time_weight (float or torch.Tensor, optional): Weight :math:`\omega` of
+            edges between consecutive times; that of edges between sensors is
+            one if the data has no weights. A tensor :math:`(T - 1)` holds one
+            for each step, such as the inverse of its duration.
+            (default: :obj:`1.0`)
         period (int, optional): Also joins times :math:`t` and :math:`t +`
             :obj:`period`, for example the same hour of the next day.
             (default: :obj:`None`)
@@ -97,13 +111,13 @@ class TemporalProduct(BaseTransform):
 
     def __init__(
         self,
-        time_weight: float = 1.0,
+        time_weight: float | Tensor = 1.0,
         period: int | None = None,
         period_weight: float | None = None,
         attrs: Sequence[str] | None = None,
     ) -> None:
         table = {
-            'time_weight': checks.check_between,
+            'time_weight': _check_weights,
             'period': checks.optional(_check_period),
             'period_weight': checks.optional(checks.check_between),
             'attrs': _check_names,
@@ -154,9 +168,16 @@ class TemporalProduct(BaseTransform):
         dtype = (x if weight is None else weight).dtype
         dtype = dtype if dtype.is_floating_point else torch.get_default_dtype()
         space, spatial = resolve_graph(edges, weight, x.size(0), dtype)
-        num_steps = x.size(1)
+        num_sensors, num_steps = x.shape[:2]
         # Weights of edges between times so many steps apart.
-        gaps = {1: self.time_weight}
+        options: Any = {'dtype': spatial.dtype, 'device': space.device}
+        steps = torch.as_tensor(self.time_weight, **options)
+        if steps.dim() and len(steps) != num_steps - 1:
+            raise ValueError(
+                f"'time_weight' must have a value for each of the "
+                f'{num_steps - 1} steps between times (got {len(steps)})'
+            )
+        gaps = {1: steps}
         if self.period is not None:
             if self.period >= num_steps:
                 raise ValueError(
@@ -164,7 +185,12 @@ class TemporalProduct(BaseTransform):
                     f'(got {self.period} for {num_steps})'
                 )
             own = self.period_weight
-            gaps[self.period] = self.time_weight if own is None else own
+            if own is None and steps.dim():
+                raise ValueError(
+                    "'period_weight' must be given with a 'time_weight' for "
+                    'each step (got None)'
+                )
+            gaps[self.period] = steps if own is None else steps.new_tensor(own)
         node = torch.arange(x.size(0) * num_steps, device=space.device)
         node = node.view(-1, num_steps)
         pairs = [node[torch.stack([space.src, space.dst]).long()].flatten(1)]
@@ -172,8 +198,8 @@ class TemporalProduct(BaseTransform):
         for gap, value in gaps.items():
             pair = torch.stack([node[:, :-gap], node[:, gap:]]).flatten(1)
             pairs.append(pair)
-            shape = pair.size(1), spatial.size(1)
-            weights.append(spatial.new_full(shape, value))
+            value = value.expand(num_sensors, num_steps - gap).reshape(-1, 1)
+            weights.append(value.expand(-1, spatial.size(1)))
         src, dst = torch.cat(pairs, 1)
         topology = Topology.from_pairs(src, dst, node.numel())
         joined = torch.cat(weights)

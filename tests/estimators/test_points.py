@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import estimator_checks_generator
 from torch_geometric.data import Data
 
 from pyg_unroll import GraphInterpolator
-from pyg_unroll.estimators.feature_fit import _quantile
+from pyg_unroll.estimators.feature_fit import quantile
 from pyg_unroll.files import read_tensors, write_tensors
 from pyg_unroll.testing import assert_same
 
@@ -299,12 +299,12 @@ def test_intervals_hold_from_few_points_on(known):
     assert 0.8 < np.mean(held) < 0.99
 
 
-def test_quantile_has_the_coverage_of_another_value():
+def testquantile_has_the_coverage_of_another_value():
     # Of n uniform values, the expectation of the k-th is k / (n + 1).
     torch.manual_seed(0)
     for count in (12, 25):
         values = torch.rand(count, 20_000, dtype=torch.float64)
-        mean = float(_quantile(values, 0.9).mean())
+        mean = float(quantile(values, 0.9).mean())
         assert mean == pytest.approx(0.9, abs=0.002)
 
 

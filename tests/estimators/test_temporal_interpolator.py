@@ -7,6 +7,7 @@ from torch_geometric.data import Data
 from torch_geometric.transforms import FeaturePropagation
 
 from pyg_unroll import (
+    FillWarning,
     KNNGraph,
     TemporalInterpolator,
     TemporalProduct,
@@ -108,13 +109,17 @@ def test_positions_types_and_other_data():
     out = fitted.predict(other)
     assert rmse(out, other_truth, other.mask) < 0.1
     assert str(fitted) == 'TemporalInterpolator(neighbors=4)'
+    with pytest.raises(ValueError, match="'positions' must be None"):
+        fitted.predict(other, data.pos)
 
 
 def test_gaps_of_whole_sensors_and_times():
     data, truth = sensors()
     data.mask[3], data.mask[:, 7] = False, False
     data.x = torch.where(data.mask, truth, torch.nan)
-    out = TemporalInterpolator().fit(data).predict()
+    with pytest.warns(FillWarning, match=r'1 sensor.*\[3\]'):
+        fitted = TemporalInterpolator().fit(data)
+    out = fitted.predict()
     others = torch.arange(40) != 3
     assert (out - truth)[others, 7].square().mean().sqrt() < 0.1
     # Of a sensor without readings, the level of its neighbours.
@@ -131,12 +136,16 @@ def test_components_duplicates_and_constants():
         edge_index=data.edge_index,
         mask=torch.cat([data.mask, torch.zeros(20, 60).bool()]),
     )
-    out = TemporalInterpolator().fit(apart).predict()
+    with pytest.warns(FillWarning, match='20 sensor'):
+        out = TemporalInterpolator().fit(apart).predict()
     assert out.isfinite().all()
     levels = torch.stack(
         [row[known].mean() for row, known in zip(truth, data.mask, strict=True)]
     )
-    assert (out[20:] - levels.mean()).abs().max() < 0.2
+    assert (out[20:].mean(1) - levels.mean()).abs().max() < 0.2
+    # Part of the mean course, which is no farther from its level.
+    swing = (truth.mean(0) - levels.mean()).abs().max()
+    assert (out[20:] - levels.mean()).abs().max() < swing
     constant = Data(x=torch.full((20, 60), 3.0), mask=data.mask, pos=data.pos)
     out = TemporalInterpolator().fit(constant).predict()
     torch.testing.assert_close(out, constant.x)
@@ -154,7 +163,10 @@ def test_little_data():
     data, truth = sensors(5, 8)
     data.mask = torch.zeros(5, 8).bool()
     data.mask[2, 3] = True
-    fitted = TemporalInterpolator().fit(data.update({'x': truth}))
+    with pytest.warns(FillWarning, match='4 sensor'):
+        fitted = TemporalInterpolator().fit(data.update({'x': truth}))
+    with pytest.raises(ValueError, match='more known readings'):
+        fitted.predict_interval()
     expected = truth[2, 3].expand(5, 8)
     torch.testing.assert_close(fitted.predict(), expected)
     assert np.isnan(fitted.report_['error'])
@@ -205,6 +217,130 @@ def test_hours_of_traffic():
     out = TemporalInterpolator().fit(data).predict()
     peer = rmse(linear(truth, mask | ~mask.any(1, keepdim=True)), truth, mask)
     assert rmse(out, truth, mask) < 0.99 * peer
+
+
+def courses(sensors=30, steps=300, seed=0):
+    """Courses that sensors share, with gains of their own, some negative."""
+    chance = np.random.default_rng(seed)
+    time = np.arange(steps) / 20
+    two = np.stack([np.sin(time), np.cos(0.37 * time) + 0.1 * time])
+    gain = chance.normal(size=(sensors, 2)) * [[3.0, 1.0]]
+    level = 10 * chance.normal(size=(sensors, 1))
+    noise = 0.05 * chance.normal(size=(sensors, steps))
+    return (level + gain @ two + noise).T
+
+
+def outages(shape, length, share, seed=0):
+    """True in gaps of so many times, which hide a share of the readings."""
+    chance = np.random.default_rng(seed)
+    missing = np.zeros(shape, dtype=bool)
+    while missing.mean() < share:
+        start = chance.integers(1 - length, shape[0])
+        sensor = chance.integers(shape[1])
+        missing[max(start, 0) : start + length, sensor] = True
+    return missing
+
+
+def test_sensors_with_gains_of_their_own():
+    truth = courses()
+    missing = outages(truth.shape, 60, 0.2)
+    table = np.where(missing, np.nan, truth)
+    out = TemporalInterpolator().fit(table).predict()
+    assert np.array_equal(out[~missing], truth[~missing])
+    error = np.sqrt(np.square(out - truth)[missing].mean())
+    spread = np.sqrt(np.square(truth - np.nanmean(table, 0))[missing].mean())
+    assert error < 0.05 * spread  # signs and sizes of gains are found
+
+
+@pytest.mark.parametrize('length', [1, 40])
+def test_intervals_hold_what_they_say(length):
+    covered, count = 0, 0
+    for seed in range(6):
+        data, truth = sensors(20, 200, missing=0.0, seed=seed)
+        missing = torch.from_numpy(outages((200, 20), length, 0.3, seed)).T
+        data.mask = ~missing
+        data.x = torch.where(missing, torch.nan, truth)
+        fitted = TemporalInterpolator(seed=seed).fit(data)
+        out, (low, high) = fitted.predict(return_interval=0.9)
+        assert ((low <= out) & (out <= high)).all()
+        assert torch.equal(low[data.mask], truth[data.mask])
+        covered += int(((low <= truth) & (truth <= high))[missing].sum())
+        count += int(missing.sum())
+    assert 0.86 < covered / count < 0.96
+    with pytest.raises(ValueError, match="'coverage' must"):
+        fitted.predict_interval(coverage=1.5)
+
+
+def test_intervals_are_wider_in_long_gaps():
+    truth = courses()
+    missing = outages(truth.shape, 1, 0.1) | outages(truth.shape, 50, 0.2)
+    fitted = TemporalInterpolator().fit(np.where(missing, np.nan, truth))
+    low, high = fitted.predict_interval()
+    alone = missing & ~np.roll(missing, 1, 0) & ~np.roll(missing, -1, 0)
+    inside = missing & np.roll(missing, 15, 0) & np.roll(missing, -15, 0)
+    width = high - low
+    assert width[inside].mean() > 1.2 * width[alone].mean()
+
+
+def test_frames_and_time_stamps():
+    pd = pytest.importorskip('pandas')
+    truth = courses(12, 200)
+    names = [f'station {k}' for k in range(12)]
+    chance = np.random.default_rng(0)
+    hours = np.cumsum(chance.integers(1, 12, size=200))  # irregular
+    stamps = pd.Timestamp('2026-03-28', tz='Europe/Berlin') + pd.to_timedelta(
+        hours, unit='h'
+    )
+    frame = pd.DataFrame(truth, stamps, names)
+    frame = frame.mask(outages(truth.shape, 8, 0.3))
+    pos = pd.DataFrame(chance.random((12, 2)), names, ['x', 'y'])
+    fitted = TemporalInterpolator().fit(frame, pos.sample(frac=1))
+    out, (low, high) = fitted.predict(return_interval=0.8)
+    assert out.index.equals(frame.index) and list(out.columns) == names
+    assert ((low <= out) & (out <= high)).all(axis=None)
+    # The same as an array, with times in hours.
+    data = Data(x=torch.from_numpy(frame.to_numpy().T.copy()))
+    data.pos = torch.from_numpy(pos.to_numpy())
+    data.time = torch.from_numpy(hours)
+    same = TemporalInterpolator().fit(data).predict()
+    np.testing.assert_allclose(out.to_numpy().T, same, rtol=1e-9)
+    # Times count: a line is not one in the number of the row.
+    line = pd.Series(np.arange(50.0) ** 2, np.arange(50.0) ** 2).to_frame()
+    hidden = line.copy()
+    hidden.iloc[20:30] = np.nan
+    filled = TemporalInterpolator().fit(hidden).predict()
+    np.testing.assert_allclose(filled, line, rtol=1e-4, atol=1e-4)
+    periods = frame.set_axis(pd.period_range('2026', periods=200, freq='M'))
+    assert TemporalInterpolator().fit(periods).predict().notna().all(axis=None)
+    for wrong, problem in (
+        (frame.iloc[::-1], 'increasing'),
+        (frame.set_axis(frame.index.astype(str)), 'to_datetime'),
+        (frame.astype(object).replace(frame.iloc[0, 0], 'dry'), 'numbers'),
+        (frame * np.nan, 'known reading'),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            TemporalInterpolator().fit(wrong, pos)
+    with pytest.raises(ValueError, match=r"none for \['station 0'\]"):
+        TemporalInterpolator().fit(frame, pos.iloc[1:])
+    with pytest.raises(ValueError, match='each of the 12 columns'):
+        TemporalInterpolator().fit(frame, pos.to_numpy()[1:])
+    with pytest.raises(ValueError, match=r"'data.time' must have shape"):
+        TemporalInterpolator().fit(data.update({'time': torch.arange(12)}))
+
+
+def test_longitudes_and_latitudes():
+    truth = courses(8, 100)
+    table = np.where(outages(truth.shape, 5, 0.3), np.nan, truth)
+    east = np.linspace(178, 182, 8)
+    places = [
+        np.stack([longitude, np.full(8, 60.0)], 1)
+        for longitude in (east, (east + 180) % 360 - 180)
+    ]
+    model = TemporalInterpolator(2, geographic=True)
+    once, again = (model.fit(table, pos).predict() for pos in places)
+    np.testing.assert_allclose(once, again, rtol=1e-6)
+    with pytest.raises(ValueError, match='longitude and latitude'):
+        model.fit(table, 100 * places[0])
 
 
 def test_later_changes_of_the_data_are_not_of_the_fit():

@@ -7,7 +7,7 @@ from torch_geometric.data import Data
 from torch_geometric.utils import erdos_renyi_graph, to_undirected
 
 from pyg_unroll import GraphInterpolator
-from pyg_unroll.estimators.blending import _weights
+from pyg_unroll.estimators.blending import stacking_weights
 
 
 def stations(count=400, seed=0):
@@ -91,14 +91,14 @@ def test_weights(count):
     noise = torch.randn(count, 1, 3, dtype=torch.float64)
     # Errors that are independent: each is worth its inverse variance.
     scale = torch.tensor([0.2, 0.3, 0.9])
-    out = _weights(target.unsqueeze(-1) + noise * scale, target)
+    out = stacking_weights(target.unsqueeze(-1) + noise * scale, target)
     best = scale**-2 / (scale**-2).sum()
     assert (out - best).abs().max() < (0.5 if count < 100 else 0.05)
     assert abs(out.sum() - 1) < 0.05
     # One that is as good as any keeps all of the weight.
     guesses = torch.stack([target, -target, 0 * target], -1)
     torch.testing.assert_close(
-        _weights(guesses, target),
+        stacking_weights(guesses, target),
         torch.tensor([1.0, 0, 0]).double(),
         atol=1e-3,
         rtol=0,
