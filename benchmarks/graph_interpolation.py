@@ -7,9 +7,6 @@ terrain. Of each, 30, 50 and 80 % of the nodes are hidden (all features of
 them); RMSE of the hidden nodes, mean over the seeds, the same nodes for all
 methods. Signals of several features on counties are standardised by what is
 known. Point sets are cut to --limit random points, as some peers are dense.
-
-With --readings 288, single readings are hidden instead, of so many time steps
-of signals over time (288 are a day of the traffic week).
 """
 
 from __future__ import annotations
@@ -26,7 +23,7 @@ from utils import Row, parse_args, report
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
 from graph_data import HiddenSignal, Signal, load, terrain
-from graph_peers import methods, methods_over_time
+from graph_peers import methods
 
 from pyg_unroll import GraphInterpolator
 
@@ -69,28 +66,18 @@ def main() -> None:
         seeds=(5, 'number of seeds'),
         limit=(5000, 'points of a point set'),
         only=('', 'data sets whose name contains this'),
-        readings=(0, 'hide readings, of so many time steps'),
         name=('graph-interpolation', 'marker in RESULTS.md'),
     )
     rows: list[Row] = []
     sets = signals(args.folder, args.limit, args.only)
-    ours = OURS
-    if args.readings:
-        sets = {n: signal for n, signal in sets.items() if signal.samples}
-        ours = 'TemporalInterpolator'
     for name, signal in sets.items():
         for share in SHARES:
             errors: dict[str, list[float]] = {}
             seconds: dict[str, list[float]] = {}
             covered = []
             for seed in tqdm(range(args.seeds), desc=f'{name} {share:.0%}'):
-                if args.readings:
-                    problem = signal.hide_readings(share, seed, args.readings)
-                    chosen = methods_over_time()
-                else:
-                    problem = signal.hide(share, seed)
-                    chosen = methods(problem)
-                for method, run in chosen.items():
+                problem = signal.hide(share, seed)
+                for method, run in methods(problem).items():
                     begin = time.perf_counter()
                     if method == OURS:
                         fitted = GraphInterpolator(samples=problem.samples)
@@ -103,17 +90,14 @@ def main() -> None:
                     if method == OURS:
                         covered.append(coverage(problem, fitted))
             mean = {m: float(np.mean(e)) for m, e in errors.items()}
-            of_here = (ours, *OF_HERE)
-            peers = {m: e for m, e in mean.items() if m not in of_here}
+            peers = {m: e for m, e in mean.items() if m not in OF_HERE}
             row: Row = {
                 'data': name,
                 'hidden': f'{share:.0%}',
                 **{m: f'{e:.4g}' for m, e in mean.items()},
-                'ours / best peer': mean[ours] / min(peers.values()),
-                'coverage of 90 %': f'{np.mean(covered):.1%}'
-                if covered
-                else '',
-                'seconds': float(np.median(seconds[ours])),
+                'ours / best peer': mean[OURS] / min(peers.values()),
+                'coverage of 90 %': f'{np.mean(covered):.1%}',
+                'seconds': float(np.median(seconds[OURS])),
             }
             tqdm.write(str(row))
             rows.append(row)

@@ -103,6 +103,10 @@ class HiddenSignal:
         """True where known, `[N]`, or `[N, F]` if readings are hidden."""
         return self.data.mask
 
+    def mae(self, out: Tensor) -> float:
+        """Mean absolute error of the hidden entries."""
+        return float((out - self.truth)[~self.mask].double().abs().mean())
+
     def rmse(self, out: Tensor) -> float:
         """Root mean squared error of the hidden nodes."""
         error = (out - self.truth)[~self.mask]
@@ -142,15 +146,11 @@ class Signal:
         data.mask = mask
         return HiddenSignal(data, truth, self.samples, self.unit)
 
-    def hide_readings(
-        self, share: float, seed: int, steps: int
-    ) -> HiddenSignal:
-        """Hides a share of the entries, of so many time steps."""
-        truth = self.data.x[:, :steps]
-        chance = np.random.default_rng(1000 + seed)
-        mask = torch.from_numpy(chance.random(truth.shape) >= share)
-        data = self.data.clone()
-        data.x, data.mask = torch.where(mask, truth, torch.nan), mask
+    def hide_readings(self, missing: np.ndarray) -> HiddenSignal:
+        """Hides the entries that are missing `[N, F]`."""
+        data, truth = self.data.clone(), self.data.x
+        data.mask = torch.from_numpy(~missing)
+        data.x = torch.where(data.mask, truth, torch.nan)
         return HiddenSignal(data, truth, self.samples, self.unit)
 
 

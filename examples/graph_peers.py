@@ -56,11 +56,13 @@ def methods(
 
 
 def methods_over_time() -> dict[str, Method]:
-    """Methods for readings that are missing at random, by name."""
+    """Methods for readings over time, by name."""
     return {
         'TemporalInterpolator': lambda p: (
             TemporalInterpolator().fit(p.data).predict()
         ),
+        'SoftImpute': soft_impute,
+        'IterativeImputer (scikit-learn)': iterative,
         'linear in time (NumPy)': linear_in_time,
         'FeaturePropagation (PyG), sensors': propagate,
         'FeaturePropagation (PyG), product': propagate_over_time,
@@ -111,6 +113,67 @@ def linear_in_time(problem: HiddenSignal) -> Tensor:
     for sensor in np.flatnonzero(mask.any(1)):
         known = mask[sensor]
         out[sensor] = np.interp(step, step[known], x[sensor, known])
+    return torch.from_numpy(out)
+
+
+def _mean_of_sensors(x: np.ndarray) -> np.ndarray:
+    """Mean of each sensor, of all where it has none, `[N, 1]`."""
+    known = ~np.isnan(x)
+    total = np.where(known, x, 0).sum(1, keepdims=True)
+    count = known.sum(1, keepdims=True)
+    return np.where(count, total / np.maximum(count, 1), np.nanmean(x))
+
+
+def soft_impute(problem: HiddenSignal) -> Tensor:
+    """Singular values shrunk (Mazumder, Hastie, Tibshirani, 2010) by what
+    predicts a tenth of the known readings best from the others.
+    """
+    x = problem.data.x.numpy()
+    mean = _mean_of_sensors(x)
+    known = ~np.isnan(x)
+    start = np.where(known, x - mean, 0)
+    largest = np.linalg.norm(start, 2)
+    held = known & (np.random.default_rng(0).random(x.shape) < 0.1)
+
+    def fill(share: float, seen: np.ndarray) -> np.ndarray:
+        out = np.where(seen, start, 0)
+        for _ in range(60):
+            left, size, right = np.linalg.svd(out, full_matrices=False)
+            low = left * np.maximum(size - share * largest, 0) @ right
+            out = np.where(seen, start, low)
+        return low
+
+    def error(share: float) -> float:
+        change = fill(share, known & ~held) - start
+        return float(np.square(change[held]).mean())
+
+    best = min((0.003, 0.01, 0.03, 0.1), key=error)
+    return torch.from_numpy(fill(best, known) + mean)
+
+
+def iterative(problem: HiddenSignal) -> Tensor:
+    """Regression of each sensor on thirty others at the same time, and on all
+    sensors' readings a step before and after, those linear in time.
+    """
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.impute import IterativeImputer
+
+    x = problem.data.x.numpy()
+    line = linear_in_time(problem).numpy()
+    before = np.concatenate([line[:, :1], line[:, :-1]], 1)
+    after = np.concatenate([line[:, 1:], line[:, -1:]], 1)
+    table = np.concatenate([x, before, after]).T
+    model = IterativeImputer(
+        n_nearest_features=30,
+        max_iter=5,
+        min_value=x[problem.mask.numpy()].min(),
+        max_value=x[problem.mask.numpy()].max(),
+        keep_empty_features=True,
+        random_state=0,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it did not converge
+        out = model.fit_transform(table)[:, : len(x)].T
     return torch.from_numpy(out)
 
 

@@ -186,7 +186,7 @@ def _positions(positions: Any, names: list[Any]) -> Tensor:
                 f"and 'X' has times in rows and sensors in columns"
             )
         table = table.loc[names]
-    pos = torch.from_numpy(check_array(table, dtype=np.float64))
+    pos = torch.from_numpy(check_array(table, dtype=np.float64, copy=True))
     if len(pos) != len(names):
         raise ValueError(
             f"'positions' must have a row for each of the {len(names)} columns "
