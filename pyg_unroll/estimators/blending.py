@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.estimators.inputs import SiteSignal
+from pyg_unroll.estimators.inputs import SiteSignal, progress
 from pyg_unroll.estimators.kriging import SMOOTHNESS, Kriging
 from pyg_unroll.estimators.smoothing import DENSE_SITES, GraphSmoother
 from pyg_unroll.estimators.trends import Detrended, Rest
@@ -45,7 +45,10 @@ class Blend:
         kriging, seed = options
         folds = _folds(len(signal.values), len(signal.y), seed)
         candidates = _candidates(signal, kriging, seed)
-        tuned = [candidate.tune(signal, folds) for candidate in candidates]
+        tuned = [
+            candidate.tune(signal, folds)
+            for candidate in progress(candidates, 'candidates')
+        ]
         guesses = torch.stack([guess for guess, _ in tuned], -1)
         weights = stacking_weights(guesses, signal.values)
         terms = list(zip(weights.tolist(), candidates, strict=True))

@@ -18,7 +18,7 @@ from pyg_unroll import checks
 from pyg_unroll.estimators import saving
 from pyg_unroll.estimators.blending import Blend
 from pyg_unroll.estimators.feature_fit import LEAST_KNOWN, FeatureFit
-from pyg_unroll.estimators.inputs import Sites, SiteSignal
+from pyg_unroll.estimators.inputs import Sites, SiteSignal, progress
 from pyg_unroll.estimators.kriging import Kriging
 from pyg_unroll.estimators.smoothing import GraphSmoother
 from pyg_unroll.estimators.tables import Columns, Target, to_numpy
@@ -178,7 +178,7 @@ class GraphInterpolator(RegressorMixin, BaseEstimator):
         ]
         self._fits = [
             FeatureFit.make(chosen, sites.average(chosen), settings)
-            for chosen in groups
+            for chosen in progress(groups, 'features')
         ]
         self._sites = sites
         self.report_ = self._report()

@@ -13,6 +13,7 @@ from pyg_unroll import checks
 from pyg_unroll.estimators.blending import stacking_weights
 from pyg_unroll.estimators.feature_fit import LEAST_ERRORS, quantile
 from pyg_unroll.estimators.gaps import LEAST_HELD, Horizons, hold_out
+from pyg_unroll.estimators.inputs import progress
 from pyg_unroll.estimators.readings import Readings
 from pyg_unroll.estimators.series import SmoothSeries
 from pyg_unroll.inputs import FillWarning
@@ -222,7 +223,10 @@ class TemporalInterpolator(BaseEstimator):
         def loss(out: Tensor) -> float:
             return float((share * (out[held] - truth).square()).mean())
 
-        outs = [one.tune(part, loss)[held] for one in self._series]
+        outs = [
+            one.tune(part, loss)[held]
+            for one in progress(self._series, 'candidates')
+        ]
         root = share.sqrt().unsqueeze(1)
         guesses = (torch.stack(outs, -1) - level.unsqueeze(1)) * root
         target = (truth - level).unsqueeze(1) * root
