@@ -302,7 +302,7 @@ def kilometres(pos: Tensor) -> Tensor:
     return KM_PER_DEGREE * pos * torch.stack([shrink, torch.ones_like(shrink)])
 
 
-def _elevation() -> tuple[np.ndarray, tuple[float, ...]]:
+def elevation_grid() -> tuple[np.ndarray, tuple[float, ...]]:
     """Elevations (m), row 0 in the north; west, south, and size of a cell."""
     from matplotlib import cbook
 
@@ -315,7 +315,7 @@ def terrain(points: int, seed: int = 0) -> Signal:
     """Elevations (m) at random cells of the digital elevation model of the
     Jacksboro fault that ships with Matplotlib.
     """
-    elevation, (west, south, dx, dy) = _elevation()
+    elevation, (west, south, dx, dy) = elevation_grid()
     if points > elevation.size:
         raise SystemExit(
             f'error: the terrain has {elevation.size} cells (got {points})'
@@ -333,7 +333,7 @@ def districts(count: int, seed: int = 0) -> Signal:
     """Mean and spread of the terrain's elevation in districts, those cells
     that are nearest to the same of some random points; neighbours have edges.
     """
-    elevation, _ = _elevation()
+    elevation, _ = elevation_grid()
     chance = np.random.default_rng(seed)
     centres = chance.uniform(size=(count, 2)) * elevation.shape
     cells = np.stack(np.indices(elevation.shape), -1).reshape(-1, 2)

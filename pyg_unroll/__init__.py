@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from pyg_unroll.estimators import (
         TemporalInterpolator as TemporalInterpolator,
     )
+    from pyg_unroll.estimators import fill_raster as fill_raster
 
-_ESTIMATORS = 'GraphInterpolator', 'TemporalInterpolator'
+_ESTIMATORS = 'GraphInterpolator', 'TemporalInterpolator', 'fill_raster'
 
 
 def __getattr__(name: str) -> Any:
