@@ -26,10 +26,8 @@ import matplotlib
 import numpy as np
 import skimage.data
 import torch
-from outputs import check_out
+from outputs import check_out, write_tiff
 from photos import SUFFIXES, load_image, strips, worst_region
-from raw import SUFFIXES as RAW
-from raw import read_raw, write_tiff
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch_geometric.data import Data
@@ -43,6 +41,7 @@ from pyg_unroll.imaging import (
     local_interpolation,
     to_unit_range,
 )
+from pyg_unroll.imaging.files import is_raw, read_raw
 
 ZOOM = 96
 
@@ -330,8 +329,8 @@ def read_images(path: Path | None) -> list[tuple[str, Callable[[], Tensor]]]:
 def develop(args: argparse.Namespace, out: Path) -> None:
     """Demosaics a camera file."""
     photo = read_raw(args.image)
+    data = photo.to_data()
     if args.fix_pixels:
-        data = photo.data
         image, mask = (
             data_to_image(data, v)[None] for v in (data.x, data.mask)
         )
@@ -341,9 +340,7 @@ def develop(args: argparse.Namespace, out: Path) -> None:
     noisy = args.noise is not None
     name, model = make_model(args, photo.cfa, noisy)
     start = time.perf_counter()
-    image = graph_method(model, args.noise / 255 if args.noise else None)(
-        photo.data
-    )
+    image = graph_method(model, args.noise / 255 if args.noise else None)(data)
     seconds = time.perf_counter() - start
     write_tiff(photo.finish(image), out)
     megapixels = image[0].numel() / 1e6
@@ -362,16 +359,16 @@ def add_noise(data: Data, std: float, seed: int) -> Data:
 def main() -> None:
     """Runs the example."""
     args = parse()
-    is_raw = args.image is not None and args.image.suffix.lower() in RAW
-    out = args.out or Path('demosaic.tif' if is_raw else 'demosaic.png')
-    if args.menon and (is_raw or args.pattern == 'X-Trans'):
+    from_camera = args.image is not None and is_raw(args.image)
+    out = args.out or Path('demosaic.tif' if from_camera else 'demosaic.png')
+    if args.menon and (from_camera or args.pattern == 'X-Trans'):
         sys.exit('error: --menon needs a photograph and a Bayer pattern')
-    if args.fix_pixels and not is_raw:
+    if args.fix_pixels and not from_camera:
         sys.exit('error: --fix-pixels needs a camera file')
     if args.noise is not None and not 0 <= args.noise <= 255:
         sys.exit(f'error: --noise must lie in [0, 255] (got {args.noise})')
     try:
-        if is_raw:
+        if from_camera:
             check_out(out, ('.tif', '.tiff'))
             develop(args, out)
             return

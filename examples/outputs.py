@@ -1,10 +1,13 @@
-"""Checks of `--out`, before the work is done."""
+"""Outputs: checks of `--out` before the work is done, and pictures."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
+from torch import Tensor
 
 FIGURES = ('.png', '.jpg', '.jpeg', '.webp', '.tif', '.tiff', '.pdf', '.svg')
 
@@ -23,3 +26,12 @@ def check_out(path: Path, suffixes: Sequence[str] = FIGURES) -> None:
         raise ValueError(f"--out must be a file (got the folder '{path}')")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise ValueError(f"--out: no permission to write '{path}'")
+
+
+def write_tiff(image: Tensor, path: Path) -> None:
+    """Writes an image `[3, H, W]` in `[0, 1]` as TIFF of 16 bits."""
+    from tifffile import imwrite
+
+    pixels = (image * 65535).round().numpy().astype(np.uint16)
+    pixels = np.moveaxis(pixels, 0, -1)
+    imwrite(path, pixels, photometric='rgb', compression='zlib')

@@ -1,0 +1,5 @@
+"""Files of images: camera files and photographs."""
+
+from pyg_unroll.imaging.files.raw import RawPhoto, is_raw, read_raw
+
+__all__ = ['RawPhoto', 'is_raw', 'read_raw']
