@@ -22,9 +22,11 @@ from torch import Tensor
 from tqdm import tqdm
 from utils import parse_args
 
+from pyg_unroll.imaging.files import read_photo
+
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
-from photos import SUFFIXES, load_image
+from photos import photos_in
 
 
 def squares(
@@ -62,11 +64,11 @@ def main() -> None:
         raise SystemExit(f"error: --out '{args.out}' must be a new folder")
     if args.side < 16 or args.side % 2 or args.count < 1:
         raise SystemExit('error: --side or --count is out of range')
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    files = photos_in(folder)
     found = []
     most = -(-args.count // 8)
     for path in tqdm(files, disable=None):
-        image = load_image(path).expand(3, -1, -1)
+        image = read_photo(path).expand(3, -1, -1)
         if min(image.shape[1:]) < args.side:
             continue
         best = sorted(squares(image, args.side), key=lambda item: -item[0])
@@ -74,7 +76,7 @@ def main() -> None:
     found.sort(key=lambda item: -item[0])
     out.mkdir(parents=True)
     for k, (_, path, (rows, cols)) in enumerate(found[: args.count]):
-        crop = load_image(path).expand(3, -1, -1)[:, rows, cols]
+        crop = read_photo(path).expand(3, -1, -1)[:, rows, cols]
         pixels = (crop * 255).round().byte().permute(1, 2, 0).numpy()
         imsave(out / f'{k:03d}-{path.stem}.png', pixels, check_contrast=False)
     print(f'Wrote {min(len(found), args.count)} crops to {out}')

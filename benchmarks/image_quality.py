@@ -56,10 +56,11 @@ from pyg_unroll.imaging import (
     find_defects,
     local_interpolation,
 )
+from pyg_unroll.imaging.files import read_photo
 
 sys.path.insert(0, str(Path(__file__).parents[1] / 'examples'))
 
-from photos import SUFFIXES, load_image, psnr, worst_region
+from photos import photos_in, psnr, worst_region
 
 
 @dataclass
@@ -406,7 +407,7 @@ def main() -> None:
     folder = Path(args.folder)
     if not args.folder or not folder.is_dir():
         raise SystemExit(f"error: --folder '{args.folder}' is not a folder")
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    files = photos_in(folder)
     files = files[:: max(1, -(-len(files) // args.limit))]
     if not files:
         raise SystemExit(f"error: no images in '{args.folder}'")
@@ -439,7 +440,7 @@ def main() -> None:
     results: dict[str, list[tuple[float, ...]]] = {name: [] for name in methods}
     hardest = float('inf')
     for k, file in enumerate(tqdm(files, disable=None)):
-        image = load_image(file).expand(3, -1, -1)
+        image = read_photo(file).expand(3, -1, -1)
         hide = args.noise / 255, args.known, args.grid, args.pattern
         encoded = encoding.encode(image)
         problem = make_problem(encoded, k, *hide, args.defects)

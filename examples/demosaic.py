@@ -19,6 +19,7 @@ import argparse
 import math
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,7 @@ import numpy as np
 import skimage.data
 import torch
 from outputs import check_out, write_tiff
-from photos import SUFFIXES, load_image, strips, worst_region
+from photos import SUFFIXES, photos_in, strips, worst_region
 from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch_geometric.data import Data
@@ -41,7 +42,7 @@ from pyg_unroll.imaging import (
     local_interpolation,
     to_unit_range,
 )
-from pyg_unroll.imaging.files import is_raw, read_raw
+from pyg_unroll.imaging.files import is_raw, read_photo, read_raw
 
 ZOOM = 96
 
@@ -116,7 +117,7 @@ def graph_method(model: torch.nn.Module, noise: float | None) -> Method:
 
 def read_colour(path: Path) -> Tensor:
     """Reads an image with three channels; grey is repeated, with a note."""
-    image = load_image(path)
+    image = read_photo(path)
     if image.size(0) == 1:
         print(f"note: '{path}' is grey; red = green = blue", file=sys.stderr)
         image = image.expand(3, -1, -1).contiguous()
@@ -318,7 +319,7 @@ def read_images(path: Path | None) -> list[tuple[str, Callable[[], Tensor]]]:
         return [('astronaut (scikit-image)', lambda: photo / 255)]
     if not path.is_dir():
         return [(path.name, lambda: read_colour(path))]
-    files = sorted(f for f in path.iterdir() if f.suffix.lower() in SUFFIXES)
+    files = photos_in(path)
     if not files:
         raise ValueError(
             f"no images in folder '{path}' ({', '.join(SUFFIXES)})"
@@ -356,8 +357,14 @@ def add_noise(data: Data, std: float, seed: int) -> Data:
     return data
 
 
+def note(message: Warning | str, *_: object) -> None:
+    """Shows a warning as a note."""
+    print(f'note: {message}', file=sys.stderr)
+
+
 def main() -> None:
     """Runs the example."""
+    warnings.showwarning = note
     args = parse()
     from_camera = args.image is not None and is_raw(args.image)
     out = args.out or Path('demosaic.tif' if from_camera else 'demosaic.png')

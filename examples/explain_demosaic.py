@@ -26,7 +26,7 @@ import skimage.data
 import torch
 from matplotlib.patches import Rectangle
 from outputs import check_out
-from photos import load_image, psnr
+from photos import psnr
 from skimage.feature import structure_tensor, structure_tensor_eigenvalues
 from torch import Tensor
 from torch_geometric.data import Data
@@ -49,19 +49,20 @@ from pyg_unroll.explain import (
     spectral_response,
     trace,
 )
+from pyg_unroll.imaging.files import read_photo
 
 RADIUS = 7
 # Largest differences of two adjacent pixels, of 255, that are put together.
 STEPS = (0, 2, 4, 8, 16, 32, 64, 256)
 
 
-def read_photo(path: Path | None, size: int) -> Tensor:
+def read_square(path: Path | None, size: int) -> Tensor:
     """A square out of the middle of a photograph, `[3, size, size]`."""
     if path is None:
         photo = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1)
         photo = photo / 255
     else:
-        photo = load_image(path).expand(3, -1, -1)
+        photo = read_photo(path).expand(3, -1, -1)
     height, width = (min(size, s) // 2 * 2 for s in photo.shape[1:])
     if min(height, width) < 6 * RADIUS:
         raise ValueError(
@@ -396,7 +397,7 @@ def main() -> None:
     cls, name = (Demosaic, 'bayer') if is_mosaic else (Inpaint, 'random')
     try:
         check_out(args.out)
-        photo = read_photo(args.image, args.size)
+        photo = read_square(args.image, args.size)
         model = cls.from_pretrained(name, args.prior)
         data = observe(photo, args.task)
         title = f'{cls.__name__}, {name}, {args.prior.upper()}'

@@ -13,11 +13,13 @@ import augmentations
 import numpy as np
 import torch
 from patterns import Chance, pattern
-from photos import SUFFIXES, load_image
+from photos import photos_in
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from tqdm import tqdm
 from training_tasks import Sample, Task
+
+from pyg_unroll.imaging.files import read_photo
 
 # Number and place of a patch: the number says what it shows, the place how it
 # lies and what is hidden.
@@ -225,14 +227,12 @@ def largest(image: Tensor) -> float:
 
 def read_images(folder: Path, limit: int | None = None) -> list[Tensor]:
     """Reads photographs `[3, H, W]` and keeps them as small integers."""
-    if not folder.is_dir():
-        raise ValueError(f"'{folder}' is not a folder")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES)
+    paths = photos_in(folder)
     # Evenly over the folder, whose names may be sorted by kind.
     count = len(paths) if limit is None else min(limit, len(paths))
     images = []
     for k in tqdm(range(count), desc=f'reading {folder}', disable=None):
-        image = load_image(paths[k * len(paths) // count]).expand(3, -1, -1)
+        image = read_photo(paths[k * len(paths) // count]).expand(3, -1, -1)
         eight = (image * 255).round()
         if torch.allclose(eight / 255, image, atol=1e-6):
             images.append(eight.to(torch.uint8))

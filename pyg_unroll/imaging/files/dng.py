@@ -10,6 +10,7 @@ import numpy as np
 from pyg_unroll.imaging.files.srgb import Array
 
 _RAW = (32803, 34892)  # photometric interpretations: CFA, LinearRaw
+_VERSION = 50706  # the tag that makes a file DNG
 _COLOURS = 'RGBCMYW'  # by the numbers of CFAPattern
 
 # Tags of what is not read unless they say this.
@@ -64,6 +65,25 @@ class Tags(dict[int, Array]):
         return [round(n) for n in self.get(code, np.array(default)).tolist()]
 
 
+def is_plain_tiff(path: Path) -> bool:
+    """Says whether a file is TIFF, and neither DNG nor of a camera, which
+    tells its make and has several images, or one of raw pixels.
+    """
+    import tifffile
+
+    try:
+        tiff = tifffile.TiffFile(path)
+    except tifffile.TiffFileError:
+        return False
+    with tiff:
+        first = tiff.pages.first
+        is_single = len(tiff.pages) == 1 and not first.pages
+        is_picture = is_single and first.photometric not in _RAW
+        return _VERSION not in first.tags and (
+            is_picture or 271 not in first.tags
+        )
+
+
 def read_dng(path: Path, sensor: Sensor, full: Array) -> Sensor:
     """What LibRaw says of a sensor, and of all its pixels, mended by the tags
     of the file if it is a DNG.
@@ -76,7 +96,7 @@ def read_dng(path: Path, sensor: Sensor, full: Array) -> Sensor:
         return sensor
     with tiff:
         first = tiff.pages.first.tags
-        if 50706 not in first:  # DNGVersion
+        if _VERSION not in first:
             return sensor
         page = next((p for p in _pages(tiff) if p.shape == full.shape), None)
         if page is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch_geometric.data import Data
 
 from pyg_unroll.imaging.cfa import CELLS, find_pattern
-from pyg_unroll.imaging.files.dng import Sensor, read_dng
+from pyg_unroll.imaging.files.dng import Sensor, is_plain_tiff, read_dng
 from pyg_unroll.imaging.files.orientation import upright
 from pyg_unroll.imaging.files.srgb import Array, decode, encode
 
@@ -143,20 +143,22 @@ def read_raw(path: str | Path) -> RawPhoto:
 
 
 def is_raw(path: str | Path) -> bool:
-    """Says whether LibRaw knows a file, whatever its name; without rawpy, or
-    the file, the name has to do.
+    """Says whether a camera wrote a file and LibRaw knows it, whatever its
+    name; without rawpy, or the file, the name has to do.
 
     Args:
         path (str or Path): A file.
     """
     path = Path(path)
-    if find_spec('rawpy') is None or not path.is_file():
+    found = map(find_spec, ('rawpy', 'tifffile'))
+    if None in found or not path.is_file():
         return path.suffix.lower() in _SUFFIXES
     import rawpy
 
     try:
         with rawpy.imread(str(path)):
-            return True
+            # Some TIFF files of 16 bits are raw to LibRaw.
+            return not is_plain_tiff(path)
     except rawpy.LibRawError:
         return False
 
