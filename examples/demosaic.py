@@ -6,11 +6,13 @@
     python examples/demosaic.py PHOTO --noise 20     # adds noise first
     python examples/demosaic.py FOLDER --menon       # scores of all images
     python examples/demosaic.py CAMERA.dng --out OUT.tif
+    python examples/demosaic.py MOSAIC.png --cfa RGGB --white 1023
 
 It keeps of each pixel the one colour that a camera's sensor would measure,
 reconstructs the other two, and compares with the original. A camera file has no
 original: black level, white balance, pattern, colours and orientation are taken
-from it, and the result is written as TIFF of 16 bits.
+from it, and the result is written as TIFF of 16 bits; likewise of a mosaic that
+is stored as a grey image, whose values stay as they are.
 """
 
 from __future__ import annotations
@@ -42,11 +44,23 @@ from pyg_unroll.imaging import (
     local_interpolation,
     to_unit_range,
 )
-from pyg_unroll.imaging.files import is_raw, read_photo, read_raw
+from pyg_unroll.imaging.files import (
+    RawPhoto,
+    is_raw,
+    looks_like_mosaic,
+    read_mosaic,
+    read_photo,
+    read_raw,
+)
 
 ZOOM = 96
 
 Method = Callable[[Data], Tensor]
+
+
+def note(message: Warning | str, *_: object) -> None:
+    """Shows a warning as a note."""
+    print(f'note: {message}', file=sys.stderr)
 
 
 def bilinear(data: Data) -> Tensor:
@@ -73,30 +87,26 @@ def make_model(
     args: argparse.Namespace, cfa: str, noisy: bool
 ) -> tuple[str, torch.nn.Module]:
     """A restorer, trained if there are weights, and its name."""
-    prior = args.prior.upper()
+    kind = args.prior or 'glr'
+    prior = kind.upper()
     plain = cfa.lower().replace('-', '')
-    known = Demosaic.pretrained_names(args.prior)
+    known = Demosaic.pretrained_names(kind)
     model: torch.nn.Module
     if not args.untrained and plain in known:
         name = f'{plain}-noisy' if noisy else plain
         if name not in known:
-            print(
-                f'note: no weights of {prior} for noise; those without are '
-                f'told of it',
-                file=sys.stderr,
+            note(
+                f'no weights of {prior} for noise; those without are told of it'
             )
             name = plain
-        model = Demosaic.from_pretrained(name, args.prior)
+        model = Demosaic.from_pretrained(name, kind)
         title = f'Demosaic, {prior}'
     else:
         if not args.untrained:
-            print(
-                'note: no weights for this sensor; using untrained layers',
-                file=sys.stderr,
-            )
-        model = GraphDemosaic(args.prior)
+            note('no weights for this sensor; using untrained layers')
+        model = GraphDemosaic(kind)
         title = f'GraphDemosaic, {prior}'
-    if args.num_views > 1:
+    if (args.num_views or 1) > 1:
         model = SelfEnsemble(model, args.num_views)
     return title, model
 
@@ -119,7 +129,9 @@ def read_colour(path: Path) -> Tensor:
     """Reads an image with three channels; grey is repeated, with a note."""
     image = read_photo(path)
     if image.size(0) == 1:
-        print(f"note: '{path}' is grey; red = green = blue", file=sys.stderr)
+        note(f"'{path}' is grey; red = green = blue")
+        if looks_like_mosaic(image):
+            note('it looks like the mosaic of a sensor: name it by --cfa')
         image = image.expand(3, -1, -1).contiguous()
     return image
 
@@ -265,14 +277,24 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         '--pattern',
         choices=CFA_PATTERNS,
-        default='RGGB',
-        help='colour filter array (default: %(default)s)',
+        help='colour filter array of the mosaic of a photograph (default: '
+        'RGGB)',
+    )
+    parser.add_argument(
+        '--cfa',
+        choices=CFA_PATTERNS,
+        help='the image is a mosaic of this colour filter array, stored grey',
+    )
+    parser.add_argument(
+        '--white',
+        type=float,
+        help='value of white of such a mosaic, as 1023 of 10 bits (default: '
+        'that of the file)',
     )
     parser.add_argument(
         '--prior',
         choices=('glr', 'gtv'),
-        default='glr',
-        help='smoothness prior (default: %(default)s)',
+        help='smoothness prior (default: glr)',
     )
     parser.add_argument(
         '--untrained',
@@ -283,9 +305,8 @@ def parse() -> argparse.Namespace:
         '--num-views',
         type=int,
         choices=(1, 2, 4, 8),
-        default=1,
         help='average over mirrored and transposed copies: better, and as '
-        'many times slower (default: %(default)s)',
+        'many times slower (default: 1)',
     )
     parser.add_argument(
         '--out',
@@ -327,24 +348,78 @@ def read_images(path: Path | None) -> list[tuple[str, Callable[[], Tensor]]]:
     return [(file.name, lambda file=file: read_colour(file)) for file in files]
 
 
+def open_sensor(args: argparse.Namespace) -> RawPhoto:
+    """Reads a camera file, or a mosaic, and checks the options for it."""
+    print(f'Reading {args.image} ...', flush=True)
+    if args.cfa:
+        photo = read_mosaic(args.image, args.cfa, args.white)
+    else:
+        photo = read_raw(args.image)
+    if photo.cfa == 'monochrome':
+        filters = 'a sensor with colour filters'
+        need(filters, args, 'prior', 'untrained', 'num_views')
+    if photo.cfa in ('monochrome', 'other'):
+        need('a Bayer or X-Trans sensor', args, 'noise', 'fix_pixels')
+    if args.untrained:
+        need('trained weights, not --untrained', args, 'noise')
+    return photo
+
+
+def need(what: str, args: argparse.Namespace, *names: str) -> None:
+    """Raises a `ValueError` if an option is given that needs something."""
+    for name in names:
+        if getattr(args, name) not in (None, False):
+            option = name.replace('_', '-')
+            raise ValueError(f'--{option} needs {what}')
+
+
+def fix_pixels(data: Data) -> Data:
+    """Marks pixels that measure nothing as unknown."""
+    image, mask = (data_to_image(data, v)[None] for v in (data.x, data.mask))
+    defects = find_defects(image, mask)
+    data.mask = data.mask & ~defects.view(-1, 1)
+    print(f'{int(defects.sum())} defective pixels are filled in')
+    return data
+
+
+def remosaic(estimate: Method, net: Method) -> Method:
+    """Hands a net the Bayer mosaic of an estimate; keeps what is known."""
+
+    def run(data: Data) -> Tensor:
+        out = net(mosaic(estimate(data)))
+        known = data_to_image(data, data.mask)
+        return torch.where(known, data_to_image(data), out)
+
+    return run
+
+
+def choose(args: argparse.Namespace, cfa: str) -> tuple[str, Method]:
+    """The method for a colour filter array, and its name."""
+    if cfa == 'monochrome':
+        return 'No colour filters, nothing to demosaic', data_to_image
+    name, model = make_model(args, cfa, args.noise is not None)
+    method = graph_method(model, args.noise / 255 if args.noise else None)
+    if cfa != 'other' or args.untrained:
+        return name, method
+    net = Demosaic.from_pretrained('bayer', args.prior or 'glr')
+    return (
+        f'{name}, then Demosaic on a Bayer mosaic of it',
+        remosaic(method, graph_method(net, None)),
+    )
+
+
 def develop(args: argparse.Namespace, out: Path) -> None:
-    """Demosaics a camera file."""
-    photo = read_raw(args.image)
+    """Demosaics a camera file, or a mosaic."""
+    photo = open_sensor(args)
     data = photo.to_data()
-    if args.fix_pixels:
-        image, mask = (
-            data_to_image(data, v)[None] for v in (data.x, data.mask)
-        )
-        defects = find_defects(image, mask)
-        data.mask = data.mask & ~defects.view(-1, 1)
-        print(f'{int(defects.sum())} defective pixels are filled in')
-    noisy = args.noise is not None
-    name, model = make_model(args, photo.cfa, noisy)
+    data = fix_pixels(data) if args.fix_pixels else data
+    name, method = choose(args, photo.cfa)
+    megapixels = data.num_nodes / 1e6
+    print(f'{name}: {megapixels:.1f} megapixels ...', flush=True)
     start = time.perf_counter()
-    image = graph_method(model, args.noise / 255 if args.noise else None)(data)
+    image = method(data)
     seconds = time.perf_counter() - start
     write_tiff(photo.finish(image), out)
-    megapixels = image[0].numel() / 1e6
     print(f'{name}: {megapixels:.1f} megapixels in {seconds:.1f} s')
     print(f'Wrote {out}')
 
@@ -357,25 +432,33 @@ def add_noise(data: Data, std: float, seed: int) -> Data:
     return data
 
 
-def note(message: Warning | str, *_: object) -> None:
-    """Shows a warning as a note."""
-    print(f'note: {message}', file=sys.stderr)
+def check_options(args: argparse.Namespace, is_sensor: bool) -> None:
+    """Raises a `ValueError` if an option does nothing."""
+    if args.noise is not None and not 0 <= args.noise <= 255:
+        raise ValueError(f'--noise must lie in [0, 255] (got {args.noise})')
+    if is_sensor:
+        need('a photograph', args, 'pattern')
+        need('a photograph and a Bayer pattern', args, 'menon')
+    else:
+        need('a camera file', args, 'fix_pixels')
+        need('an image that is a mosaic', args, 'cfa')
+    if args.pattern == 'X-Trans':
+        need('a photograph and a Bayer pattern', args, 'menon')
+    if not args.cfa:
+        need('--cfa', args, 'white')
 
 
 def main() -> None:
     """Runs the example."""
     warnings.showwarning = note
     args = parse()
-    from_camera = args.image is not None and is_raw(args.image)
-    out = args.out or Path('demosaic.tif' if from_camera else 'demosaic.png')
-    if args.menon and (from_camera or args.pattern == 'X-Trans'):
-        sys.exit('error: --menon needs a photograph and a Bayer pattern')
-    if args.fix_pixels and not from_camera:
-        sys.exit('error: --fix-pixels needs a camera file')
-    if args.noise is not None and not 0 <= args.noise <= 255:
-        sys.exit(f'error: --noise must lie in [0, 255] (got {args.noise})')
+    is_sensor = args.image is not None and (
+        args.cfa is not None or is_raw(args.image)
+    )
+    out = args.out or Path('demosaic.tif' if is_sensor else 'demosaic.png')
     try:
-        if from_camera:
+        check_options(args, is_sensor)
+        if is_sensor:
             check_out(out, ('.tif', '.tiff'))
             develop(args, out)
             return
@@ -384,10 +467,11 @@ def main() -> None:
             check_out(out)
         elif args.out:
             raise ValueError('--out is for one image; a folder gives scores')
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         sys.exit(f'error: {error}')
     noise = (args.noise or 0) / 255
-    cfa = args.pattern if args.pattern == 'X-Trans' else 'Bayer'
+    pattern = args.pattern or 'RGGB'
+    cfa = pattern if pattern == 'X-Trans' else 'Bayer'
     ours, model = make_model(args, cfa, noise > 0)
     methods = {'bilinear': bilinear, ours: graph_method(model, noise)}
     if args.menon:
@@ -397,7 +481,7 @@ def main() -> None:
     for k, (name, read) in enumerate(progress):
         try:
             image = read()
-            data = mosaic(image, args.pattern)
+            data = mosaic(image, pattern)
             del data.pos  # two thirds of the size of the image, not needed
             image = compact(image)
             data = add_noise(data, noise, k) if noise else data
@@ -419,7 +503,7 @@ def main() -> None:
         sys.exit(1)
 
     title = images[0][0] if len(images) == 1 else f'{count} images'
-    print(f'{title}, {args.pattern}, mean over images')
+    print(f'{title}, {pattern}, mean over images')
     print(f'{"":22}{"PSNR dB":>9}{"SSIM":>9}{"seconds":>9}{"parameters":>12}')
     for method, rows in scores.items():
         psnr, ssim, seconds = np.mean(rows, axis=0)

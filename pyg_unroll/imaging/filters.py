@@ -127,11 +127,12 @@ def green_along_lines(mosaic: Tensor, green: Tensor) -> Tensor:
     Three estimates are weighed by the inverse cube of the variation around:
     linear ones along the row and the column, between the two neighbours or
     from one and the pixel beyond the other, and the mean over both, where an
-    edge lies across.
+    edge lies across, or in lines of other arrays that have no green.
 
     Values are :math:`(B, 1, H, W)`; sites of green stay as they are.
     """
     known, share = torch.where(green, mosaic, 0), green.to(mosaic.dtype)
+    mean = local_mean(mosaic, green)
     values, variations = [], []
     for dim in (-1, -2):
         near, wide = (
@@ -141,11 +142,13 @@ def green_along_lines(mosaic: Tensor, green: Tensor) -> Tensor:
         )
         is_between = correlate(share, _NEAR, dim) > 1.5
         value = torch.where(is_between, near, wide)
+        is_near = correlate(share, [1.0] * 5, dim) > 0.5
+        value = torch.where(is_near, value, mean)
         value = torch.where(green, mosaic, value)
         change = correlate(value, [-1.0, 0.0, 1.0], dim).abs()
         values.append(value)
         variations.append(box(change, 2))
-    values.append(local_mean(mosaic, green))
+    values.append(mean)
     variations.append(_ACROSS * (variations[0] + variations[1]))
     trust = (torch.cat(variations, 1) + _LINE_FLOOR) ** -_POWER
     share = trust / trust.sum(1, keepdim=True)

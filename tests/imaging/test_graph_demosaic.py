@@ -1,6 +1,7 @@
 import copy
 
 import pytest
+import skimage.data
 import torch
 from torch_geometric.data import Batch
 
@@ -86,3 +87,18 @@ def test_unknown_values_do_not_matter():
     unknown.x = torch.where(data.mask, data.x, torch.nan)
     with torch.no_grad():
         assert torch.equal(GraphDemosaic()(unknown), GraphDemosaic()(data))
+
+
+@pytest.mark.parametrize('prior', ['glr', 'gtv'])
+def test_rows_without_green(prior):
+    # Red and blue in one row, green in the next.
+    image = torch.from_numpy(skimage.data.astronaut()[180:280, 60:164] / 255)
+    image = image.movedim(2, 0).float()[None]
+    mask = torch.zeros_like(image, dtype=torch.bool)
+    mask[:, 0, ::2, ::2] = mask[:, 2, ::2, 1::2] = mask[:, 1, 1::2] = True
+    for dims in ((2, 3), (3, 2)):
+        x, m = (v.movedim((2, 3), dims) for v in (image, mask))
+        with torch.no_grad():
+            out = GraphDemosaic(prior).restore(torch.where(m, x, 0), m)
+        near = local_interpolation(x, m)
+        assert (out - x).square().mean() < 0.8 * (near - x).square().mean()

@@ -2,8 +2,8 @@
 
 import io
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,23 +73,30 @@ def read_photo(path: str | Path) -> Tensor:
             them, a camera's mosaic, or values that are not between 0 and 1.
     """
     path = Path(path)
-    if not path.is_file():
-        problem = 'is a folder' if path.is_dir() else 'does not exist'
-        raise ValueError(f"cannot read image '{path}': it {problem}")
-    try:
+    with reading(path):
         stored = read_stored(path)
-        image = _finish(stored)
-    except ImportError:
-        raise
-    except Exception as error:  # decoders raise errors of any kind
-        raise ValueError(f"cannot read image '{path}': {error}") from error
+        image = finish(stored)
     for note in stored.notes:
         warnings.warn(f"{note} of '{path}'", stacklevel=2)
     return image
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Errors of any kind name the file: decoders raise all of them."""
+    try:
+        yield
+    except ImportError:
+        raise
+    except Exception as error:
+        raise ValueError(f"cannot read image '{path}': {error}") from error
+
+
 def read_stored(path: Path) -> Stored:
     """Decodes a file: OpenImageIO what may be deep, Pillow the rest."""
+    if not path.is_file():
+        problem = 'is a folder' if path.is_dir() else 'does not exist'
+        raise ValueError(f'it {problem}')
     try:
         import OpenImageIO as oiio
         from PIL import Image, UnidentifiedImageError
@@ -98,6 +105,10 @@ def read_stored(path: Path) -> Stored:
             f"reading '{path}' needs OpenImageIO and Pillow: pip install "
             f"'pyg_unroll[images]'"
         ) from error
+    if not path.is_file():
+        raise ValueError(
+            'it is a folder' if path.is_dir() else 'it does not exist'
+        )
     if path.stat().st_size == 0:
         raise ValueError('the file is empty')
     if is_raw(path):
@@ -134,7 +145,7 @@ def _unknown(path: Path, problem: str) -> str:
     return f'it is not an image file ({_line(problem)})'
 
 
-def _finish(stored: Stored) -> Tensor:
+def finish(stored: Stored) -> Tensor:
     """The image as float32, `[C, H, W]`."""
     pixels = upright(stored.pixels, stored.flip)
     # Small integers divide exactly as those of PyTorch do.
@@ -148,7 +159,8 @@ def _finish(stored: Stored) -> Tensor:
             strip = step(strip)
         if not ((strip >= 0) & (strip <= 1)).all():
             raise ValueError(
-                'its values are not all between 0 and 1; scale them before'
+                f'its values are not all between 0 and {stored.white:g}; scale '
+                f'them before'
             )
         if top == 0:
             image = torch.empty((strip.shape[2], *pixels.shape[:2]))
