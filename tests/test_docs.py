@@ -45,7 +45,7 @@ def test_docstrings(name):
 @pytest.mark.parametrize(
     'package',
     [
-        *('estimators', 'explain', 'imaging', 'nn'),
+        *('estimators', 'explain', 'imaging', 'imaging.files', 'nn'),
         *('ops', 'solvers', 'transforms'),
     ],
 )
