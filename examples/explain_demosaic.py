@@ -402,7 +402,7 @@ def main() -> None:
         data = observe(photo, args.task)
         title = f'{cls.__name__}, {name}, {args.prior.upper()}'
         draw_page(model, data, photo, title, args.out)
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         sys.exit(f'error: {error}')
     print(f'Wrote {args.out}')
 

@@ -524,7 +524,7 @@ def main() -> None:
             auto_configure_optimizers=False,
         )
         cli.train()
-    except ValueError as error:
+    except (ValueError, ImportError) as error:
         raise SystemExit(f'error: {error}') from error
     if cli.interrupt.asked:
         sys.exit(130)

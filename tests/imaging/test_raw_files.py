@@ -9,7 +9,7 @@ import tifffile
 import torch
 
 from pyg_unroll.imaging import data_to_image, local_interpolation
-from pyg_unroll.imaging.files import read_raw
+from pyg_unroll.imaging.files import is_raw, read_raw
 from pyg_unroll.imaging.files.srgb import decode, encode
 from tests.dng_files import (
     BLACK,
@@ -244,10 +244,26 @@ def test_pixels_that_are_not_square(photo, path):
 def test_errors_of_libraw(photo, path):
     write_dng(path, photo)
     content = path.read_bytes()
-    for cut, problem in ((20, 'Unsupported'), (9000, 'unexpected EOF')):
+    for cut in (20, 9000):
         path.write_bytes(content[:cut])
-        with pytest.raises(ValueError, match=rf"photo.dng': {problem}|[A-Z]"):
+        with pytest.raises(ValueError, match=r"photo.dng': Input/output error"):
             read_raw(path)
+
+
+def test_content_says_what_a_file_is(photo, tmp_path):
+    for suffix in ('.tif', '.jpg', ''):
+        path = tmp_path / f'photo{suffix}'
+        write_dng(path, photo)
+        assert is_raw(path)
+        assert psnr(develop(path), photo) > 28.2
+    # To LibRaw, these are raw.
+    path = tmp_path / 'scan.dng'
+    for make in ({}, {'extratags': [(271, 's', 0, 'NIKON', False)]}):
+        grey = np.zeros((40, 50), np.uint16)
+        tifffile.imwrite(path, grey, photometric='minisblack', **make)
+        assert not is_raw(path)
+    assert is_raw(tmp_path / 'missing.nef')
+    assert not is_raw(tmp_path / 'missing.png')
 
 
 def test_tensors(photo, path):

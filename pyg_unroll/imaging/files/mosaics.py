@@ -25,7 +25,7 @@ def read_mosaic(
         path (str or Path): A file of one channel that
             :func:`~pyg_unroll.imaging.files.read_photo` reads.
         pattern (str): The colour filter array of the pixels as they are
-            stored, see :func:`~pyg_unroll.cfa_mask`.
+            stored, see :func:`~pyg_unroll.imaging.cfa_mask`.
         white (float, optional): The value of white, such as 1023 of 10 bits in
             16; that of the file if :obj:`None`, often the largest of its type.
             (default: :obj:`None`)

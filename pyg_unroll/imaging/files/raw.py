@@ -61,8 +61,8 @@ class RawPhoto:
 
     @property
     def cfa(self) -> str:
-        """The colour filter array: :obj:`'Bayer'` or :obj:`'X-Trans'`, in any
-        phase, :obj:`'monochrome'` or :obj:`'other'`.
+        """Name of the colour filter array, :obj:`'Bayer'` or
+        :obj:`'X-Trans'` in any phase, :obj:`'monochrome'` or :obj:`'other'`.
         """
         if bool((self.tile == _ALL).all()):
             return 'monochrome'
@@ -76,7 +76,7 @@ class RawPhoto:
         return 'other'
 
     def to_data(self) -> Data:
-        """The mosaic as :func:`~pyg_unroll.mosaic` returns it, without
+        """The mosaic as :func:`~pyg_unroll.imaging.mosaic` returns it, without
         :obj:`pos`.
         """
         height, width = self.sensor.shape[1:]
