@@ -286,6 +286,8 @@ def test_fits(path):
 
 @pytest.mark.parametrize('depth', ['u1', 'u2'])
 def test_jpeg_2000(path, depth):
+    if oiio.ImageOutput.create('photo.jp2') is None:
+        pytest.skip('this OpenImageIO has no JPEG 2000')
     path = path.with_suffix('.jp2')
     alpha = np.full((40, 47, 1), 99, 'u1')
     image = Image.fromarray(np.concatenate([PHOTO, alpha], 2))
@@ -309,6 +311,8 @@ def test_formats_of_pillow(path):
         ('jpg', picture.convert('L')),
     ):
         file = path.with_suffix(f'.{suffix}')
+        if file.suffix not in Image.registered_extensions():
+            continue  # AVIF in older releases of Pillow
         image.save(file, quality=95)
         with Image.open(file) as again:
             mode = 'L' if again.mode == 'L' else 'RGB'
