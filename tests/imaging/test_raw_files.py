@@ -216,7 +216,7 @@ def test_without_filters(photo, path):
         ({'tags': {50717: (SHORT, (512,))}}, '512 is not above .* 512'),
         ({'tags': {50717: (SHORT, (0,))}}, '0 is not above .* 512'),
         ({'tags': {50717: (SHORT, (9, 9))}}, 'WhiteLevel has 2 values'),
-        ({'tags': {50714: (SHORT, (9, 9))}}, '50714 has 2 values for'),
+        ({'tags': {50714: (SHORT, (9, 9))}}, 'BlackLevel has 2 values for'),
         ({'black': 0, 'white': 0}, 'values are zero'),
     ],
 )

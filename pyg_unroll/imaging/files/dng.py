@@ -13,18 +13,37 @@ _RAW = (32803, 34892)  # photometric interpretations: CFA, LinearRaw
 _VERSION = 50706  # the tag that makes a file DNG
 _COLOURS = 'RGBCMYW'  # by the numbers of CFAPattern
 
-# Tags of what is not read unless they say this.
-_REFUSED = {
-    50710: ('CFAPlaneColor', (0, 1, 2), 'its colours are not R, G, B'),
-    50711: ('CFALayout', (1,), 'its sensor is staggered'),
-    50975: ('RowInterleaveFactor', (1,), 'its rows are interleaved'),
-    52547: ('ColumnInterleaveFactor', (1,), 'its columns are interleaved'),
+_CODES = {
+    'CFARepeatPatternDim': 33421,
+    'CFAPattern': 33422,
+    'CFAPlaneColor': 50710,
+    'CFALayout': 50711,
+    'BlackLevelRepeatDim': 50713,
+    'BlackLevel': 50714,
+    'BlackLevelDeltaH': 50715,
+    'BlackLevelDeltaV': 50716,
+    'WhiteLevel': 50717,
+    'DefaultScale': 50718,
+    'DefaultCropOrigin': 50719,
+    'DefaultCropSize': 50720,
+    'ColorMatrix1': 50721,
+    'ColorMatrix2': 50722,
+    'AnalogBalance': 50727,
+    'AsShotNeutral': 50728,
+    'AsShotWhiteXY': 50729,
+    'ActiveArea': 50829,
+    'RowInterleaveFactor': 50975,
+    'OpcodeList1': 51008,
+    'OpcodeList2': 51009,
+    'OpcodeList3': 51022,
+    'ColumnInterleaveFactor': 52547,
 }
-# Tags of lists of corrections.
-_OPCODES = {
-    51008: 'OpcodeList1 (of the sensor)',
-    51009: 'OpcodeList2 (of the sensor)',
-    51022: 'OpcodeList3 (of the lens)',
+# What is not read unless a tag says this.
+_REFUSED = {
+    'CFAPlaneColor': ((0, 1, 2), 'its colours are not R, G, B'),
+    'CFALayout': ((1,), 'its sensor is staggered'),
+    'RowInterleaveFactor': ((1,), 'its rows are interleaved'),
+    'ColumnInterleaveFactor': ((1,), 'its columns are interleaved'),
 }
 
 
@@ -57,12 +76,12 @@ class Sensor:
     notes: list[str] = field(default_factory=list)
 
 
-class Tags(dict[int, Array]):
-    """Numbers of tags by their codes."""
+class Tags(dict[str, Array]):
+    """Numbers of tags by their names."""
 
-    def get_integers(self, code: int, *default: int) -> list[int]:
+    def get_integers(self, name: str, *default: int) -> list[int]:
         """Rounded, those of the specification if they are not there."""
-        return [round(n) for n in self.get(code, np.array(default)).tolist()]
+        return [round(n) for n in self.get(name, np.array(default)).tolist()]
 
 
 def is_plain_tiff(path: Path) -> bool:
@@ -102,12 +121,16 @@ def read_dng(path: Path, sensor: Sensor, full: Array) -> Sensor:
         if page is None:
             raise ValueError('its tags do not fit its sensor values')
         known = {tag.code: tag for tags in (first, page.tags) for tag in tags}
-        tags = Tags((code, _numbers(tag)) for code, tag in known.items())
+        tags = Tags(
+            (name, _numbers(known[code]))
+            for name, code in _CODES.items()
+            if code in known
+        )
         if page.dtype.kind == 'f':  # LibRaw rounds it to 14 bits
             full = page.asarray()
             sensor.white[:] = 1
-    for code, (name, read, problem) in _REFUSED.items():
-        if tags.get_integers(code, *read) != list(read):
+    for name, (read, problem) in _REFUSED.items():
+        if tags.get_integers(name, *read) != list(read):
             raise ValueError(f'{problem} ({name})')
     sensor = _with_levels(_with_area(sensor, tags, full), tags)
     sensor.neutral = _neutral(tags)
@@ -124,11 +147,10 @@ def _pages(tiff: Any) -> Iterator[Any]:
 
 
 def _numbers(tag: Any) -> Array:
-    """The numbers of a tag, none of a text."""
-    if isinstance(tag.value, str):
-        return np.zeros(0)
-    value = list(tag.value) if isinstance(tag.value, bytes) else tag.value
-    numbers = np.array(value, dtype=np.float64).ravel()
+    """The numbers of a tag."""
+    if isinstance(tag.value, bytes):
+        return np.frombuffer(tag.value, np.uint8).astype(np.float64)
+    numbers = np.array(tag.value, dtype=np.float64).ravel()
     is_rational = tag.dtype in (5, 10)
     return numbers[::2] / numbers[1::2] if is_rational else numbers
 
@@ -136,61 +158,70 @@ def _numbers(tag: Any) -> Array:
 def _with_area(sensor: Sensor, tags: Tags, full: Array) -> Sensor:
     """The sensor inside its ActiveArea, where LibRaw has odd margins even."""
     height, width = full.shape
-    top, left, bottom, right = tags.get_integers(50829, 0, 0, height, width)
+    top, left, bottom, right = tags.get_integers(
+        'ActiveArea', 0, 0, height, width
+    )
     pixels = full[top:bottom, left:right]
     number = sensor.number
-    if 33422 in tags:
-        number = _tile(tags, 33422, 33421, 2).astype(int)
+    if 'CFAPattern' in tags:
+        number = _tile(tags, 'CFAPattern', 'CFARepeatPatternDim', 2).astype(int)
         if number.max() > 2:
             names = ''.join(_COLOURS[min(n, 6)] for n in np.unique(number))
             raise ValueError(f'its colours are {names}, not red, green, blue')
-    column, row = tags.get_integers(50719, 0, 0)
-    columns, rows = tags.get_integers(50720, *pixels.shape[::-1])
+    column, row = tags.get_integers('DefaultCropOrigin', 0, 0)
+    columns, rows = tags.get_integers('DefaultCropSize', *pixels.shape[::-1])
     crop = slice(row, row + rows), slice(column, column + columns)
     return replace(sensor, pixels=pixels, number=number, crop=crop)
 
 
 def _with_levels(sensor: Sensor, tags: Tags) -> Sensor:
     """The sensor with levels of their own for places and colours."""
-    if 50714 in tags:
-        sensor = replace(sensor, black=_tile(tags, 50714, 50713, 1))
-    white = tags.get(50717, sensor.white)
+    if 'BlackLevel' in tags:
+        sensor = replace(
+            sensor, black=_tile(tags, 'BlackLevel', 'BlackLevelRepeatDim', 1)
+        )
+    white = tags.get('WhiteLevel', sensor.white)
     if white.size not in (1, 3, 4):
         raise ValueError(f'its WhiteLevel has {white.size} values')
     return replace(
         sensor,
         white=np.resize(white, 4) if white.size != 3 else white[[0, 1, 2, 1]],
-        column_black=tags.get(50715, sensor.column_black),
-        row_black=tags.get(50716, sensor.row_black),
+        column_black=tags.get('BlackLevelDeltaH', sensor.column_black),
+        row_black=tags.get('BlackLevelDeltaV', sensor.row_black),
     )
 
 
-def _tile(tags: Tags, code: int, size: int, default: int) -> Array:
+def _tile(tags: Tags, name: str, size: str, default: int) -> Array:
     """A tag that repeats over the sensor."""
     shape = tags.get_integers(size, default, default)
-    if tags[code].size != np.prod(shape):
+    if tags[name].size == 1:
+        return tags[name].reshape(1, 1)
+    if tags[name].size != np.prod(shape):
         raise ValueError(
-            f'its tag {code} has {tags[code].size} values for {shape} places'
+            f'its {name} has {tags[name].size} values for {shape} places'
         )
-    return tags[code].reshape(shape)
+    return tags[name].reshape(shape)
 
 
 def _neutral(tags: Tags) -> Array | None:
     """White as the sensor sees it, of its chromaticity."""
-    matrix = tags.get(50722, tags.get(50721))  # ColorMatrix2 or 1
-    if 50728 in tags or 50729 not in tags or matrix is None:
+    matrix = tags.get('ColorMatrix2', tags.get('ColorMatrix1'))
+    if 'AsShotNeutral' in tags or 'AsShotWhiteXY' not in tags or matrix is None:
         return None
-    x, y = tags[50729]
+    x, y = tags['AsShotWhiteXY']
     white = matrix.reshape(3, 3) @ [x / y, 1, (1 - x - y) / y]
-    return np.resize(white * tags.get(50727, np.ones(3)), 4)  # AnalogBalance
+    return np.resize(white * tags.get('AnalogBalance', np.ones(3)), 4)
 
 
 def _notes(tags: Tags) -> list[str]:
     """What is left out."""
     # A list begins with the count of its entries, in big-endian bytes.
-    found = [n for c, n in _OPCODES.items() if c in tags and tags[c][:4].any()]
-    notes = [f'corrections are left out: {", ".join(found)}'] if found else []
-    scale = tags.get(50718, np.ones(2))
+    lists = [f'OpcodeList{k}' for k in (1, 2, 3)]
+    found = [name for name in lists if tags.get(name, np.zeros(0))[:4].any()]
+    notes = []
+    if found:
+        notes = [f'corrections are left out: {", ".join(found)}']
+    scale = tags.get('DefaultScale', np.ones(2))
     if np.ptp(scale) > 0:
         notes.append(f'pixels are not square (DefaultScale {scale.tolist()})')
     return notes

@@ -255,19 +255,17 @@ def _balanced(sensor: Sensor, balance: Array) -> Array:
     """Sensor values in units of white, balanced and encoded as sRGB."""
     height, width = sensor.pixels.shape
     out = np.empty((height, width), np.float32)
-    column_black = np.broadcast_to(sensor.column_black, width)
-    row_black = np.broadcast_to(sensor.row_black, height)[:, None]
+    row_black = np.broadcast_to(sensor.row_black, height)
+    row, column = np.arange(height)[:, None], np.arange(width)
     for top in range(0, height, _ROWS):
-        rows = np.arange(top, min(top + _ROWS, height))[:, None]
+        rows = slice(top, top + _ROWS)
         number, black = (
-            tile[rows % tile.shape[0], np.arange(width) % tile.shape[1]]
+            tile[row[rows] % tile.shape[0], column % tile.shape[1]]
             for tile in (sensor.number, sensor.black)
         )
-        black = black + row_black[rows[:, 0]] + column_black
-        value = (sensor.pixels[rows[:, 0]] - black) / (
-            sensor.white[number] - black
-        )
-        out[rows[:, 0]] = encode(np.minimum(value * balance[number], 1))
+        black = black + row_black[rows, None] + sensor.column_black
+        value = (sensor.pixels[rows] - black) / (sensor.white[number] - black)
+        out[rows] = encode(np.minimum(value * balance[number], 1))
     return out
 
 
