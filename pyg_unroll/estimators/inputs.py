@@ -30,7 +30,8 @@ _APART = 30
 
 def progress(items: Sequence[T], unit: str) -> Iterable[T]:
     """The items, with a progress bar once they take ten seconds."""
-    bar: Iterable[T] = tqdm(items, 'fit', unit=f' {unit}', delay=10)
+    options: Any = {'unit': f' {unit}', 'delay': 10, 'leave': False}
+    bar: Iterable[T] = tqdm(items, 'fit', disable=len(items) < 2, **options)
     return bar
 
 

@@ -21,6 +21,9 @@ def place(monkeypatch, tmp_path):
     """The examples import their neighbours and write where they are run."""
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
+    # Bars of fits that a busy machine makes long are no messages.
+    bars = 'pyg_unroll.estimators.inputs.tqdm'
+    monkeypatch.setattr(bars, lambda items, *_, **__: items)
 
 
 @pytest.fixture
