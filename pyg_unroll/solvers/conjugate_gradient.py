@@ -11,7 +11,7 @@ from pyg_unroll.ops.backend import kernels, numbers
 from pyg_unroll.ops.cg import LaplacianSystem, as_numbers
 from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.registry import differentiate, on_batch, on_heads
-from pyg_unroll.solvers.problem import check_convergence, power_of_two
+from pyg_unroll.solvers.problem import Parts, check_convergence, power_of_two
 from pyg_unroll.solvers.spanning_tree import caution, solve_by_trees
 
 # Squares of numbers between it and its inverse neither vanish nor overflow.
@@ -43,14 +43,12 @@ def conjugate_gradient(
     if not bool(is_safe.all()):
         units.append(power_of_two(size))
         residual = residual / units[0]
-    if part is not None and (count := int(part.max()) + 1) > 1:
-        index = part.unsqueeze(1).expand_as(residual)
-        square = residual.square() / system.diagonal
-        norm = residual.new_zeros((count, *residual.shape[1:]))
-        norm = norm.scatter_add(0, index, square).sqrt()
-        units.append(power_of_two(norm).gather(0, index))
+    parts = None if part is None else Parts.of(part)
+    if parts is not None and parts.total > 1:
+        square = parts.reduce(residual.square() / system.diagonal, 'sum')
+        units.append(parts.spread(power_of_two(square.sqrt())))
         # The residual of all may be that of one of them.
-        residual, share = residual / units[-1], count**0.5
+        residual, share = residual / units[-1], parts.total**0.5
     run = kernels('solve', residual).conjugate_gradient
     rest = tol / share, max_steps, preconditioner
     x, error, num_steps = run(as_numbers(system), residual, *rest)

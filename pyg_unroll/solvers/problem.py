@@ -252,29 +252,57 @@ def _settle(
     too little of a system, it leaves out the observations, as nearly
     nothing but their mean may be left of them.
     """
-    count = int(part.max()) + 1 if part.numel() else 0
+    parts = Parts.of(part)
     system = Matrix(topology, weight, diagonal, confidence)
     is_even = caution(system) < torch.inf and not is_stiff(system)
-    if is_even and count < 2:
+    if is_even and parts.total < 2:
         return start[:0].clone(), start[:0].clone()
     trust = torch.zeros_like(start) if confidence is None else confidence
     trust = trust if free is None else torch.where(free, trust, 1.0)
-    known, index = trust > 0, part.unsqueeze(1).expand_as(start)
-
-    def reduce(value: Tensor, how: Any) -> Tensor:
-        out = start.new_zeros((count, *start.shape[1:]))
-        value = value.expand_as(start)
-        out = out.scatter_reduce(0, index, value, how, include_self=False)
-        return out.gather(0, index)
-
-    low = reduce(torch.where(known, x, torch.inf), 'amin')
-    high = reduce(torch.where(known, x, -torch.inf), 'amax')
-    mean = reduce(trust * x, 'sum') / reduce(trust, 'sum')
-    # Rounding does not move the mean of constants.
-    mean = torch.minimum(torch.maximum(mean, low), high)
-    moves = ~known if is_even else torch.ones_like(known)
+    trust, x = trust.expand_as(start), x.expand_as(start)
+    mean, unit = parts.center(trust, x)
+    moves = trust == 0 if is_even else torch.ones_like(trust, dtype=torch.bool)
     moves = moves if free is None else moves & free
-    return torch.where(moves, mean, start), power_of_two(high - low)
+    return torch.where(moves, mean, start), power_of_two(unit)
+
+
+class Parts(NamedTuple):
+    """Connected components, and the number of that of each row."""
+
+    total: int
+    number: Tensor  # [N, H] or, of edges, [E, H]
+
+    @classmethod
+    def of(cls, number: Tensor) -> Self:
+        """Counts them."""
+        return cls(int(number.max()) + 1 if number.numel() else 0, number)
+
+    def reduce(self, value: Tensor, how: Any) -> Tensor:
+        """Sums, or smallest or largest, of values `[N, F, H]`."""
+        if self.total == 1:
+            out: Tensor = getattr(value, how)(0, keepdim=True)
+            return out
+        out = value.new_zeros((self.total, *value.shape[1:]))
+        index = self.number.unsqueeze(1).expand_as(value)
+        return out.scatter_reduce(0, index, value, how, include_self=False)
+
+    def spread(self, value: Tensor) -> Tensor:
+        """To each row the value of its component."""
+        if self.total == 1:
+            return value
+        shape = len(self.number), *value.shape[1:]
+        return value.gather(0, self.number.unsqueeze(1).expand(shape))
+
+    def center(self, trust: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of entries by their trust, and the range of those with some."""
+        low, high = (
+            self.reduce(torch.where(trust > 0, x, bound), how)
+            for bound, how in ((torch.inf, 'amin'), (-torch.inf, 'amax'))
+        )
+        mean = self.reduce(trust * x, 'sum') / self.reduce(trust, 'sum')
+        # Rounding does not move the mean of constants.
+        mean = torch.minimum(torch.maximum(mean, low), high)
+        return self.spread(mean), self.spread(high - low)
 
 
 def power_of_two(size: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ graphs of each kind.
 import os
 import warnings
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch_geometric.data import Data
 from torch_geometric.testing import withPackage
 
 from pyg_unroll import KNNGraph
-from pyg_unroll.solvers import ConvergenceWarning, glr
+from pyg_unroll.solvers import ConvergenceWarning, glr, gtv
 
 GRAPHS = int(os.environ.get('CERTIFICATES', '40'))
 TOL = 1e-8
@@ -52,7 +53,7 @@ class Problem:
         if kind == 'soft':
             self.trust *= 10 ** chance.uniform(-spread, spread, size)
 
-    def solve(self, x=None, **kwargs):
+    def solve(self, x=None, solver=glr, tol=TOL, **kwargs):
         pairs = torch.from_numpy(self.pairs)
         x = torch.from_numpy(self.x).unsqueeze(1) if x is None else x
         trust = torch.from_numpy(self.trust)
@@ -61,12 +62,12 @@ class Problem:
             kwargs |= {'fidelity': 'soft', 'confidence': trust, 'mu': self.mu}
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', ConvergenceWarning)
-            return glr(
+            return solver(
                 torch.where(known.unsqueeze(1), x, torch.nan),
                 torch.cat([pairs, pairs.flip(0)], 1),
                 torch.from_numpy(self.weight).repeat(2),
                 None if known.all() and not self.hard else known,
-                tol=TOL,
+                tol=tol,
                 **kwargs,
             )
 
@@ -182,3 +183,48 @@ def test_derivatives_at_any_weights(kind):
 @pytest.mark.parametrize('kind', ['all', 'soft', 'hard'])
 def test_multigrid(kind):
     assert check(kind, 12, 9, seed=2, preconditioner='amg') <= GRAPHS / 100
+
+
+def smallest_variation(problem, part):
+    """Of one component, by all cuts between its known values (Coarea)."""
+    nodes = np.flatnonzero(problem.part == part)
+    known = problem.trust[nodes] > 0
+    inside = np.isin(problem.pairs[0], nodes)
+    ends = np.searchsorted(nodes, problem.pairs[:, inside])
+    weight = [Fraction(w) for w in problem.weight[inside].tolist()]
+    levels = np.unique(problem.x[nodes][known]).tolist()
+    above = np.zeros((2 ** int((~known).sum()), len(nodes)), bool)
+    choices = np.arange(len(above))[:, None]
+    above[:, ~known] = choices >> np.arange((~known).sum()) & 1
+    total = Fraction(0)
+    for low, high in pairwise(levels):
+        above[:, known] = problem.x[nodes][known] > low
+        cut = above[:, ends[0]] ^ above[:, ends[1]]
+        values = (
+            sum((w for w, c in zip(weight, row, strict=True) if c), Fraction(0))
+            for row in cut.tolist()
+        )
+        total += (Fraction(high) - Fraction(low)) * min(values)
+    return total
+
+
+@pytest.mark.parametrize('spread', [0.5, 2, 12])
+def test_total_variation(spread):
+    alarms = 0
+    for number in range(GRAPHS):
+        chance = np.random.default_rng((number, 3))
+        problem = Problem(chance, 'hard', spread, 0, 9)
+        result = problem.solve(solver=gtv, tol=1e-4, max_steps=500)
+        alarms += not result.converged
+        x = list(map(Fraction, result.x[:, 0].tolist()))
+        for part in np.unique(problem.part) if result.converged else ():
+            found = sum(
+                Fraction(w) * abs(x[i] - x[j])
+                for w, (i, j) in zip(
+                    problem.weight.tolist(), problem.pairs.T, strict=True
+                )
+                if problem.part[i] == part
+            )
+            best = smallest_variation(problem, part)
+            assert best <= found <= best * Fraction(1 + 1e-4), number
+    assert spread > 1 or not alarms
