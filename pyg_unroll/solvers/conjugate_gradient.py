@@ -34,27 +34,26 @@ def conjugate_gradient(
     if residual.numel() == 0:
         return residual.clone(), 0.0, 0
     (residual,) = numbers(residual)
-    size, units, share = (
-        torch.linalg.vector_norm(residual, torch.inf, 0),
-        [],
-        1.0,
-    )
-    is_safe = (size == 0) | ((size > _LEAST) & (size < 1 / _LEAST))
-    if not bool(is_safe.all()):
-        units.append(power_of_two(size))
-        residual = residual / units[0]
-    parts = None if part is None else Parts.of(part)
-    if parts is not None and parts.total > 1:
-        square = parts.reduce(residual.square() / system.diagonal, 'sum')
-        units.append(parts.spread(power_of_two(square.sqrt())))
+    unit, share = None, 1.0
+    if part is None or (parts := Parts.of(part)).total == 1:
+        size = torch.linalg.vector_norm(residual, torch.inf, 0)
+        is_safe = (size == 0) | ((size > _LEAST) & (size < 1 / _LEAST))
+        if not bool(is_safe.all()):
+            unit = power_of_two(size)
+            residual = residual / unit
+    else:
+        size = parts.spread(parts.reduce(residual.abs(), 'amax'))
+        unit = power_of_two(size)
+        square = (residual / unit).square() / system.diagonal
+        norm = parts.reduce(square, 'sum').sqrt()
+        unit = unit * parts.spread(power_of_two(norm))
         # The residual of all may be that of one of them.
-        residual, share = residual / units[-1], parts.total**0.5
+        residual, share = residual / unit, parts.total**0.5
+        unit = torch.where(size > 0, unit, 0)
     run = kernels('solve', residual).conjugate_gradient
     rest = tol / share, max_steps, preconditioner
     x, error, num_steps = run(as_numbers(system), residual, *rest)
-    for unit in units:
-        x *= unit
-    return x, error * share, num_steps
+    return x if unit is None else x * unit, error * share, num_steps
 
 
 class Settings(NamedTuple):
