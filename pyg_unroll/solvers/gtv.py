@@ -13,6 +13,7 @@ from pyg_unroll.solvers.problem import (
     Parts,
     SmoothnessProblem,
     SolverResult,
+    check_range,
 )
 
 # Iterations between looks at the duality gap and the balance of residuals.
@@ -95,6 +96,10 @@ def gtv(
                 f"differentiable; use 'GTVConv' to learn, or call it under "
                 f"'torch.no_grad()'"
             )
+    if problem.signal.confidence is not None and problem.start.numel():
+        size, *factors = problem.sizes
+        name = "'mu' times 'edge_weight' over 'x'"
+        check_range(name, 1 / size if size else 0.0, *factors)
     out, gap, num_steps = _solve(problem, tol, max_steps)
     return problem.result('gtv', out, gap, num_steps, tol)
 

@@ -71,6 +71,20 @@ def check_fill(name: str, fill: Any) -> None:
         )
 
 
+def check_range(name: str, *factors: float) -> None:
+    """Raises a `ValueError` if a product is out of the range of float64."""
+    if all(factors):
+        size = sum(math.log10(abs(factor)) for factor in factors)
+        if not abs(size) < _MOST_DIGITS:
+            raise ValueError(
+                f'{name} must lie between 1e-304 and 1e304 (got about '
+                f'1e{size:.0f}); choose other units'
+            )
+
+
+# Sums of some numbers are still in the range of float64.
+_MOST_DIGITS = 304
+
 # Checks of the arguments that all solvers have.
 CHECKS = {'tol': check_between, 'max_steps': check_positive, 'fill': check_fill}
 
@@ -139,7 +153,20 @@ class SmoothnessProblem:
             check_between('mu', mu.item() if isinstance(mu, Tensor) else mu)
         mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
         problem = cls(signal, topology, weight, mu, start, part, x.dtype)
+        if start.numel() and can_read_values(start, weight, mu):
+            sizes = problem.sizes
+            check_range("'x' times 'edge_weight'", *sizes[:2])
+            if signal.confidence is not None:
+                check_range("'mu' times 'edge_weight'", *sizes[1:])
         return problem._reorder()
+
+    @property
+    def sizes(self) -> tuple[float, float, float]:
+        """Largest observation, largest weight, and `mu`."""
+        size = torch.linalg.vector_norm(self.signal.x.detach(), torch.inf)
+        weight = self.weight.detach()
+        largest = float(weight.amax()) if len(weight) else 0.0
+        return float(size), largest, float(self.mu.detach())
 
     def _reorder(self) -> Self:
         """The same problem, its neighbours near each other in memory."""
