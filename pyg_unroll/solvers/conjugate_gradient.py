@@ -36,7 +36,7 @@ def conjugate_gradient(
     (residual,) = numbers(residual)
     unit, share = None, 1.0
     if part is None or (parts := Parts.of(part)).total == 1:
-        size = torch.linalg.vector_norm(residual, torch.inf, 0)
+        size = torch.maximum(-residual.amin(0), residual.amax(0))
         is_safe = (size == 0) | ((size > _LEAST) & (size < 1 / _LEAST))
         if not bool(is_safe.all()):
             unit = power_of_two(size)

@@ -163,9 +163,10 @@ class SmoothnessProblem:
     @property
     def sizes(self) -> tuple[float, float, float]:
         """Largest observation, largest weight, and `mu`."""
-        size = torch.linalg.vector_norm(self.signal.x.detach(), torch.inf)
+        low, high = self.signal.x.detach().aminmax()
+        size = torch.maximum(-low, high)
         weight = self.weight.detach()
-        largest = float(weight.amax()) if len(weight) else 0.0
+        largest = float(weight.aminmax()[1]) if len(weight) else 0.0
         return float(size), largest, float(self.mu.detach())
 
     def _reorder(self) -> Self:
