@@ -96,7 +96,8 @@ class FeatureFit:
         if not few:
             held_out = torch.cat([blend.held_out for blend in blends], 1)
             errors = (self._signals(held_out) - values).abs()
-            self.error_model, deviation = _likeliest(blends[0], errors)
+            relative = errors / self.scale
+            self.error_model, deviation = _likeliest(blends[0], relative)
             ratios = errors / deviation.unsqueeze(1)
             unit = ratios.square().mean(0).sqrt()
             self.unit = unit.maximum(1e-9 * self.scale)

@@ -19,6 +19,11 @@ class GTVConv(SmoothnessConv):
     Unrolling of Learned Graph Smoothness Priors"
     <https://arxiv.org/abs/2406.04090>`_ paper.
 
+    Under :meth:`torch.compile` no values are checked: give a
+    :class:`~pyg_unroll.graph.Topology`, which checks its edges where it is
+    built, and see that weights are symmetric, finite and non-negative, and
+    signals finite.
+
     With a mask and :obj:`fidelity='hard'`, known entries :math:`y` are held
     and the layer approaches
 

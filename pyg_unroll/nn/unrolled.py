@@ -233,6 +233,9 @@ class UnrolledGLR(UnrolledStack):
     `"Interpretable Lightweight Transformer via Unrolling of Learned Graph
     Smoothness Priors" <https://arxiv.org/abs/2406.04090>`_ paper.
 
+    Under :meth:`torch.compile` no values are checked, see
+    :class:`~pyg_unroll.nn.GLRConv`.
+
     Each of :obj:`num_blocks` blocks computes node features from the current
     estimate by a shallow net, learns a graph from them
     (:class:`~pyg_unroll.transforms.MahalanobisGraph`) and runs
@@ -297,7 +300,8 @@ class UnrolledGTV(UnrolledStack):
     Smoothness Priors" <https://arxiv.org/abs/2406.04090>`_ paper.
 
     As :class:`UnrolledGLR`, with :class:`~pyg_unroll.nn.GTVConv`, whose dual
-    variable each block passes on to the next.
+    variable each block passes on to the next; under :meth:`torch.compile` no
+    values are checked.
 
     Args:
         in_channels (int): See :class:`UnrolledGLR`.

@@ -11,7 +11,12 @@ from pyg_unroll.ops.backend import kernels, numbers
 from pyg_unroll.ops.cg import LaplacianSystem, as_numbers
 from pyg_unroll.ops.reference.solve import Preconditioner
 from pyg_unroll.ops.registry import differentiate, on_batch, on_heads
-from pyg_unroll.solvers.problem import check_convergence
+from pyg_unroll.solvers.problem import Parts, check_convergence, power_of_two
+from pyg_unroll.solvers.spanning_tree import caution, solve_by_trees
+
+# Squares of numbers between it and its inverse neither vanish nor overflow.
+# Others are divided by a power of two, which changes no bits.
+_LEAST = 1e-12
 
 
 def conjugate_gradient(
@@ -20,17 +25,35 @@ def conjugate_gradient(
     tol: float,
     max_steps: int,
     preconditioner: Preconditioner | None = None,
+    part: Tensor | None = None,
 ) -> tuple[Tensor, float, int]:
     """See :func:`.reference.solve.conjugate_gradient`, for a residual that
-    vanishes at held entries.
+    vanishes at held entries; each connected part, of these numbers
+    :math:`(N, H)`, is solved in a unit of its own.
     """
     if residual.numel() == 0:
         return residual.clone(), 0.0, 0
     (residual,) = numbers(residual)
+    unit, share = None, 1.0
+    if part is None or (parts := Parts.of(part)).total == 1:
+        size = torch.maximum(-residual.amin(0), residual.amax(0))
+        is_safe = (size == 0) | ((size > _LEAST) & (size < 1 / _LEAST))
+        if not bool(is_safe.all()):
+            unit = power_of_two(size)
+            residual = residual / unit
+    else:
+        size = parts.spread(parts.reduce(residual.abs(), 'amax'))
+        unit = power_of_two(size)
+        square = (residual / unit).square() / system.diagonal
+        norm = parts.reduce(square, 'sum').sqrt()
+        unit = unit * parts.spread(power_of_two(norm))
+        # The residual of all may be that of one of them.
+        residual, share = residual / unit, parts.total**0.5
+        unit = torch.where(size > 0, unit, 0)
     run = kernels('solve', residual).conjugate_gradient
-    out: tuple[Tensor, float, int]
-    out = run(as_numbers(system), residual, tol, max_steps, preconditioner)
-    return out
+    rest = tol / share, max_steps, preconditioner
+    x, error, num_steps = run(as_numbers(system), residual, *rest)
+    return x if unit is None else x * unit, error * share, num_steps
 
 
 class Settings(NamedTuple):
@@ -42,6 +65,7 @@ class Settings(NamedTuple):
     tol: float
     max_steps: int
     preconditioner: Preconditioner | None = None
+    unit: float = 0.0  # size of the solution relative to which it is judged
 
 
 class ImplicitSolve(torch.autograd.Function):
@@ -59,11 +83,18 @@ class ImplicitSolve(torch.autograd.Function):
         weight: Tensor,
         confidence: Tensor | None,
         free: Tensor | None,
+        part: Tensor,
         b: Tensor,
     ) -> tuple[Tensor, float, int]:
         """Returns what :func:`conjugate_gradient` does."""
         system = settings.system(weight, confidence, free)
-        return conjugate_gradient(system, system.restrict(b), *settings[1:])
+        _, tol, max_steps, preconditioner, unit = settings
+        b, factor = system.restrict(b), 1.0
+        if b.numel() and (factor := caution(system)) == torch.inf:
+            return solve_by_trees(system, b, tol, max_steps, unit)
+        effort = tol / factor, max_steps, preconditioner, part
+        x, error, num_steps = conjugate_gradient(system, b, *effort)
+        return x, error * factor, num_steps
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -82,10 +113,10 @@ class ImplicitSolve(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: None) -> tuple[Any, ...]:
         """Solves once more, for the adjoint."""
-        settings: Settings = ctx.settings
-        weight, confidence, free, x = ctx.saved_tensors
+        settings: Settings = ctx.settings._replace(unit=0.0)
+        weight, confidence, free, _, x = ctx.saved_tensors
         solve = partial(ImplicitSolve.apply, settings)
-        g, residual, num_steps = on_batch(solve, *ctx.saved_tensors[:3], grad)
+        g, residual, num_steps = on_batch(solve, *ctx.saved_tensors[:4], grad)
         check_convergence('glr (backward)', residual, num_steps, settings.tol)
         grad_weight = grad_confidence = None
         _, needs_weight, needs_confidence, *_ = ctx.needs_input_grad
@@ -98,4 +129,4 @@ class ImplicitSolve(torch.autograd.Function):
                 )
         if needs_confidence:
             grad_confidence = (-g * x).sum_to_size(confidence.shape)
-        return None, grad_weight, grad_confidence, None, g
+        return None, grad_weight, grad_confidence, None, None, g

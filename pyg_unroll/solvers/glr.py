@@ -3,13 +3,19 @@
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyg_unroll.checks import check_parameters, one_of
 from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.solvers.conjugate_gradient import ImplicitSolve, Settings
 from pyg_unroll.solvers.multigrid import multigrid
-from pyg_unroll.solvers.problem import CHECKS, SmoothnessProblem, SolverResult
+from pyg_unroll.solvers.problem import (
+    CHECKS,
+    SmoothnessProblem,
+    SolverResult,
+    settle,
+)
 
 _CHECKS = {
     **CHECKS,
@@ -45,10 +51,14 @@ def glr(
 
     otherwise :math:`\arg\min_{\mathbf{z}} \sum_i c_i (z_i - x_i)^2 + \mu
     \mathbf{z}^{\top} \mathbf{L} \mathbf{z}`, by preconditioned
-    conjugate gradients in float64. It is differentiable, to any order, by
-    known entries, weights, confidence and :obj:`mu` at the price of one more
-    solve, without storing the steps; derivatives are wrong if it did not
-    converge.
+    conjugate gradients in float64. Where weights of first order are of very
+    different size, a small residual proves nothing, and the largest error,
+    relative to the range of each connected component, is bounded by spanning
+    trees of large weights (Vaidya, 1991), which precondition then, too.
+
+    It is differentiable, to any order, by known entries, weights, confidence
+    and :obj:`mu` at the price of one more solve, without storing the steps;
+    derivatives are wrong if it did not converge.
 
     Args:
         x (torch.Tensor): Node signals :math:`(N, F)`; unknown entries are
@@ -62,7 +72,8 @@ def glr(
             (default: :obj:`None`)
         order (int, optional): :obj:`2` replaces the prior by
             :math:`\| \mathbf{D}^{-1/2} \mathbf{L} \mathbf{z} \|^2`. Its
-            system is much worse conditioned. (default: :obj:`1`)
+            system is much worse conditioned, and errors are not bounded.
+            (default: :obj:`1`)
         confidence (torch.Tensor, optional): Weights :math:`c_i \ge 0` of
             noisy observations, of the shape of a mask.
             (default: :obj:`None`)
@@ -76,7 +87,8 @@ def glr(
             (default: :obj:`None`)
         tol (float, optional): Tolerance of the residual
             :math:`\|r\|_{D^{-1}}` relative to the right-hand side's, for each
-            feature. (default: :obj:`1e-8`)
+            feature and connected component; of the proven error where weights
+            differ much in size. (default: :obj:`1e-8`)
         max_steps (int, optional): Largest number of steps.
             (default: :obj:`10000`)
         preconditioner (str, optional): :obj:`'jacobi'` or :obj:`'amg'`, a
@@ -108,15 +120,25 @@ def glr(
     build = partial(LaplacianSystem.build, problem.topology, order=order)
     system = build(weight, scale, signal.free)
     cycle = multigrid(system) if preconditioner == 'amg' else None
-    settings = Settings(build, tol, max_steps, cycle)
-    # Solve for the correction of the start, the mean of the known entries:
-    # its right-hand side carries the derivatives by the observations.
+    settings = Settings(build, tol, max_steps, cycle, 1.0)
+    parts = weight, system.diagonal, scale, signal.free, problem.part
+    operands = *parts, signal.x, problem.start
+    means, unit = settle(
+        problem.topology, *(v if v is None else v.detach() for v in operands)
+    )
+    start = problem.start
+    if len(means):
+        start = torch.where(means == start, start, means)
+    # Solve for the correction of the start: its right-hand side carries the
+    # derivatives by the observations.
+    right = system.residual(start, signal.x)
     correction, residual, num_steps = ImplicitSolve.apply(
         settings,
         weight,
         scale,
         signal.free,
-        system.residual(problem.start, signal.x),
+        problem.part,
+        right / unit if len(means) else right,
     )
-    out = problem.start + correction
+    out = start + (unit * correction if len(means) else correction)
     return problem.result('glr', out, residual, num_steps, tol)

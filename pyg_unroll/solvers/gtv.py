@@ -8,7 +8,13 @@ from torch import Tensor
 from pyg_unroll.checks import check_parameters
 from pyg_unroll.ops.admm import TotalVariation
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
-from pyg_unroll.solvers.problem import CHECKS, SmoothnessProblem, SolverResult
+from pyg_unroll.solvers.problem import (
+    CHECKS,
+    Parts,
+    SmoothnessProblem,
+    SolverResult,
+    check_range,
+)
 
 # Iterations between looks at the duality gap and the balance of residuals.
 _CHECK_EVERY = 10
@@ -40,7 +46,8 @@ def gtv(
     otherwise :math:`\arg\min_{\mathbf{z}} \sum_i c_i (z_i - x_i)^2 + \mu
     \sum_{\{i,j\}} w_{ij} |z_i - z_j|`, by ADMM in float64 with a penalty that
     balances primal and dual residual. It stops by the duality gap: the
-    objective is proven to be within :obj:`tol`, relatively, of the optimum.
+    objective is proven to be within :obj:`tol`, relatively, of the optimum,
+    that of each feature and connected component.
     The minimiser need not be unique.
 
     Args:
@@ -54,7 +61,8 @@ def gtv(
         fidelity (str, optional): See :func:`glr`.
         mu (float or torch.Tensor, optional): See :func:`glr`.
         tol (float, optional): Tolerance of the duality gap relative to the
-            objective, for each feature. (default: :obj:`1e-4`)
+            objective, for each feature and connected component.
+            (default: :obj:`1e-4`)
         max_steps (int, optional): Largest number of iterations.
             (default: :obj:`5000`)
         fill (float or str, optional): See :func:`glr`.
@@ -88,6 +96,10 @@ def gtv(
                 f"differentiable; use 'GTVConv' to learn, or call it under "
                 f"'torch.no_grad()'"
             )
+    if problem.signal.confidence is not None and problem.start.numel():
+        size, *factors = problem.sizes
+        name = "'mu' times 'edge_weight' over 'x'"
+        check_range(name, 1 / size if size else 0.0, *factors)
     out, gap, num_steps = _solve(problem, tol, max_steps)
     return problem.result('gtv', out, gap, num_steps, tol)
 
@@ -98,28 +110,41 @@ def _solve(
 ) -> tuple[Tensor, float, int]:
     if problem.start.numel() == 0:
         return problem.start, 0.0, 0
+    topology, signal, start = problem.topology, problem.signal, problem.start
+    nodes = Parts.of(problem.part)
+    edges = nodes._replace(number=problem.part[topology.src.long()])
+    weight = problem.weight.unsqueeze(1)
+    if nodes.total > 1:  # each starts from its own mean
+        trust = torch.zeros_like(start)
+        trust = (
+            trust if signal.confidence is None else trust + signal.confidence
+        )
+        if signal.free is not None:
+            trust = torch.where(signal.free, trust, 1)
+        start = torch.where(trust > 0, start, nodes.center(trust, signal.x)[0])
     # At unit scale, one initial penalty suits all problems.
-    low, high = problem.start.amin(0), problem.start.amax(0)
-    middle, size = (low + high) / 2, high - low
+    low, high = nodes.reduce(start, 'amin'), nodes.reduce(start, 'amax')
+    middle, size = nodes.spread((low + high) / 2), nodes.spread(high - low)
     size = torch.where(size > 0, size, 1)
-    unit = problem.weight.new_ones(())
-    if bool((problem.weight > 0).any()):
-        unit = problem.weight.amax()
-    signal = problem.signal
+    unit = torch.ones_like(low[:, :1])
+    if topology.num_edges:
+        heaviest = edges.reduce(weight, 'amax')
+        unit = torch.where(heaviest > 0, heaviest, unit)
     variation = TotalVariation(
-        problem.topology,
-        problem.weight / unit,
+        topology,
+        (weight / edges.spread(unit)).squeeze(1),
         (signal.x - middle) / size,
         signal.confidence,
         signal.free,
-        problem.mu * unit / size,
+        problem.mu * nodes.spread(unit) / size,
     )
-    x = (problem.start - middle) / size
-    rho = torch.full_like(size, 4.0)
+    x = (start - middle) / size
+    rho = torch.full_like(size[0], 4.0)
     flow = variation.gradient(x)
     dual = torch.zeros_like(flow)
     system = variation.system(rho)
-    gap, num_steps = _gap(variation, x, flow, dual), 0
+    parts = nodes, edges
+    gap, num_steps = _gap(variation, x, flow, dual, *parts), 0
 
     def solve(x: Tensor, residual: Tensor) -> Tensor:
         return x + conjugate_gradient(system, residual, 0.1, 50)[0]
@@ -129,7 +154,7 @@ def _solve(
             old_flow, old_dual = flow, dual
             x, flow, dual = variation.iterate(x, flow, dual, rho, solve, system)
             num_steps += 1
-        gap = _gap(variation, x, flow, dual)
+        gap = _gap(variation, x, flow, dual, *parts)
         # Keep primal and dual residuals alike, by ever smaller moves of the
         # penalty, so that ADMM converges.
         primal = (dual - old_dual).norm(dim=0) / rho
@@ -142,15 +167,21 @@ def _solve(
 
 
 def _gap(
-    variation: TotalVariation, x: Tensor, flow: Tensor, dual: Tensor
+    variation: TotalVariation,
+    x: Tensor,
+    flow: Tensor,
+    dual: Tensor,
+    nodes: Parts,
+    edges: Parts,
 ) -> float:
-    r"""Largest relative duality gap over the features.
+    r"""Largest relative duality gap over features and components.
 
     For any :math:`|p| \le 1` with :math:`q = B^{\top} W p`, no objective is
     smaller than :math:`\min_z \sum_i c_i (z_i - y_i)^2 / \mu + q_i z_i`, with
     :math:`z` between the smallest and the largest observation.
     """
-    q = variation.divergence(dual.clamp(-1, 1))
+    dual = dual.clamp(-1, 1)
+    q = variation.divergence(dual)
     y = variation.observed.expand_as(x)
     low, high = x.new_tensor(-0.5), x.new_tensor(0.5)
     best = torch.where(q > 0, low, high)
@@ -162,9 +193,10 @@ def _gap(
         fit, bound = c * (x - y).square(), c * (best - y).square()
     if variation.free is not None:  # entries that are held have no c
         best = torch.where(variation.free, best, y)
-    primal = fit.sum(0) + flow.abs().sum(0)
-    dual_value = (bound + q * best).sum(0)
-    # A constant signal has objective zero: compare with the weights then.
-    scale = primal.clamp(min=1e-12 * float(variation.weight.sum()) + 1e-300)
-    gap = (primal - dual_value) / scale
-    return float(gap.max()) if gap.numel() else 0.0
+    primal = nodes.reduce(fit, 'sum') + edges.reduce(flow.abs(), 'sum')
+    dual_value = nodes.reduce(bound + q * best, 'sum')
+    # Large weights that cancel leave an error of rounding.
+    noise = variation.weight.unsqueeze(1) * dual.abs()
+    noise = 4 * torch.finfo(x.dtype).eps * edges.reduce(noise, 'sum')
+    gap = primal - dual_value + noise
+    return float(torch.where(gap == 0, 0, gap / primal).max())

@@ -18,7 +18,9 @@ from pyg_unroll.checks import (
 from pyg_unroll.graph import Topology, resolve_graph
 from pyg_unroll.inputs import Fidelity, Observations, read_signal
 from pyg_unroll.ops.order import components, local_order
+from pyg_unroll.ops.reference.cg import Matrix
 from pyg_unroll.ops.registry import Operator
+from pyg_unroll.solvers.spanning_tree import caution, is_stiff
 
 
 class SolverResult(NamedTuple):
@@ -28,7 +30,8 @@ class SolverResult(NamedTuple):
         x (torch.Tensor): The signal :math:`(N, F)`.
         residual (float): The quantity that the tolerance bounds, the largest
             over features: for :func:`~pyg_unroll.solvers.glr` the relative
-            residual, for :func:`~pyg_unroll.solvers.gtv` the relative
+            residual, or where weights differ much in size a bound of the
+            relative error, for :func:`~pyg_unroll.solvers.gtv` the relative
             duality gap, a bound of the distance to the optimum.
         num_steps (int): Number of iterations.
         converged (bool): Whether the tolerance was reached.
@@ -68,6 +71,20 @@ def check_fill(name: str, fill: Any) -> None:
         )
 
 
+def check_range(name: str, *factors: float) -> None:
+    """Raises a `ValueError` if a product is out of the range of float64."""
+    if all(factors):
+        size = sum(math.log10(abs(factor)) for factor in factors)
+        if not abs(size) < _MOST_DIGITS:
+            raise ValueError(
+                f'{name} must lie between 1e-304 and 1e304 (got about '
+                f'1e{size:.0f}); choose other units'
+            )
+
+
+# Sums of some numbers are still in the range of float64.
+_MOST_DIGITS = 304
+
 # Checks of the arguments that all solvers have.
 CHECKS = {'tol': check_between, 'max_steps': check_positive, 'fill': check_fill}
 
@@ -81,6 +98,7 @@ class SmoothnessProblem:
     weight: Tensor  # [E, 1]
     mu: Tensor  # a scalar
     start: Tensor  # known entries, their mean elsewhere, [N, F, 1]
+    part: Tensor  # number of each node's connected component, [N, 1]
     dtype: torch.dtype  # of the user's signal
     order: Tensor | None = None  # the user's number of each node, if another
 
@@ -114,9 +132,10 @@ class SmoothnessProblem:
         if read.confidence is not None:
             known = known & (read.confidence > 0)
         y = signal.x.squeeze(-1)
-        lost = _lost(
+        lost, part = _lost(
             topology, weight.detach(), known.unsqueeze(-1), fill is not None
-        ).squeeze(-1)
+        )
+        lost = lost.squeeze(-1)
         mean = torch.where(known, y, 0).sum(0) / known.sum(0).clamp(min=1)
         if not can_read_values(lost) or bool(lost.any()):
             value = float(fill or 0) if fill != 'mean' else mean
@@ -133,7 +152,22 @@ class SmoothnessProblem:
         if can_read_values(mu):
             check_between('mu', mu.item() if isinstance(mu, Tensor) else mu)
         mu = torch.as_tensor(mu, dtype=torch.float64, device=x.device)
-        return cls(signal, topology, weight, mu, start, x.dtype)._reorder()
+        problem = cls(signal, topology, weight, mu, start, part, x.dtype)
+        if start.numel() and can_read_values(start, weight, mu):
+            sizes = problem.sizes
+            check_range("'x' times 'edge_weight'", *sizes[:2])
+            if signal.confidence is not None:
+                check_range("'mu' times 'edge_weight'", *sizes[1:])
+        return problem._reorder()
+
+    @property
+    def sizes(self) -> tuple[float, float, float]:
+        """Largest observation, largest weight, and `mu`."""
+        low, high = self.signal.x.detach().aminmax()
+        size = torch.maximum(-low, high)
+        weight = self.weight.detach()
+        largest = float(weight.aminmax()[1]) if len(weight) else 0.0
+        return float(size), largest, float(self.mu.detach())
 
     def _reorder(self) -> Self:
         """The same problem, its neighbours near each other in memory."""
@@ -145,8 +179,9 @@ class SmoothnessProblem:
             None if value is None else value.index_select(0, node)
             for value in (signal.free, signal.confidence)
         )
-        x, start = (
-            value.index_select(0, node) for value in (signal.x, self.start)
+        x, start, part = (
+            value.index_select(0, node)
+            for value in (signal.x, self.start, self.part)
         )
         return type(self)(
             Observations(x, free, confidence, signal.layout),
@@ -155,6 +190,7 @@ class SmoothnessProblem:
             self.weight.squeeze(1).index_select(0, edge).unsqueeze(1),
             self.mu,
             start,
+            part,
             self.dtype,
             node,
         )
@@ -181,7 +217,10 @@ def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
     """True at entries `[N, F]` that no path of positive weight `[E]` joins to
     a known one `[N, F]`.
     """
-    component = components(topology, weight).long()
+    return _are_unreachable(components(topology, weight).long(), known)
+
+
+def _are_unreachable(component: Tensor, known: Tensor) -> Tensor:
     count = int(component.max()) + 1 if component.numel() else 0
     reached = known.new_zeros((count, known.size(1)), dtype=torch.long)
     reached.index_add_(0, component, known.long())
@@ -190,10 +229,13 @@ def unreachable(topology: Topology, weight: Tensor, known: Tensor) -> Tensor:
 
 def _find_lost(
     topology: Topology, weight: Tensor, known: Tensor, allow: bool
-) -> Tensor:
-    """Entries that cannot be interpolated; refused if they are not allowed."""
-    heads = zip(weight.unbind(1), known.unbind(2), strict=True)
-    lost = torch.stack([unreachable(topology, *head) for head in heads], 2)
+) -> tuple[Tensor, Tensor]:
+    """Entries that cannot be interpolated, refused if they are not allowed;
+    and the number of each node's component.
+    """
+    part = [components(topology, w).long() for w in weight.unbind(1)]
+    heads = zip(part, known.unbind(2), strict=True)
+    lost = torch.stack([_are_unreachable(*head) for head in heads], 2)
     if not allow and bool(lost.any()):
         nodes = lost.flatten(1).any(1).nonzero().view(-1).tolist()
         shown = ', '.join(str(node) for node in nodes[:5])
@@ -205,14 +247,106 @@ def _find_lost(
             f"cut it), observe one of them, or pass 'fill' (a number or "
             f"'mean')"
         )
-    return lost
+    return lost, torch.stack(part, 1)
 
 
-# An operator, hence it sees values under transforms of `torch.func`, too.
+# Operators, hence they see values under transforms of `torch.func`, too.
 _lost = Operator(
     'lost',
     'Tensor weight, Tensor known, bool allow',
-    'Tensor',
+    '(Tensor, Tensor)',
     _find_lost,
-    lambda topology, weight, known, allow: torch.empty_like(known),
+    lambda topology, weight, known, allow: (
+        torch.empty_like(known),
+        known.new_empty((len(known), weight.size(1)), dtype=torch.long),
+    ),
+)
+
+
+def _settle(
+    topology: Topology,
+    weight: Tensor,
+    diagonal: Tensor,
+    confidence: Tensor | None,
+    free: Tensor | None,
+    part: Tensor,
+    x: Tensor,
+    start: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Where they are needed, a start, and the range of the observations of each
+    component, a power of two; nothing elsewhere.
+
+    Of several components, the start is the mean of each; where a residual says
+    too little of a system, it leaves out the observations, as nearly
+    nothing but their mean may be left of them.
+    """
+    parts = Parts.of(part)
+    system = Matrix(topology, weight, diagonal, confidence)
+    is_even = caution(system) < torch.inf and not is_stiff(system)
+    if is_even and parts.total < 2:
+        return start[:0].clone(), start[:0].clone()
+    trust = torch.zeros_like(start) if confidence is None else confidence
+    trust = trust if free is None else torch.where(free, trust, 1.0)
+    trust, x = trust.expand_as(start), x.expand_as(start)
+    mean, unit = parts.center(trust, x)
+    moves = trust == 0 if is_even else torch.ones_like(trust, dtype=torch.bool)
+    moves = moves if free is None else moves & free
+    return torch.where(moves, mean, start), power_of_two(unit)
+
+
+class Parts(NamedTuple):
+    """Connected components, and the number of that of each row."""
+
+    total: int
+    number: Tensor  # [N, H] or, of edges, [E, H]
+
+    @classmethod
+    def of(cls, number: Tensor) -> Self:
+        """Counts them."""
+        return cls(int(number.max()) + 1 if number.numel() else 0, number)
+
+    def reduce(self, value: Tensor, how: Any) -> Tensor:
+        """Sums, or smallest or largest, of values `[N, F, H]`."""
+        if self.total == 1:
+            out: Tensor = getattr(value, how)(0, keepdim=True)
+            return out
+        out = value.new_zeros((self.total, *value.shape[1:]))
+        index = self.number.unsqueeze(1).expand_as(value)
+        return out.scatter_reduce(0, index, value, how, include_self=False)
+
+    def spread(self, value: Tensor) -> Tensor:
+        """To each row the value of its component."""
+        if self.total == 1:
+            return value
+        shape = len(self.number), *value.shape[1:]
+        return value.gather(0, self.number.unsqueeze(1).expand(shape))
+
+    def center(self, trust: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means of entries by their trust, and the range of those with some."""
+        low, high = (
+            self.reduce(torch.where(trust > 0, x, bound), how)
+            for bound, how in ((torch.inf, 'amin'), (-torch.inf, 'amax'))
+        )
+        mean = self.reduce(trust * x, 'sum') / self.reduce(trust, 'sum')
+        # Rounding does not move the mean of constants.
+        mean = torch.minimum(torch.maximum(mean, low), high)
+        return self.spread(mean), self.spread(high - low)
+
+
+def power_of_two(size: Tensor) -> Tensor:
+    """That below each positive number, and one for zero."""
+    size = torch.where(size > 0, size, 1)
+    return size / size.frexp().mantissa
+
+
+settle = Operator(
+    'settle',
+    'Tensor weight, Tensor diagonal, Tensor? confidence, Tensor? free, '
+    'Tensor part, Tensor x, Tensor start',
+    '(Tensor, Tensor)',
+    _settle,
+    lambda *operands: (
+        torch.empty_like(operands[-1]),
+        torch.empty_like(operands[-1]),
+    ),
 )

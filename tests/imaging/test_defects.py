@@ -139,7 +139,7 @@ def test_data_with_holes(photo):
     torch.testing.assert_close(model(data), expected)
 
 
-@pytest.mark.parametrize('unit', [1.0, 255.0, 1e-3])
+@pytest.mark.parametrize('unit', [1.0, 255.0, 1e-30, 1e30])
 @pytest.mark.parametrize('pattern', PATTERNS)
 def test_finds_hot_and_dead_pixels(pattern, unit, large_photo):
     # Fine texture hides some, and looks like some.

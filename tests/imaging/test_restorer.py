@@ -260,7 +260,7 @@ def test_reset_parameters(kind):
 
 
 @parametrize_cases
-@pytest.mark.parametrize('unit', [1e-9, 0.01, 255.0, 1e12])
+@pytest.mark.parametrize('unit', [1e-150, 1e-9, 0.01, 255.0, 1e12, 1e150])
 def test_results_are_in_the_unit_of_the_image(kind, block, options, unit):
     image = torch.rand(2, 3, 30, 36, dtype=torch.float64)
     image[1] *= 0.02  # of another exposure

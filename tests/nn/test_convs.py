@@ -14,7 +14,7 @@ from torch_geometric.data import Batch, Data
 from torch_geometric.nn import MessagePassing, Sequential, to_hetero
 from torch_geometric.typing import SparseTensor
 
-from pyg_unroll import GLRConv, GTVConv, Topology
+from pyg_unroll import GLRConv, GTVConv, Topology, UnrolledGLR, UnrolledGTV
 from pyg_unroll.testing import (
     assert_batch_equals_loop,
     assert_compiles,
@@ -432,6 +432,32 @@ def test_compiles_once_for_all_sizes(make):
             out = compiled(x, graph.edge_index, None, mask)
             assert_same(out, conv(x, graph.edge_index, None, mask))
     assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize('layer', [GLRConv, GTVConv, UnrolledGLR, UnrolledGTV])
+def test_first_lines_say_what_compiled_layers_do_not_check(layer):
+    first = ' '.join(layer.__doc__.split())[:600]
+    assert 'nder :meth:`torch.compile` no values are checked' in first
+
+
+@pytest.mark.parametrize(
+    'edge_index, match',
+    [
+        ([[0], [1]], 'no reverse edge'),
+        ([[0, 0], [0, 0]], 'self-loop'),
+        ([[0, 1, 0, 1], [1, 0, 1, 0]], 'duplicate edge'),
+        ([[-1, 0], [0, -1]], 'out of range'),
+        ([[0, N], [N, 0]], 'out of range'),
+    ],
+)
+def test_a_topology_refuses_what_layers_do(edge_index, match):
+    edge_index = torch.tensor(edge_index)
+    with pytest.raises(ValueError, match=match) as by_layer:
+        GLRConv(1)(torch.randn(N, F), edge_index)
+    with pytest.raises(ValueError, match=match) as by_topology:
+        Topology.from_edge_index(edge_index, N)
+    ours, other = str(by_topology.value), str(by_layer.value)
+    assert ours == other
 
 
 def test_compile_by_inductor():
