@@ -132,13 +132,8 @@ def test_graph_interpolator(unit):
         assert_alike(found, 1.0, expected, tol=1e-6)
 
 
-@pytest.mark.parametrize(
-    'kind, unit',
-    [
-        *((GraphInterpolator, unit) for unit in UNITS[torch.float64]),
-        (TemporalInterpolator, UNITS[torch.float64][1]),
-    ],
-)
+@pytest.mark.parametrize('kind', [GraphInterpolator, TemporalInterpolator])
+@pytest.mark.parametrize('unit', UNITS[torch.float64])
 def test_estimators_of_data(kind, unit):
     x, edge_index, _, _ = example(torch.float64)
     if kind is TemporalInterpolator:

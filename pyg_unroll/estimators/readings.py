@@ -19,6 +19,7 @@ from pyg_unroll.estimators.inputs import (
 )
 from pyg_unroll.estimators.tables import Target, is_frame, on_sphere, to_numpy
 from pyg_unroll.graph import Topology, edges_of, resolve_graph
+from pyg_unroll.solvers.problem import power_of_two
 
 # Times at which two sensors must be known for a correlation.
 LEAST_COMMON = 30
@@ -30,12 +31,13 @@ _TIMES = 2000
 class Readings:
     """Readings of sensors and the times between them."""
 
-    x: Tensor  # zero where unknown, [N, T]
+    x: Tensor  # in units of `scale`, zero where unknown, [N, T]
     mask: Tensor  # [N, T]
     time: Tensor  # of readings, in usual steps between them, [T]
     near: Topology  # sensors that are joined, or near each other
     names: list[Any]  # of sensors
     neighbors: int  # of each sensor
+    scale: Tensor  # a power of two
     target: Target
     is_table: bool  # of times in rows; else data, of sensors in rows
     table: Any  # of pandas, or None
@@ -72,9 +74,10 @@ class Readings:
         checks.check_shape('data.time', time, [steps])
         time = _in_steps(time.cpu().double().numpy(), 'data.time')
         target = Target(False, like=X.x.new_empty(0))
-        return cls(
-            x, mask, time, near, [*range(count)], neighbors, target, False, None
-        )
+        names, scale = [*range(count)], _scale(x, mask)
+        kind = target, False, None
+        x = x / scale
+        return cls(x, mask, time, near, names, neighbors, scale, *kind)
 
     @classmethod
     def _of_table(
@@ -95,26 +98,23 @@ class Readings:
         if not bool(mask.any()):
             raise ValueError("'X' must have a known reading (got none)")
         names = [*X.columns] if is_frame(X) else [*range(len(x))]
-        time = _stamps(X.index) if is_frame(X) else np.arange(x.size(1))
+        stamps = _stamps(X.index) if is_frame(X) else np.arange(x.size(1))
         near = _no_edges(len(x))
         if positions is not None and len(x) > 1:
             pos = _positions(positions, names)
             pos = on_sphere(pos, 'positions') if geographic else pos
             near = nearest_neighbors(pos, neighbors)
-        return cls(
-            torch.where(mask, x, 0),
-            mask,
-            _in_steps(time, "the index of 'X'"),
-            near,
-            names,
-            neighbors,
-            Target.of(X, is_vector=False),
-            True,
-            X if is_frame(X) else None,
-        )
+        time = _in_steps(stamps, "the index of 'X'")
+        x = torch.where(mask, x, 0)
+        scale = _scale(x, mask)
+        target = Target.of(X, is_vector=False)
+        kind = target, True, X if is_frame(X) else None
+        x = x / scale
+        return cls(x, mask, time, near, names, neighbors, scale, *kind)
 
     def give(self, value: Tensor) -> Any:
         """Results `[N, T]` in the kind of the readings."""
+        value = value * self.scale
         if self.is_table:
             return self.target.give(value.T.contiguous(), self.table)
         return value.to(self.target.like)
@@ -194,6 +194,13 @@ def _positions(positions: Any, names: list[Any]) -> Tensor:
             f'columns'
         )
     return pos
+
+
+def _scale(x: Tensor, mask: Tensor) -> Tensor:
+    """A unit in which known readings are of about unit size."""
+    known = x[mask]
+    spread = (known - known.mean()).abs().max()
+    return power_of_two(torch.where(spread > 0, spread, known.abs().max()))
 
 
 def _no_edges(count: int) -> Topology:

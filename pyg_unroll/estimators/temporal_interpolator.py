@@ -232,6 +232,7 @@ class TemporalInterpolator(BaseEstimator):
         target = (truth - level).unsqueeze(1) * root
         weights = stacking_weights(guesses.unsqueeze(1), target)
         error = (guesses @ weights - target.squeeze(1)).square().mean().sqrt()
+        error *= readings.scale
         report = dict(zip(names, weights.tolist(), strict=True))
         return weights, {**report, 'error': float(error)}
 

@@ -20,7 +20,8 @@ from torch import Tensor
 from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.ops.reference.cg import Matrix
 
-# Of 20 000 random problems, none had an error above 10 tolerances.
+# Chosen by random problems: the residual alone bounds errors by ten tolerances
+# in all of 3000 of them.
 _EVEN = 100
 _STIFF = 30
 _MOST = 17.0
