@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from pyg_unroll.estimators.readings import Readings
-from pyg_unroll.solvers import glr
 
 # Shares of the largest singular value that others must be larger than.
 STRENGTHS = (0.3, 0.17, 0.1, 0.055, 0.03, 0.017, 0.01)
@@ -46,15 +45,7 @@ def common_courses(readings: Readings) -> Iterator[tuple[float, Tensor]]:
             if bool(change < 1e-3):
                 break
         center = level + scale * (low.T if turned else low)
-        yield strength, _of_neighbours(readings, _between(readings, center))
-
-
-def _of_neighbours(readings: Readings, x: Tensor) -> Tensor:
-    """Those of their neighbours at sensors without a reading."""
-    seen = readings.mask.any(1)
-    if bool(seen.all()):
-        return x
-    return glr(x, readings.near, None, seen, tol=1e-6, fill='mean').x
+        yield strength, _between(readings, center)
 
 
 def _between(readings: Readings, x: Tensor) -> Tensor:

@@ -42,7 +42,8 @@ def hold_out(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
 
 
 def _lengths(mask: Tensor) -> Tensor:
-    """Lengths of all gaps in time."""
+    """Lengths of all gaps in time, of sensors with readings."""
+    mask = mask[mask.any(1)]
     edge = torch.ones((len(mask), 1), dtype=torch.long)
     change = torch.cat([edge, mask.long(), edge], 1).diff(dim=1)
     start = (change == -1).nonzero()[:, 1]

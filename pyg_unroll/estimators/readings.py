@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from sklearn.utils import check_array
 from torch import Tensor
+from torch_geometric.data import Data
 from torch_geometric.data.data import BaseData
 from torch_geometric.utils import to_undirected
 
@@ -36,6 +37,7 @@ class Readings:
     time: Tensor  # of readings, in usual steps between them, [T]
     near: Topology  # sensors that are joined, or near each other
     names: list[Any]  # of sensors
+    place: Data | None  # what is known of the sensors' places
     neighbors: int  # of each sensor
     scale: Tensor  # a power of two
     target: Target
@@ -75,9 +77,10 @@ class Readings:
         time = _in_steps(time.cpu().double().numpy(), 'data.time')
         target = Target(False, like=X.x.new_empty(0))
         names, scale = [*range(count)], _scale(x, mask)
-        kind = target, False, None
-        x = x / scale
-        return cls(x, mask, time, near, names, neighbors, scale, *kind)
+        parts = ('pos', 'edge_index', 'edge_weight', 'adj_t')
+        place = Data(**{k: X[k] for k in parts if X.get(k) is not None})
+        sensors = near, names, place, neighbors
+        return cls(x / scale, mask, time, *sensors, scale, target, False, None)
 
     @classmethod
     def _of_table(
@@ -99,18 +102,18 @@ class Readings:
             raise ValueError("'X' must have a known reading (got none)")
         names = [*X.columns] if is_frame(X) else [*range(len(x))]
         stamps = _stamps(X.index) if is_frame(X) else np.arange(x.size(1))
-        near = _no_edges(len(x))
+        near, place = _no_edges(len(x)), None
         if positions is not None and len(x) > 1:
             pos = _positions(positions, names)
+            place = Data(pos=pos)
             pos = on_sphere(pos, 'positions') if geographic else pos
             near = nearest_neighbors(pos, neighbors)
         time = _in_steps(stamps, "the index of 'X'")
         x = torch.where(mask, x, 0)
         scale = _scale(x, mask)
-        target = Target.of(X, is_vector=False)
-        kind = target, True, X if is_frame(X) else None
-        x = x / scale
-        return cls(x, mask, time, near, names, neighbors, scale, *kind)
+        sensors = near, names, place, neighbors
+        kind = Target.of(X, is_vector=False), True, X if is_frame(X) else None
+        return cls(x / scale, mask, time, *sensors, scale, *kind)
 
     def give(self, value: Tensor) -> Any:
         """Results `[N, T]` in the kind of the readings."""
@@ -118,6 +121,11 @@ class Readings:
         if self.is_table:
             return self.target.give(value.T.contiguous(), self.table)
         return value.to(self.target.like)
+
+    @property
+    def silent(self) -> Tensor:
+        """True at sensors without a reading, `[N]`."""
+        return ~self.mask.any(1)
 
     @property
     def distance(self) -> Tensor:
@@ -234,4 +242,4 @@ def _in_steps(time: np.ndarray, name: str) -> Tensor:
             'readings, and keep one of each time'
         )
     usual = float(np.median(step)) if step.size else 1.0
-    return torch.from_numpy(time - time[0]) / usual
+    return torch.from_numpy((time - time[0]) / usual)

@@ -17,6 +17,7 @@ from pyg_unroll.ops import divergence
 from pyg_unroll.ops.cg import LaplacianSystem
 from pyg_unroll.solvers import glr
 from pyg_unroll.solvers.conjugate_gradient import conjugate_gradient
+from pyg_unroll.solvers.problem import check_convergence
 from pyg_unroll.transforms import TemporalProduct
 
 NOISE = (0.0, 0.1, 0.3, 1.0)
@@ -135,17 +136,24 @@ class Product:
         x = torch.where(mask, readings.x - center, 0)
         level, weight = _sensors(x, mask, self.sensors)
         weight = torch.cat([weight, time_weight / self.step])[self.place]
-        out = glr(
-            torch.where(mask, x - level, 0).reshape(-1, 1),
-            self.topology,
-            weight,
-            mask.flatten(),
-            fidelity='soft' if noise else 'hard',
-            mu=noise / time_weight if noise else 1.0,
-            tol=tol,
-            fill='mean',
+        # Zero is the start, and what nothing is known of.
+        known = mask.reshape(-1, 1, 1)
+        confidence: Tensor | None = None
+        free: Tensor | None = None
+        if noise:
+            confidence = known.double() * (time_weight / noise)
+        else:
+            free = ~known
+        start = torch.where(mask, x - level, 0).reshape(-1, 1, 1)
+        system = LaplacianSystem.build(
+            self.topology, weight.unsqueeze(1), confidence, free
         )
-        return center + level + out.x.view(x.shape)
+        right = system.residual(start, start)
+        change, residual, num_steps = conjugate_gradient(
+            system, right, tol, 10_000
+        )
+        check_convergence('TemporalInterpolator', residual, num_steps, tol)
+        return center + level + (start + change).view(x.shape)
 
 
 def _sensors(

@@ -13,6 +13,7 @@ from pyg_unroll import checks
 from pyg_unroll.estimators.blending import stacking_weights
 from pyg_unroll.estimators.feature_fit import LEAST_ERRORS, quantile
 from pyg_unroll.estimators.gaps import LEAST_HELD, Horizons, hold_out
+from pyg_unroll.estimators.graph_interpolator import GraphInterpolator
 from pyg_unroll.estimators.inputs import progress
 from pyg_unroll.estimators.readings import Readings
 from pyg_unroll.estimators.series import SmoothSeries
@@ -46,6 +47,8 @@ class TemporalInterpolator(BaseEstimator):
     the readings) and the blend are those that predict held-out readings best.
     These are single ones, and gaps as long as those that are there, counted as
     often as missing readings are as far from known ones of their sensor.
+    Sensors without a reading follow last, by :class:`GraphInterpolator` from
+    the filled series of the others.
 
     Args:
         neighbors (int, optional): Neighbours of each sensor, unless the data
@@ -156,13 +159,16 @@ class TemporalInterpolator(BaseEstimator):
         if not hasattr(self, 'report_'):
             raise NotFittedError(f"{type(self).__name__}: call 'fit' first")
         readings = self._fitted if X is None else self._read(X, positions)
-        out = readings.x
+        out, space = readings.x, None
         if not bool(readings.mask.all()):
             out = self._fill(readings, tol=1e-6)
             out = torch.where(readings.mask, readings.x, out)
+            space = self._between_sensors(readings, out)
+        if space is not None:
+            out = torch.where(readings.silent[:, None], space.predict(), out)
         if return_interval is None:
             return readings.give(out)
-        width = self._half_width(readings, return_interval)
+        width = self._half_width(readings, space, return_interval)
         ends = out - width, out + width
         return readings.give(out), tuple(map(readings.give, ends))
 
@@ -174,6 +180,8 @@ class TemporalInterpolator(BaseEstimator):
         Half their width is the quantile of the errors of held-out readings
         that were as far from others of their sensor (conformal prediction), in
         units of the usual change of a sensor from one reading to the next.
+        Those of sensors without a reading are :class:`GraphInterpolator`'s;
+        they are infinite without positions or edges.
 
         Args:
             X (optional): See :meth:`predict`. (default: :obj:`None`)
@@ -196,9 +204,9 @@ class TemporalInterpolator(BaseEstimator):
         if silent:
             names = [out.names[k] for k in silent[:5]]
             warnings.warn(
-                f'{len(silent)} sensor(s) have no reading ({names}): they get '
-                'the course of their neighbours, or of all without such; leave '
-                'them out if that is of no use',
+                f'{len(silent)} sensor(s) have no reading ({names}): they are '
+                'interpolated from others by their places, or get the mean '
+                'without such; leave them out if that is of no use',
                 FillWarning,
                 stacklevel=4,
             )
@@ -260,7 +268,28 @@ class TemporalInterpolator(BaseEstimator):
         errors = error[held]
         return horizons, [errors[place == k] for k in range(len(horizons))]
 
-    def _half_width(self, readings: Readings, coverage: float) -> Tensor:
+    def _between_sensors(
+        self, readings: Readings, filled: Tensor
+    ) -> GraphInterpolator | None:
+        """Fits the series of other sensors, for those without a reading."""
+        if readings.place is None or not bool(readings.silent.any()):
+            return None
+        data = readings.place.clone()
+        data.x, data.mask = filled, ~readings.silent
+        model = GraphInterpolator(
+            self.neighbors,
+            samples=True,
+            geographic=self.geographic,
+            seed=self.seed,
+        )
+        return model.fit(data)
+
+    def _half_width(
+        self,
+        readings: Readings,
+        space: GraphInterpolator | None,
+        coverage: float,
+    ) -> Tensor:
         checks.check_between('coverage', coverage, high=1.0)
         if len(self._errors[0]) < LEAST_ERRORS:
             raise ValueError(
@@ -270,6 +299,12 @@ class TemporalInterpolator(BaseEstimator):
         widths = [quantile(e.unsqueeze(1), coverage) for e in self._errors]
         place = self._horizons(readings.distance)
         width = torch.cat(widths)[place] * readings.unit
+        silent = readings.silent[:, None]
+        if space is None:
+            width = torch.where(silent, torch.inf, width)
+        else:
+            low, high = space.predict_interval(coverage=coverage)
+            width = torch.where(silent, (high - low) / 2, width)
         return torch.where(readings.mask, 0, width)
 
 
@@ -290,6 +325,7 @@ def _as_often(distance: Tensor, readings: Readings) -> Tensor:
     distances count as often as those of missing readings.
     """
     missing = readings.distance[~readings.mask]
+    missing = missing[missing.isfinite()]
     if not len(missing):
         return torch.ones_like(distance)
     horizons = Horizons.of(distance, LEAST_HELD)
