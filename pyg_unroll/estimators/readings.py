@@ -29,20 +29,34 @@ _TIMES = 2000
 
 
 @dataclass(frozen=True, eq=False)
+class Form:
+    """The kind of a user's readings, which results are of, too."""
+
+    scale: Tensor  # unit of readings, a power of two
+    target: Target
+    is_table: bool  # of times in rows; else data, of sensors in rows
+    table: Any = None  # of pandas
+
+    def give(self, value: Tensor) -> Any:
+        """Results `[N, T]` in that kind."""
+        value = value * self.scale
+        if self.is_table:
+            return self.target.give(value.T.contiguous(), self.table)
+        return value.to(self.target.like)
+
+
+@dataclass(frozen=True, eq=False)
 class Readings:
     """Readings of sensors and the times between them."""
 
-    x: Tensor  # in units of `scale`, zero where unknown, [N, T]
+    x: Tensor  # in units of the form, zero where unknown, [N, T]
     mask: Tensor  # [N, T]
     time: Tensor  # of readings, in usual steps between them, [T]
     near: Topology  # sensors that are joined, or near each other
-    names: list[Any]  # of sensors
     place: Data | None  # what is known of the sensors' places
+    names: list[Any]  # of sensors
     neighbors: int  # of each sensor
-    scale: Tensor  # a power of two
-    target: Target
-    is_table: bool  # of times in rows; else data, of sensors in rows
-    table: Any  # of pandas, or None
+    form: 'Form'
 
     @classmethod
     def read(
@@ -75,12 +89,12 @@ class Readings:
             time = torch.arange(steps)
         checks.check_shape('data.time', time, [steps])
         time = _in_steps(time.cpu().double().numpy(), 'data.time')
-        target = Target(False, like=X.x.new_empty(0))
-        names, scale = [*range(count)], _scale(x, mask)
         parts = ('pos', 'edge_index', 'edge_weight', 'adj_t')
         place = Data(**{k: X[k] for k in parts if X.get(k) is not None})
-        sensors = near, names, place, neighbors
-        return cls(x / scale, mask, time, *sensors, scale, target, False, None)
+        target = Target(False, like=X.x.new_empty(0))
+        form = Form(_scale(x, mask), target, is_table=False)
+        sensors = near, place, [*range(count)], neighbors
+        return cls(x / form.scale, mask, time, *sensors, form)
 
     @classmethod
     def _of_table(
@@ -110,17 +124,11 @@ class Readings:
             near = nearest_neighbors(pos, neighbors)
         time = _in_steps(stamps, "the index of 'X'")
         x = torch.where(mask, x, 0)
-        scale = _scale(x, mask)
-        sensors = near, names, place, neighbors
-        kind = Target.of(X, is_vector=False), True, X if is_frame(X) else None
-        return cls(x / scale, mask, time, *sensors, scale, *kind)
-
-    def give(self, value: Tensor) -> Any:
-        """Results `[N, T]` in the kind of the readings."""
-        value = value * self.scale
-        if self.is_table:
-            return self.target.give(value.T.contiguous(), self.table)
-        return value.to(self.target.like)
+        target = Target.of(X, is_vector=False)
+        table = X if is_frame(X) else None
+        form = Form(_scale(x, mask), target, True, table)
+        sensors = near, place, names, neighbors
+        return cls(x / form.scale, mask, time, *sensors, form)
 
     @property
     def silent(self) -> Tensor:

@@ -167,10 +167,10 @@ class TemporalInterpolator(BaseEstimator):
         if space is not None:
             out = torch.where(readings.silent[:, None], space.predict(), out)
         if return_interval is None:
-            return readings.give(out)
+            return readings.form.give(out)
         width = self._half_width(readings, space, return_interval)
         ends = out - width, out + width
-        return readings.give(out), tuple(map(readings.give, ends))
+        return readings.form.give(out), tuple(map(readings.form.give, ends))
 
     def predict_interval(
         self, X: Any = None, positions: Any = None, coverage: float = 0.9
@@ -240,7 +240,7 @@ class TemporalInterpolator(BaseEstimator):
         target = (truth - level).unsqueeze(1) * root
         weights = stacking_weights(guesses.unsqueeze(1), target)
         error = (guesses @ weights - target.squeeze(1)).square().mean().sqrt()
-        error *= readings.scale
+        error *= readings.form.scale
         report = dict(zip(names, weights.tolist(), strict=True))
         return weights, {**report, 'error': float(error)}
 
@@ -272,8 +272,10 @@ class TemporalInterpolator(BaseEstimator):
         self, readings: Readings, filled: Tensor
     ) -> GraphInterpolator | None:
         """Fits the series of other sensors, for those without a reading."""
-        if readings.place is None or not bool(readings.silent.any()):
+        is_alone = readings.place is None or not readings.near.num_edges
+        if is_alone or not bool(readings.silent.any()):
             return None
+        assert readings.place is not None
         data = readings.place.clone()
         data.x, data.mask = filled, ~readings.silent
         model = GraphInterpolator(

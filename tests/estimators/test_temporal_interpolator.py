@@ -133,6 +133,10 @@ def test_gaps_of_whole_sensors_and_times():
     assert out[:, 3].isfinite().all()
     assert high[:, 3].isposinf().all() and low[:, 3].isneginf().all()
     assert high[:, others].isfinite().all()
+    data.edge_index = data.edge_index[:, :0]  # without neighbours, too
+    with pytest.warns(FillWarning, match=r'1 sensor.*\[3\]'):
+        out = TemporalInterpolator().fit(data).predict()
+    assert out.isfinite().all()
 
 
 def test_components_duplicates_and_constants():
