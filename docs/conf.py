@@ -65,7 +65,7 @@ nitpick_ignore_regex = [
     ('py:obj', '(?s).*'),
     ('py:class', r'callable|[sS]equence|matplotlib axes|.*[\[\]].*'),
     ('py:class', 'LaplacianSystem|Matrix|Observations|Restorer'),
-    ('py:class', r'array|DataFrame|Series|PathLike|numpy\.ndarray'),
+    ('py:class', r'array|DataArray|DataFrame|Series|PathLike|numpy\.ndarray'),
 ]
 if os.environ.get('DOCS_ONLINE'):
     extensions.append('sphinx.ext.intersphinx')
