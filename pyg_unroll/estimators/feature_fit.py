@@ -117,8 +117,7 @@ class FeatureFit:
 
     def half_width(self, sites: Sites, coverage: float) -> Tensor:
         """Half the width of intervals at all nodes, `[N, F]`."""
-        # Fewer errors have no conformal quantile.
-        least = max(LEAST_ERRORS, math.ceil(coverage / (1 - coverage) - 1e-9))
+        least = least_errors(coverage)
         if len(self.signal.values) < least:
             raise ValueError(
                 f'intervals of coverage={coverage} need {least} known places '
@@ -249,12 +248,18 @@ class FeatureFit:
         return y @ self.rotation * self.scale + self.center
 
 
+def least_errors(coverage: float) -> int:
+    """Errors below which there is no conformal quantile."""
+    return max(LEAST_ERRORS, math.ceil(coverage / (1 - coverage) - 1e-9))
+
+
 def quantile(values: Tensor, coverage: float) -> Tensor:
     """Conformal quantile of each column: another value is below the k-th of n
     with probability k / (n + 1).
     """
     ordered, count = values.sort(0).values, len(values)
     rank = min((count + 1) * coverage - 1, count - 1.0)  # but for rounding
+    rank = max(rank, 0.0)  # the smallest is the least that is known
     below, above = ordered[math.floor(rank)], ordered[math.ceil(rank)]
     return torch.lerp(below, above, rank % 1)
 

@@ -10,44 +10,54 @@ from torch import Tensor
 LEAST_HELD = 12
 # Largest share of the readings that are held out in gaps.
 _SHARE = 0.25
+_DRAWS = 10_000
 
 
 def hold_out(mask: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """True at a share of the known entries `[N, T]`: half of them single ones,
-    half in gaps as long as those between known entries, elsewhere.
+    half in gaps as long as those between known entries, elsewhere, of as many
+    sensors at once where these are an outage.
     """
     known = mask.flatten().nonzero().squeeze(1)
     order = torch.randperm(known.numel(), generator=generator)
     target = max(share * known.numel(), min(2 * LEAST_HELD, len(known) / 5))
-    held = torch.zeros_like(mask)
-    length = _lengths(mask)
-    count = 0
-    for _ in range(4 * len(length)):
+    seen = mask.any(1)  # sensors without readings are another matter
+    here = mask[seen]
+    held = torch.zeros_like(here)
+    gaps, count = _gaps(here), 0
+    rate = 1 - float(here.double().mean())
+    for _ in range(_DRAWS if len(gaps) else 0):
         if count >= target / 2:
             break
         k, i, at = torch.rand(3, generator=generator).tolist()
-        size = int(length[int(k * len(length))])
-        sensor = int(i * len(mask))
-        start = int(at * (mask.size(1) - size + 1))
-        gap = slice(start, start + size)
-        new = mask[sensor, gap] & ~held[sensor, gap]
+        start, size = gaps[int(k * len(gaps))].tolist()
+        # Sensors without a reading in the gap: an outage if they are many.
+        silent = int((~here[:, start : start + size]).all(1).sum())
+        if silent <= 2 * len(here) * rate**size + 2:
+            silent = 1
+        rows = (int(i * len(here)) + torch.arange(silent)) % len(here)
+        time = int(at * (here.size(1) - size + 1))
+        hidden = torch.zeros_like(held)
+        hidden[rows, time : time + size] = True
+        new = hidden & here & ~held
         # A gap that would hide too much is left out.
         if count + int(new.sum()) <= _SHARE * known.numel():
-            held[sensor, gap] |= new
+            held |= new
             count += int(new.sum())
     rest = known[order[: max(round(target - count), 0)]]
-    single = torch.zeros_like(held.flatten())
-    single[rest] = True
-    return held | single.view_as(held)
+    out = torch.zeros_like(mask).flatten()
+    out[rest] = True
+    out = out.view_as(mask)
+    out[seen] |= held
+    return out
 
 
-def _lengths(mask: Tensor) -> Tensor:
-    """Lengths of all gaps in time, of sensors with readings."""
-    mask = mask[mask.any(1)]
+def _gaps(mask: Tensor) -> Tensor:
+    """Start and length of all gaps, `[G, 2]`."""
     edge = torch.ones((len(mask), 1), dtype=torch.long)
     change = torch.cat([edge, mask.long(), edge], 1).diff(dim=1)
     start = (change == -1).nonzero()[:, 1]
-    return (change == 1).nonzero()[:, 1] - start
+    return torch.stack([start, (change == 1).nonzero()[:, 1] - start], 1)
 
 
 @dataclass

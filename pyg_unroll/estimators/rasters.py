@@ -32,7 +32,8 @@ def fill_raster(
     membrane) or :math:`\| \mathbf{D}^{-1/2} \mathbf{L} \mathbf{z} \|^2` (order
     2, a thin plate) on the grid of four neighbours, known pixels held. Only
     gaps and the pixels next to them enter the system, which has the same
-    solution: the effort is that of the gaps.
+    solution: the effort is that of the gaps. Neither continues slopes beyond
+    the last known row or column.
 
     Args:
         raster (DataArray, array or torch.Tensor): Pixels :math:`(*, H, W)`,
@@ -45,7 +46,8 @@ def fill_raster(
         tol (float, optional): Tolerance of the solver; see
             :func:`~pyg_unroll.solvers.glr`. (default: :obj:`1e-6`)
         depth (int, optional): Margin of chunks, in pixels. Gaps that are
-            wider are not seen whole. (default: :obj:`64`)
+            wider are not seen whole, and stay if nothing else is.
+            (default: :obj:`64`)
 
     Returns:
         The raster in its kind and type, known pixels unchanged.
@@ -74,6 +76,8 @@ def fill_raster(
     if isinstance(raster, Tensor):
         array = raster.detach().cpu().numpy()
         return torch.from_numpy(fill(array)).to(raster)
+    if isinstance(raster, np.ma.MaskedArray):
+        raster = raster.filled(np.nan)
     if not hasattr(raster, 'dims'):
         return fill(np.asarray(raster))
     if raster.chunks is None:
@@ -81,7 +85,7 @@ def fill_raster(
     from dask.array import map_overlap
 
     axes = raster.ndim
-    margin = {axes - 2: depth, axes - 1: depth}
+    margin = {k: min(depth, raster.shape[k]) for k in (axes - 2, axes - 1)}
     data = map_overlap(
         one_thread()(fill),
         raster.data,
@@ -107,7 +111,8 @@ def _fill(array: Array, order: int | None, tol: float) -> Array:
         missing = np.isnan(image)
         if missing.all():
             warnings.warn(
-                'nothing is known of an image of the raster: it stays unknown',
+                'nothing is known of an image of the raster, or of a chunk and '
+                "its margin: it stays unknown; a larger 'depth' sees more",
                 FillWarning,
                 stacklevel=4,
             )
@@ -130,7 +135,7 @@ def _choose(image: Array, missing: Array) -> int:
                 guess = image.copy()
                 guess[gaps] = _solve(image, gaps, order, 1e-4)
                 error[order] += float(np.square(guess - image)[held].sum())
-    return 1 if error[1] < error[2] else 2
+    return 1 if error[1] <= error[2] else 2
 
 
 def _solve(image: Array, missing: Array, order: int, tol: float) -> Array:
@@ -143,7 +148,9 @@ def _solve(image: Array, missing: Array, order: int, tol: float) -> Array:
         pairs.append(np.stack([number[a][both], number[b][both]]))
     edges = np.concatenate(pairs, 1)
     out = glr(
-        torch.from_numpy(np.nan_to_num(image[kept], nan=0.0)[:, None]),
+        torch.from_numpy(
+            np.nan_to_num(image[kept].astype(np.float64))[:, None]
+        ),
         torch.from_numpy(np.concatenate([edges, edges[::-1]], 1)),
         mask=torch.from_numpy(~missing[kept]),
         order=order,

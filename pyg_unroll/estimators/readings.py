@@ -26,6 +26,8 @@ from pyg_unroll.solvers.problem import power_of_two
 LEAST_COMMON = 30
 # Times that correlations are computed of, evenly spread.
 _TIMES = 2000
+# Sensors whose correlations with all are in memory at once.
+_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,10 @@ class Form:
         """Results `[N, T]` in that kind."""
         value = value * self.scale
         if self.is_table:
-            return self.target.give(value.T.contiguous(), self.table)
+            out = self.target.give(value.T.contiguous(), self.table)
+            if self.table is not None:
+                out.columns = self.table.columns
+            return out
         return value.to(self.target.like)
 
 
@@ -88,7 +93,7 @@ class Readings:
         if time is None:
             time = torch.arange(steps)
         checks.check_shape('data.time', time, [steps])
-        time = _in_steps(time.cpu().double().numpy(), 'data.time')
+        time = _in_steps(time.detach().cpu().double().numpy(), 'data.time')
         parts = ('pos', 'edge_index', 'edge_weight', 'adj_t')
         place = Data(**{k: X[k] for k in parts if X.get(k) is not None})
         target = Target(False, like=X.x.new_empty(0))
@@ -154,12 +159,11 @@ class Readings:
         some = torch.linspace(0, len(self.time) - 1, _TIMES).long().unique()
         mask = self.mask[:, some].double()
         moves = (self.x[:, some] - self.level) * mask
-        common = mask @ mask.T
-        square = moves.square() @ mask.T
-        scale = (square * square.T).clamp(min=1e-300).sqrt()
-        correlation = (moves @ moves.T / scale).fill_diagonal_(0)
-        correlation[(common < LEAST_COMMON) | (correlation <= 0)] = 0
-        best, node = correlation.topk(min(self.neighbors, len(self.x)))
+        found = [
+            _most_correlated(moves, mask, rows, self.neighbors)
+            for rows in torch.arange(len(moves)).split(_ROWS)
+        ]
+        best, node = map(torch.cat, zip(*found, strict=True))
         src, rank = best.nonzero().T
         near, alone = self.near.edge_index, (best == 0).all(1)
         pairs = torch.cat(
@@ -188,6 +192,20 @@ class Readings:
         count = self.mask.sum(1, keepdim=True)
         total = self.x.sum(1, keepdim=True)
         return torch.where(count > 0, total / count, total.sum() / count.sum())
+
+
+def _most_correlated(
+    moves: Tensor, mask: Tensor, rows: Tensor, count: int
+) -> tuple[Tensor, Tensor]:
+    """Positive correlations of some sensors, zero for want of common times,
+    and with which, the largest of each.
+    """
+    ours, known = moves[rows], mask[rows]
+    square = ours.square() @ mask.T * (known @ moves.square().T)
+    out = ours @ moves.T / square.clamp(min=1e-300).sqrt()
+    out[torch.arange(len(rows)), rows] = 0
+    out[(known @ mask.T < LEAST_COMMON) | (out <= 0)] = 0
+    return out.topk(min(count, len(moves)))
 
 
 def _positions(positions: Any, names: list[Any]) -> Tensor:

@@ -16,11 +16,13 @@ _LEVELS = 20
 
 
 def to_numpy(table: Any) -> Any:
-    """Tensors as arrays, points of a GeoDataFrame as its first two columns,
-    other tables as they are.
+    """Tensors as arrays, NaN for what is masked, points of a GeoDataFrame as
+    its first two columns, other tables as they are.
     """
     if isinstance(table, Tensor):
         return table.detach().cpu().numpy()
+    if isinstance(table, np.ma.MaskedArray):
+        return np.ma.filled(table.astype(np.float64), np.nan)
     name = getattr(table, 'active_geometry_name', None)
     if name is None:
         return table

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyg_unroll import checks
 from pyg_unroll.estimators.blending import stacking_weights
-from pyg_unroll.estimators.feature_fit import LEAST_ERRORS, quantile
+from pyg_unroll.estimators.feature_fit import least_errors, quantile
 from pyg_unroll.estimators.gaps import LEAST_HELD, Horizons, hold_out
 from pyg_unroll.estimators.graph_interpolator import GraphInterpolator
 from pyg_unroll.estimators.inputs import progress
@@ -139,8 +139,10 @@ class TemporalInterpolator(BaseEstimator):
         """Predicts missing readings.
 
         Args:
-            X (optional): Other sensors or times, as in :meth:`fit`, or
-                :obj:`None` for those of the fit. (default: :obj:`None`)
+            X (optional): Other sensors or times, as in :meth:`fit`, as often
+                and as many, or :obj:`None` for those of the fit; only the
+                blend and its weights are those of the fit.
+                (default: :obj:`None`)
             positions (optional): As in :meth:`fit`. (default: :obj:`None`)
             return_interval (float, optional): Return the lower and upper ends
                 of intervals, too, that hold a reading with this probability,
@@ -181,7 +183,8 @@ class TemporalInterpolator(BaseEstimator):
         that were as far from others of their sensor (conformal prediction), in
         units of the usual change of a sensor from one reading to the next.
         Those of sensors without a reading are :class:`GraphInterpolator`'s;
-        they are infinite without positions or edges.
+        they are infinite without positions or edges, or where too few others
+        have some.
 
         Args:
             X (optional): See :meth:`predict`. (default: :obj:`None`)
@@ -293,16 +296,19 @@ class TemporalInterpolator(BaseEstimator):
         coverage: float,
     ) -> Tensor:
         checks.check_between('coverage', coverage, high=1.0)
-        if len(self._errors[0]) < LEAST_ERRORS:
+        every, least = torch.cat(self._errors), least_errors(coverage)
+        if len(every) < least:
             raise ValueError(
-                'intervals need more known readings: at least '
-                f'{LEAST_ERRORS} to hold out (got {len(self._errors[0])})'
+                f'intervals of coverage={coverage} need more known readings: '
+                f'{least} to hold out (got {len(every)})'
             )
-        widths = [quantile(e.unsqueeze(1), coverage) for e in self._errors]
+        # Ranges of too few errors take those of all.
+        errors = [e if len(e) >= least else every for e in self._errors]
+        widths = [quantile(e.unsqueeze(1), coverage) for e in errors]
         place = self._horizons(readings.distance)
         width = torch.cat(widths)[place] * readings.unit
         silent = readings.silent[:, None]
-        if space is None:
+        if space is None or len(silent) - int(silent.sum()) < least:
             width = torch.where(silent, torch.inf, width)
         else:
             low, high = space.predict_interval(coverage=coverage)

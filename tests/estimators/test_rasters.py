@@ -112,6 +112,21 @@ def test_data_arrays_and_chunks():
     lazy = fill_raster(raster.chunk({'y': 25, 'x': 40}), 2, 1e-9, depth=24)
     assert lazy.chunks is not None
     np.testing.assert_allclose(lazy.to_numpy(), out.to_numpy(), atol=1e-6)
+    small = fill_raster(raster[:20].chunk(10), 2, 1e-9)  # of less than a margin
+    alone = fill_raster(raster[:20], 2, 1e-9)
+    np.testing.assert_allclose(small.to_numpy(), alone.to_numpy(), atol=1e-6)
+
+
+def test_kinds_of_arrays():
+    truth = surface(20, 30)
+    missing = holes(truth.shape, 4, 3)
+    raster = np.where(missing, np.nan, truth)
+    out = fill_raster(raster)
+    big = fill_raster(raster.astype('>f8'))
+    assert big.dtype == np.dtype('>f8')
+    np.testing.assert_array_equal(big, out)
+    masked = np.ma.array(np.where(missing, -9999, truth), mask=missing)
+    np.testing.assert_array_equal(fill_raster(masked), out)
 
 
 def test_what_cannot_be_filled():
