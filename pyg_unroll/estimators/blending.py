@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyg_unroll.estimators.inputs import SiteSignal, progress
+from pyg_unroll.estimators.inputs import SiteSignal
 from pyg_unroll.estimators.kriging import SMOOTHNESS, Kriging
+from pyg_unroll.estimators.progress import progress
 from pyg_unroll.estimators.smoothing import DENSE_SITES, GraphSmoother
 from pyg_unroll.estimators.trends import Detrended, Rest
 

@@ -18,8 +18,9 @@ from pyg_unroll import checks
 from pyg_unroll.estimators import saving
 from pyg_unroll.estimators.blending import Blend
 from pyg_unroll.estimators.feature_fit import LEAST_KNOWN, FeatureFit
-from pyg_unroll.estimators.inputs import Sites, SiteSignal, progress
+from pyg_unroll.estimators.inputs import Sites, SiteSignal
 from pyg_unroll.estimators.kriging import Kriging
+from pyg_unroll.estimators.progress import progress
 from pyg_unroll.estimators.smoothing import GraphSmoother
 from pyg_unroll.estimators.tables import Columns, Target, to_numpy
 from pyg_unroll.estimators.trends import Detrended

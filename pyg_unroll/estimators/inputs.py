@@ -1,15 +1,13 @@
 """Inputs of the estimators: observations, positions, covariates, graphs."""
 
 import warnings
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self, TypeAlias, TypeVar
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.utils import scatter
-from tqdm import tqdm
 
 from pyg_unroll.checks import check_finite, check_one_graph
 from pyg_unroll.estimators.tables import on_sphere
@@ -22,17 +20,8 @@ from pyg_unroll.transforms import KNNGraph
 # 'nearest', as far as there are such.
 Graphs: TypeAlias = dict[str, tuple[Topology, Tensor]]
 
-T = TypeVar('T')
-
 # Ratio of extents above which axes have units of their own.
 _APART = 30
-
-
-def progress(items: Sequence[T], unit: str) -> Iterable[T]:
-    """The items, with a progress bar once they take ten seconds."""
-    options: Any = {'unit': f' {unit}', 'delay': 10, 'leave': False}
-    bar: Iterable[T] = tqdm(items, 'fit', disable=len(items) < 2, **options)
-    return bar
 
 
 def read_observations(

@@ -14,7 +14,7 @@ from pyg_unroll.estimators.blending import stacking_weights
 from pyg_unroll.estimators.feature_fit import least_errors, quantile
 from pyg_unroll.estimators.gaps import LEAST_HELD, Horizons, hold_out
 from pyg_unroll.estimators.graph_interpolator import GraphInterpolator
-from pyg_unroll.estimators.inputs import progress
+from pyg_unroll.estimators.progress import progress
 from pyg_unroll.estimators.readings import Readings
 from pyg_unroll.estimators.series import SmoothSeries
 from pyg_unroll.inputs import FillWarning
@@ -275,12 +275,13 @@ class TemporalInterpolator(BaseEstimator):
         self, readings: Readings, filled: Tensor
     ) -> GraphInterpolator | None:
         """Fits the series of other sensors, for those without a reading."""
-        is_alone = readings.place is None or not readings.near.num_edges
-        if is_alone or not bool(readings.silent.any()):
+        place, silent = readings.place, readings.silent
+        if place is None or not (
+            readings.near.num_edges and bool(silent.any())
+        ):
             return None
-        assert readings.place is not None
-        data = readings.place.clone()
-        data.x, data.mask = filled, ~readings.silent
+        data = place.clone()
+        data.x, data.mask = filled, ~silent
         model = GraphInterpolator(
             self.neighbors,
             samples=True,

@@ -22,7 +22,7 @@ def place(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.chdir(tmp_path)
     # Bars of fits that a busy machine makes long are no messages.
-    bars = 'pyg_unroll.estimators.inputs.tqdm'
+    bars = 'pyg_unroll.estimators.progress.tqdm'
     monkeypatch.setattr(bars, lambda items, *_, **__: items)
 
 

@@ -105,10 +105,6 @@ def read_stored(path: Path) -> Stored:
             f"reading '{path}' needs OpenImageIO and Pillow: pip install "
             f"'pyg_unroll[images]'"
         ) from error
-    if not path.is_file():
-        raise ValueError(
-            'it is a folder' if path.is_dir() else 'it does not exist'
-        )
     if path.stat().st_size == 0:
         raise ValueError('the file is empty')
     if is_raw(path):
