@@ -276,9 +276,7 @@ class TemporalInterpolator(BaseEstimator):
     ) -> GraphInterpolator | None:
         """Fits the series of other sensors, for those without a reading."""
         place, silent = readings.place, readings.silent
-        if place is None or not (
-            readings.near.num_edges and bool(silent.any())
-        ):
+        if place is None or not readings.near.num_edges or not silent.any():
             return None
         data = place.clone()
         data.x, data.mask = filled, ~silent
